@@ -1,0 +1,46 @@
+"""gradfunc: the per-sample gradient as a value.
+
+You write the loss of one sample as a pure function of the parameters. gradfunc hands back the gradients of every
+sample in the batch as one immutable value, to reduce, compare and audit. Its meaning is `vmap(grad(loss))`; every
+faster or more general way equals it.
+
+    model, criterion, batch
+        |  stateless, losses        a module becomes a function; a loss carries its weight
+        v
+    loss(params, x, y)  ->  Weighted(numerator, weight)
+        |  per_sample_grads         vmap(grad), or one autograd call a sample
+        v
+    PerSampleGrads                  losses, weights, norms, gram, dot, weighted_sum, ...
+        |  reduce, Accumulator      none | sum | mean: divided once, at the very end
+        v
+    gradients {name: tensor}
+
+Files, in the order in which data flows (a row imports only rows below it; `pyproject.toml` holds the contract):
+
+    cli             parse, call one function, print
+    audit           why sum, mean and per-sample gradients disagree: estimators, verdicts, causes
+    _reduce         reductions by name                  models      small models as functions
+    _per_sample     PerSampleGrads; the choice of engine
+    _engines        vmap(grad), loop, rows of cotangents
+    _problem        what tools take: (model, criterion, batch), read once
+    _stateless      nn.Module -> a pure function        losses      losses that carry their weight
+    _weights        Weighted, Accumulator: the only mean
+    _random         forked, recorded, replayed draws    _report     tables and JSON    _rounding   error bounds
+    _tree           arithmetic on {name: tensor}, batches as pytrees
+    _errors         the grammar of messages
+"""
+
+from . import audit as audit
+from . import losses as losses
+from . import models as models
+from ._errors import GradfuncWarning as GradfuncWarning
+from ._per_sample import PerSampleGrads as PerSampleGrads
+from ._per_sample import per_sample_grads as per_sample_grads
+from ._reduce import reduce as reduce
+from ._stateless import Stateless as Stateless
+from ._stateless import stateless as stateless
+from ._weights import Accumulator as Accumulator
+from ._weights import Weighted as Weighted
+from .losses import whole as whole
+
+__version__ = "0.1.0"

@@ -1,0 +1,145 @@
+"""Random draws of a function under our control: forked, refused, recorded, replayed.
+
+Global generators are left as they were. What counts as a draw is read off the operator (torch tags those
+that consume a generator), below autograd, so it makes no difference which layer or call asked for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ._errors import message
+
+
+@contextmanager
+def forked(seed: int, stream: int, device: torch.device | None) -> Iterator[None]:
+    """Draw from generators seeded by (seed, stream) inside; restore the global ones after.
+
+    Only the generators of the CPU and of `device` are touched.
+    """
+    # splitmix64's increment keeps neighbouring streams apart; 63 bits is what manual_seed takes.
+    value = (seed * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9) % 2**63
+    cuda = [] if device is None or device.type != "cuda" else [device.index or 0]
+    with torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(value)
+        for index in cuda:
+            torch.cuda.default_generators[index].manual_seed(value)
+        yield
+
+
+class CannotReplay(RuntimeError):
+    """A draw that cannot be replayed: fused into a larger operator, or not divisible into samples."""
+
+
+class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves __init_subclass__ untyped
+    """Sees every operator that consumes a generator."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            return self.draw(func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+    def draw(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        raise AssertionError("abstract")
+
+
+class RefuseDraws(_Draws):  # type: ignore[no-untyped-call]
+    """Raises on the first draw, naming the operator."""
+
+    def __init__(self, call: str) -> None:
+        super().__init__()
+        self.call = call
+
+    def draw(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Raise."""
+        raise RuntimeError(
+            message(
+                self.call,
+                got=f"a loss that draws random numbers ({func}) under randomness='error'",
+                expected="a deterministic loss",
+                do="Use .eval(), or randomness='different' or 'same'.",
+            )
+        )
+
+
+@dataclass
+class Record:
+    """The draws of one forward pass, in order."""
+
+    draws: list[Tensor] = field(default_factory=list)
+    operators: list[str] = field(default_factory=list)
+
+
+class RecordDraws(_Draws):  # type: ignore[no-untyped-call]
+    """Lets draws happen and keeps copies of them in `record`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.record = Record()
+
+    def draw(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Draw and keep a copy: of the mask where the operator returns (output, mask)."""
+        out = func(*args, **kwargs)
+        drawn = out[1] if _is_native_dropout(func) else out
+        if not isinstance(drawn, Tensor):
+            raise CannotReplay(f"{func} draws inside a fused operator")
+        self.record.draws.append(drawn.detach().clone())
+        self.record.operators.append(str(func))
+        return out
+
+
+class ReplayDraws(_Draws):  # type: ignore[no-untyped-call]
+    """Gives the k-th draw the k-th recorded value, joined over several records along the samples.
+
+    The dimension of the samples is the one in which the recorded pieces add up to the shape asked for.
+    """
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        super().__init__()
+        self.records = records
+        self.position = 0
+
+    def draw(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the recorded value, in the form `func` would."""
+        k = self.position
+        self.position += 1
+        if any(k >= len(record.draws) or record.operators[k] != str(func) for record in self.records):
+            raise CannotReplay(f"draw {k} is {func} in one pass and something else in another")
+        pieces = [record.draws[k] for record in self.records]
+        if _is_native_dropout(func):
+            x, p = args[0], args[1]
+            mask = _joined(pieces, x.shape)
+            return x * mask / (1 - p), mask
+        if func._schema.is_mutable:
+            args[0].copy_(_joined(pieces, args[0].shape))
+            return args[0]
+        like = func(*args, **kwargs)
+        return _joined(pieces, like.shape).to(like.dtype)
+
+
+def _is_native_dropout(func: Any) -> bool:
+    return bool(func.overloadpacket == torch.ops.aten.native_dropout)
+
+
+def _joined(pieces: list[Tensor], shape: torch.Size) -> Tensor:
+    first = pieces[0].shape
+    for dim in range(len(shape)):
+        joined = sum(piece.shape[dim] for piece in pieces) if len(first) == len(shape) else -1
+        rest = [*first[:dim], *first[dim + 1 :]] == [*shape[:dim], *shape[dim + 1 :]]
+        if joined == shape[dim] and rest:
+            return torch.cat(pieces, dim)
+    if len(pieces) == 1 and first == shape:
+        return pieces[0]
+    raise CannotReplay(f"draws of shape {tuple(first)} do not add up to {tuple(shape)} along one dimension")

@@ -1,0 +1,83 @@
+"""The base of every report: `str()` is the table a person reads, `to_dict()` what `--json` prints, `ok` the verdict."""
+
+from __future__ import annotations
+
+import io
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table as RichTable
+from rich.text import Text
+
+WIDTH = 118
+
+
+class Table(NamedTuple):
+    """A titled table: column heads, rows of text, and a note below."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+class Report(ABC):
+    """A frozen value that prints as tables."""
+
+    @property
+    @abstractmethod
+    def ok(self) -> bool:
+        """Whether nothing was found wrong."""
+
+    @abstractmethod
+    def parts(self) -> Sequence[Table | str]:
+        """The tables and paragraphs of the report, in reading order."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-ready values."""
+
+    def __str__(self) -> str:
+        out = io.StringIO()
+        Console(file=out, width=WIDTH, color_system=None, highlight=False).print(self.__rich__())
+        return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+    def __rich__(self) -> RenderableType:
+        blocks: list[RenderableType] = []
+        for part in self.parts():
+            if blocks:
+                blocks.append(Text(""))
+            blocks.extend([Text(part)] if isinstance(part, str) else _rendered(part))
+        return Group(*blocks)
+
+
+def _rendered(table: Table) -> list[RenderableType]:
+    out = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for i, column in enumerate(table.columns):
+        out.add_column(Text(column), overflow="fold", no_wrap=i == 0)
+    for row in table.rows:
+        out.add_row(*[Text(cell) for cell in row])
+    blocks: list[RenderableType] = [Text(table.title, style="bold"), out]
+    return [*blocks, Text(table.note, style="dim")] if table.note else blocks
+
+
+def number(value: float | None) -> str:
+    """A measured number in three significant digits: `0`, `3.16e-02`, `nan`, or a dash for none."""
+    if value is None:
+        return "-"
+    return "0" if value == 0 else f"{value:.2e}"
+
+
+def jsonable(value: Any) -> Any:
+    """Nested values with what JSON has no number for (`nan`, `inf`) spelt as strings."""
+    if isinstance(value, dict):
+        return {key: jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
