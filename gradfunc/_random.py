@@ -81,22 +81,29 @@ class Record:
     draws: list[Tensor] = field(default_factory=list)
     operators: list[str] = field(default_factory=list)
 
+    def split(self, starts: Sequence[int]) -> list[Record]:
+        """One record for each stretch that begins at a position of `starts`."""
+        stops = [*starts[1:], len(self.draws)]
+        return [Record(self.draws[a:b], self.operators[a:b]) for a, b in zip(starts, stops, strict=True)]
+
 
 class RecordDraws(_Draws):  # type: ignore[no-untyped-call]
-    """Lets draws happen and keeps copies of them in `record`."""
+    """Lets draws happen and keeps copies of them in `record`; `failed` once one cannot be replayed."""
 
     def __init__(self) -> None:
         super().__init__()
         self.record = Record()
+        self.failed = False
 
     def draw(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Draw and keep a copy: of the mask where the operator returns (output, mask)."""
         out = func(*args, **kwargs)
         drawn = out[1] if _is_native_dropout(func) else out
-        if not isinstance(drawn, Tensor):
-            raise CannotReplay(f"{func} draws inside a fused operator")
-        self.record.draws.append(drawn.detach().clone())
-        self.record.operators.append(str(func))
+        if isinstance(drawn, Tensor):
+            self.record.draws.append(drawn.detach().clone())
+            self.record.operators.append(str(func))
+        else:  # drawn inside a fused operator, which returns other things besides
+            self.failed = True
         return out
 
 

@@ -1,0 +1,89 @@
+"""Loops that collect gradients in `.grad`: the one of the forum question, and the user's own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._errors import kind_of, message
+from .._random import RecordDraws, forked
+from .._tree import Tensors, tensors_of
+from ._case import Case, device_of
+
+YourLoop = Callable[[nn.Module, Any, Any], Any]
+
+
+def forum(case: Case, losses: Iterable[Tensor]) -> Tensors:
+    """Average per-sample gradients as the forum question does: keep the first as a view of `.grad`, zero in place.
+
+    Once `zero_grad` has zeroed `.grad` and the next backward has added to it, the kept view shows sample 1's
+    gradient. Later ones are copied when they are joined, so only the first is wrong. A running sum stands for the
+    joined columns, at the cost of one gradient instead of n.
+    """
+    leaves = case.leaves
+    sums: Tensors = {}
+    count = 0
+    for loss in losses:
+        for leaf in leaves.values():
+            if leaf.grad is not None:
+                leaf.grad.zero_()
+        if loss.requires_grad:
+            loss.backward(retain_graph=True, inputs=list(leaves.values()))
+        for name, leaf in leaves.items():
+            column = torch.zeros_like(leaf).view(-1, 1) if leaf.grad is None else leaf.grad.view(-1, 1)
+            # In the first round the sum *is* the view of .grad: no clone, the bug.
+            sums[name] = column if count == 0 else sums[name] + column
+        count += 1
+    averages = {name: (value / count).reshape(leaves[name].shape) for name, value in sums.items()}
+    for leaf in leaves.values():
+        leaf.grad = None
+    return averages
+
+
+def yours(case: Case, loop: YourLoop) -> Tensors:
+    """Run the user's loop on a copy of the model; note the sizes of its micro-batches and the draws of each.
+
+    The gradient is what the loop returns, `{name: tensor}`, or else what it leaves in `.grad` of the copy.
+    """
+    problem = case.problem
+    if problem.model.module is None:
+        raise TypeError(message("yours(model, criterion, batch)", got="a pure model", expected="an nn.Module"))
+    dtype = next(iter(case.leaves.values())).dtype
+    model = _fresh(problem.model.module, problem.model.params, dtype, device_of(problem))
+    mode = RecordDraws()
+    sizes: list[int] = []
+    starts: list[int] = []
+
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        dims = problem.model.in_dims
+        first = tensors_of((args, kwargs))[0]
+        sizes.append(first.shape[dims if isinstance(dims, int) else 0])
+        starts.append(len(mode.record.draws))
+
+    model.register_forward_pre_hook(note, with_kwargs=True)  # on our copy
+    with torch.enable_grad(), forked(case.seed, 2, device_of(problem)), mode:
+        returned = loop(model, problem.criterion.given, problem.batch)
+    case.yours_sizes = sizes if sum(sizes) == case.size else []
+    case.yours_draws = None if mode.failed else mode.record.split(starts)
+    if returned is None:
+        returned = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    if not isinstance(returned, dict) or set(returned) != set(case.leaves):
+        raise TypeError(
+            message(
+                "yours(model, criterion, batch)",
+                got=kind_of(returned) if not isinstance(returned, dict) else f"keys {sorted(returned)}",
+                expected="{name: gradient} for every trainable parameter, or None with the gradients left in .grad",
+            )
+        )
+    return {k: torch.zeros_like(case.leaves[k]) if returned[k] is None else returned[k].detach() for k in case.leaves}
+
+
+def _fresh(module: nn.Module, params: Tensors, dtype: torch.dtype, device: torch.device | None) -> nn.Module:
+    model = copy.deepcopy(module)
+    for p in model.parameters():
+        p.grad = None
+    return model.to(device=device, dtype=dtype if next(iter(params.values())).is_floating_point() else None)

@@ -1,0 +1,218 @@
+"""`gf.audit.reductions`: measure at two precisions, judge every pair, look for causes."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .._errors import message, one_of
+from .._problem import Problem, read
+from .._rounding import is_rounding, pair_factor
+from .._stateless import PureModel, Stateless, stateless
+from .._tree import Tensors, subtract
+from ._case import attempt
+from ._causes import Cause, Search, largest
+from ._independence import Independence, independence
+from ._loops import YourLoop
+from ._measure import ESTIMATORS, Measured, measure
+from ._mechanisms import MECHANISMS, Mechanism, layers_of
+from ._predict import Predictor
+from ._report import DEMONSTRATION, Invitation, Pair, ReductionReport, estimator_rows
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def reductions(
+    model: nn.Module | PureModel | Stateless,
+    criterion: Any,
+    batch: Any,
+    *,
+    yours: YourLoop | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> ReductionReport:
+    """Find out whether sum, mean and per-sample gradients agree on a model, and why not.
+
+    The mean gradient of the batch is estimated in every usual way (see `ESTIMATORS`); all pairs are compared; each
+    discrepancy is judged by the bound on rounding where that is a theorem (two averages of n rows differ by at most
+    `2 gamma_{n+2} sum |g_i| / n`; Higham 2002, section 4.2), else by repeating the pair at another precision. What is
+    wrong is matched with the closed forms of `MECHANISMS`.
+
+    Costs about `4 n` backward passes of the model at each of two precisions, and holds some ten gradients at once.
+    Nothing of the user's changes: modules are referred to, loops run on copies, draws are seeded.
+
+    Args:
+        model: an `nn.Module`, in the mode you train it in, or a stateless model. Batch statistics are allowed.
+        criterion: `criterion(output, target)` whose reduction can be varied, or that gives one loss a sample; or
+            `gf.whole(fn)`.
+        batch: `(*inputs, target)`, or a mapping (its entry "target" is the target).
+        yours: `yours(module, criterion, batch)`, your own accumulation loop. It runs on a copy of the module and
+            returns `{name: gradient}`, or None with the gradients left in `.grad`. Its mean is compared as well.
+        dtype: "float64", "float32", "bfloat16" or "float16"; default: the parameters' own.
+        device: where to run; default: where the parameters are.
+        seed: of dropout and other draws.
+        progress: called with the name of each stage.
+
+    Raises:
+        TypeError: a model, criterion or batch of another form.
+        ValueError: an unknown dtype; an empty batch; losses that are not one a sample; no trainable parameter.
+
+    Example:
+        >>> import gradfunc as gf
+        >>> x, y = torch.randn(8, 4), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+        >>> weights = torch.tensor([1.0, 2.0, 3.0])
+        >>> report = gf.audit.reductions(nn.Linear(4, 3), nn.CrossEntropyLoss(weight=weights), (x, y))
+        >>> report.pair("none", "mean").verdict, report.causes
+        ('wrong', ('class_weights',))
+    """
+    call = "gf.audit.reductions(model, criterion, batch)"
+    note = progress or (lambda stage: None)
+    problem = read(call, model, criterion, batch)
+    if not problem.model.params:
+        raise ValueError(message(call, got="no trainable parameter", expected="at least one"))
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(message(call, got="inference mode", expected="a mode in which autograd can record"))
+    asked = _dtype(call, dtype) if dtype is not None else next(iter(problem.model.params.values())).dtype
+    other = torch.float32 if asked == torch.float64 else torch.float64
+    problem = problem.cast(asked if dtype is not None else None, device)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        note(f"estimators in {_name(asked)}")
+        first = measure(problem, yours, seed, note)
+        note(f"estimators in {_name(other)}")
+        second, why_not = attempt(lambda: measure(problem.cast(other), yours, seed, lambda stage: None))
+        low, high = (second, first) if asked == torch.float64 else (first, second)
+        search = None if second is None or not low.u > high.u else Search(low, high)
+        note("verdicts and causes")
+        pairs = tuple(_pair(a, b, first, second, search) for a, b in itertools.combinations(first.estimates, 2))
+        note("what the model invites")
+        finest = first if second is None else high
+        invitations = _invitations(finest, seed)
+        note("independence of samples")
+        check, failed = attempt(lambda: independence(problem, seed))
+    notes = [f"{type(w.message).__name__} raised: {w.message}" for w in caught]
+    if second is None:
+        notes.append(f"could not be repeated in {_name(other)} ({why_not}); what has no bound cannot be told")
+    elif search is None:
+        notes.append(f"part of the model computes at one precision in {_name(asked)} and {_name(other)} alike")
+    return ReductionReport(
+        batch_size=problem.size,
+        dtype=_name(asked),
+        other_dtype=_name(other) if second is not None else None,
+        estimators=estimator_rows({k: (e.norm, e.why_not) for k, e in first.estimates.items()}),
+        pairs=pairs,
+        invitations=invitations,
+        independence=check or Independence(None, None, None, failed or ""),
+        notes=tuple(dict.fromkeys(" ".join(text.split())[:300] for text in notes)),
+    )
+
+
+def _pair(a: str, b: str, first: Measured, second: Measured | None, search: Search | None) -> Pair:
+    demonstration = DEMONSTRATION in (a, b)
+    if not (first.ran(a) and first.ran(b)):
+        return Pair(a, b, None, None, None, None, "not run", (), demonstration)
+    difference = subtract(first.grads(a), first.grads(b))
+    size = largest(difference)
+    parameter = max(difference, key=lambda name: _size_of(difference, name))
+    repeated = second is not None and second.ran(a) and second.ran(b)
+    other = largest(subtract(second.grads(a), second.grads(b))) if repeated and second is not None else None
+    bound, holds = _bound(a, b, first, difference, parameter)
+    causes: tuple[Cause, ...] = ()
+    if size == 0:
+        verdict = "exact"
+    elif holds:
+        verdict = "rounding"
+    elif search is None or other is None:
+        verdict = "cannot tell"
+    else:
+        low, high = (other, size) if first is search.high else (size, other)
+        scales = {"scale_low": search.low.scale, "scale_high": search.high.scale}
+        rounding = is_rounding(low=low, high=high, u_low=search.low.u, u_high=search.high.u, **scales)
+        verdict = "rounding" if rounding else "wrong"
+        causes = () if rounding else search.causes(a, b)
+    return Pair(a, b, size, parameter, bound, other, verdict, causes, demonstration)
+
+
+def _bound(a: str, b: str, first: Measured, difference: Tensors, worst: str) -> tuple[float | None, bool]:
+    """The bound at the worst parameter, and whether it covers and holds for every parameter."""
+    if not {a, b} <= {"none", "sum / n", "mean", "sliced"} or first.per_sample is None or not first.bounded:
+        return None, False
+    n = first.case.size
+    factor = max(pair_factor(n, value.dtype) for value in difference.values())
+    if factor == float("inf"):
+        return None, False
+    limits = {name: factor * first.per_sample.magnitude[name] / n for name in first.bounded}
+    holds = all(name in limits and bool((value.abs() <= limits[name]).all()) for name, value in difference.items())
+    if worst not in limits:
+        return None, holds
+    return float(limits[worst].reshape(-1)[int(difference[worst].abs().reshape(-1).argmax())]), holds
+
+
+def _invitations(measured: Measured, seed: int) -> tuple[Invitation, ...]:
+    out = []
+    for mechanism in MECHANISMS:
+        why = mechanism.invited(measured.case) if mechanism.kind != "loop" else None
+        if why is None:
+            continue
+        acts = mechanism.applies(measured.case)
+        size, _ = attempt(lambda m=mechanism, now=acts: _size(measured, m, now, seed))  # type: ignore[misc]
+        out.append(Invitation(mechanism.name, why, size, acts))
+    return tuple(out)
+
+
+def _size(measured: Measured, mechanism: Mechanism, acts: bool, seed: int) -> float:
+    """The largest difference that one mechanism alone makes to an estimator it moves."""
+    if not acts and mechanism.kind == "weight":
+        return 0.0
+    if not acts:
+        measured = measure(_trained(measured.case.problem, mechanism), None, seed, lambda stage: None)
+    predictor = Predictor(measured.case)
+    names = [name for name in mechanism.moves if name in ESTIMATORS and name != "yours" and measured.ran(name)]
+    alone = frozenset([mechanism.name])
+    pairs = [(predictor.estimate(name, alone), predictor.estimate(name, frozenset())) for name in names]
+    return max((largest(subtract(a, b)) for a, b in pairs), default=0.0)
+
+
+def _trained(problem: Problem, mechanism: Mechanism) -> Problem:
+    """The same problem on a copy of the module whose layers of that kind are in train mode."""
+    module = copy.deepcopy(problem.model.module)
+    assert module is not None
+    layers = dict(module.named_modules())
+    for name in layers_of_kind(problem, mechanism):
+        layers.get(name, module).train(True)
+    fresh = stateless(module, in_dims=problem.model.in_dims, out_dims=problem.model.out_dims, batch_stats="batch")
+    fields = {name: getattr(problem.model, name) for name in ("params", "frozen", "buffers")}
+    return dataclasses.replace(problem, model=dataclasses.replace(fresh, **fields))
+
+
+def layers_of_kind(problem: Problem, mechanism: Mechanism) -> list[str]:
+    """Names of the layers through which a forward mechanism acts."""
+    return layers_of(problem, "norm" if mechanism.name == "batch_statistics" else "dropout")
+
+
+def _size_of(difference: Tensors, name: str) -> float:
+    value = difference[name]
+    if not value.numel():
+        return -1.0
+    size = float(value.abs().max())
+    return size if size == size else float("inf")
+
+
+def _dtype(call: str, dtype: str | torch.dtype) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        dtype = _name(dtype)
+    one_of(call, "dtype", dtype, DTYPES)
+    return DTYPES[dtype]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,228 @@
+"""The audit's report: estimators, pairs with verdicts and causes, what the model invites, independence."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .._report import Report, Table, jsonable, number
+from ._causes import Cause
+from ._independence import Independence
+from ._measure import ESTIMATORS
+from ._mechanisms import BY_NAME
+
+DEMONSTRATION = "forum loop"
+
+
+@dataclass(frozen=True)
+class EstimatorRow:
+    """One way to the mean gradient: the norm of what it gave, or why it gave nothing."""
+
+    name: str
+    says: str
+    norm: float | None
+    why_not: str | None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two estimators compared.
+
+    Attributes:
+        discrepancy: largest absolute difference of an entry; None if one of them did not run.
+        parameter: where it is.
+        bound: the most that rounding can make of it there, where that is a theorem.
+        other: the same discrepancy at the other precision.
+        verdict: "exact", "rounding", "wrong", "cannot tell" or "not run".
+        causes: the closed forms that match a wrong one; empty: unexplained.
+        demonstration: whether one of the two is known to be broken and there for comparison.
+    """
+
+    a: str
+    b: str
+    discrepancy: float | None
+    parameter: str | None
+    bound: float | None
+    other: float | None
+    verdict: str
+    causes: tuple[Cause, ...]
+    demonstration: bool
+
+
+@dataclass(frozen=True)
+class Invitation:
+    """A mechanism that this model and criterion invite.
+
+    Attributes:
+        mechanism: its name.
+        why: what invites it.
+        size: the largest difference it makes (or would make, were the layer in train mode) on this batch.
+        acts: whether it acts as things stand.
+    """
+
+    mechanism: str
+    why: str
+    size: float | None
+    acts: bool
+
+
+@dataclass(frozen=True)
+class ReductionReport(Report):
+    """What `gf.audit.reductions` found.
+
+    Attributes:
+        batch_size: n.
+        dtype: the precision asked for.
+        other_dtype: the one it was repeated in; None if the model cannot run there.
+        estimators: every estimator.
+        pairs: all pairs of them.
+        invitations: mechanisms that the model and criterion invite.
+        independence: whether samples are independent.
+        notes: warnings that the model or criterion raised, and what could not be checked.
+    """
+
+    batch_size: int
+    dtype: str
+    other_dtype: str | None
+    estimators: tuple[EstimatorRow, ...]
+    pairs: tuple[Pair, ...]
+    invitations: tuple[Invitation, ...]
+    independence: Independence
+    notes: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether no pair of the user's own estimators is wrong and no loss depends on another sample."""
+        wrong = any(pair.verdict == "wrong" and not pair.demonstration for pair in self.pairs)
+        return not wrong and self.independence.independent is not False
+
+    @property
+    def causes(self) -> tuple[str, ...]:
+        """Names of the mechanisms found in the user's own estimators, each once."""
+        found = [c for pair in self.pairs if not pair.demonstration for c in pair.causes]
+        return tuple(dict.fromkeys(name for cause in found for name in cause.mechanisms))
+
+    def pair(self, a: str, b: str) -> Pair:
+        """The pair of two estimators, in either order.
+
+        Raises:
+            KeyError: no such pair.
+        """
+        for pair in self.pairs:
+            if {pair.a, pair.b} == {a, b}:
+                return pair
+        raise KeyError(f"no pair of {a!r} and {b!r}; estimators: {[row.name for row in self.estimators]}")
+
+    def parts(self) -> Sequence[Table | str]:
+        """Tables in reading order."""
+        return [part for part in (self._estimators(), self._pairs(), *self._findings(), self._verdict()) if part]
+
+    def _estimators(self) -> Table:
+        rows = [[row.name, number(row.norm), row.why_not or row.says] for row in self.estimators]
+        return Table(
+            f"Estimators of the mean gradient ({self.batch_size} samples, {self.dtype})",
+            ["estimator", "norm", "how"],
+            rows,
+        )
+
+    def _pairs(self) -> Table:
+        rows = []
+        for pair in self.pairs:
+            allowed = f"<= {number(pair.bound)}" if pair.bound is not None else number(pair.other)
+            causes = " or ".join(dict.fromkeys(" + ".join(c.mechanisms) for c in pair.causes))
+            if pair.verdict == "wrong" and not causes:
+                causes = (
+                    "see yours - mean"
+                    if "yours" in (pair.a, pair.b) and "mean" not in (pair.a, pair.b)
+                    else (f"unexplained, residual {number(pair.discrepancy)}")
+                )
+            rows.append(
+                [
+                    f"{pair.a} - {pair.b}",
+                    number(pair.discrepancy),
+                    allowed,
+                    pair.verdict,
+                    pair.parameter or "",
+                    causes,
+                ]
+            )
+        other = f"in {self.other_dtype}" if self.other_dtype else "elsewhere"
+        return Table(
+            "Largest discrepancy of each pair",
+            ["pair", "largest", f"bound, or {other}", "verdict", "parameter", "cause"],
+            rows,
+            "exact: equal to the last bit. rounding: within the bound, or shrinking with the unit roundoff. "
+            "wrong: it stays.",
+        )
+
+    def _findings(self) -> list[Table]:
+        tables = []
+        seen: dict[str, list[tuple[Pair, Cause]]] = {}
+        for pair in self.pairs:
+            for cause in pair.causes:
+                for name in cause.mechanisms:
+                    seen.setdefault(name, []).append((pair, cause))
+        if seen:
+            rows = []
+            for name, found in seen.items():
+                pair, cause = min(found, key=lambda item: len(item[1].mechanisms))
+                worst = max(cause.relative_error for _, cause in found)
+                detail = f" [{cause.detail}]" if cause.detail else ""
+                what = f"{BY_NAME[name].says}{detail}: {BY_NAME[name].formula}. Remedy: {BY_NAME[name].remedy}"
+                rows.append([name, f"{pair.a} - {pair.b}", number(cause.predicted), number(worst), what])
+            head = ["cause", "such as", "predicted", "worst match", "what happens"]
+            note = (
+                "worst match: |measured - predicted| / |measured|, over all pairs in which the closed form was found."
+            )
+            tables.append(Table("Causes found by their closed forms", head, rows, note))
+        if self.invitations:
+            rows = [
+                [i.mechanism, i.why, number(i.size), "yes" if i.acts else "no", BY_NAME[i.mechanism].remedy]
+                for i in self.invitations
+            ]
+            head = ["mechanism", "because of", "size here", "acts now", "remedy"]
+            note = (
+                "size here: the largest difference it makes on this batch, for layers in eval mode if they trained."
+            )
+            tables.append(Table("What this model and criterion invite", head, rows, note))
+        return tables
+
+    def _verdict(self) -> str:
+        check = self.independence
+        lines = []
+        if check.independent is None:
+            lines.append(f"Independence of samples: cannot tell, {check.why}.")
+        elif check.independent:
+            lines.append(f"Independence of samples: yes, {check.why}.")
+        else:
+            lines.append(f"Independence of samples: NO. {check.why}; they meet in {check.layer}.")
+        lines += [f"Note: {note}" for note in self.notes]
+        wrong = sum(pair.verdict == "wrong" and not pair.demonstration for pair in self.pairs)
+        unsure = sum(pair.verdict == "cannot tell" for pair in self.pairs)
+        if self.ok:
+            tail = f" ({unsure} pairs could not be told)" if unsure else ""
+            lines.append(f"Verdict: the reductions agree{tail}.")
+        elif wrong:
+            found = ", ".join(self.causes) or "unexplained"
+            lines.append(f"Verdict: {wrong} pairs disagree beyond rounding: {found}.")
+        else:
+            lines.append("Verdict: the reductions agree, but one sample's loss depends on other samples.")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: the fields, with remedies beside causes, and `ok`."""
+        out: dict[str, Any] = dataclasses.asdict(self)
+        for pair, given in zip(out["pairs"], self.pairs, strict=True):
+            for cause, source in zip(pair["causes"], given.causes, strict=True):
+                cause["remedy"] = source.remedy
+        for invitation in out["invitations"]:
+            invitation["remedy"] = BY_NAME[invitation["mechanism"]].remedy
+        result: dict[str, Any] = jsonable({**out, "causes": list(self.causes), "ok": self.ok})
+        return result
+
+
+def estimator_rows(norms: dict[str, tuple[float | None, str | None]]) -> tuple[EstimatorRow, ...]:
+    """Rows in the order of `ESTIMATORS`."""
+    return tuple(EstimatorRow(name, ESTIMATORS[name], *norms[name]) for name in ESTIMATORS if name in norms)

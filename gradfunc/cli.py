@@ -1,0 +1,137 @@
+"""The command line: parse, call one function, print. Exit code 0 fine, 1 a fault found, 2 usage."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, Literal
+
+import cyclopts
+from cyclopts import Parameter
+from rich.console import Console
+
+from . import __version__
+from ._errors import ModelPathError, kind_of
+from ._report import Report
+from ._tree import tensors_of
+from .audit import _demo, reductions
+
+app = cyclopts.App(
+    name="gradfunc", help="The per-sample gradient as a value.", version=__version__, default_parameter=None
+)
+
+
+@app.command
+def audit(
+    *,
+    model: str | None = None,
+    dtype: Literal["float64", "float32", "bfloat16"] | None = None,
+    device: str | None = None,
+    batch_size: Annotated[int | None, Parameter(validator=cyclopts.validators.Number(gte=1))] = None,
+    seed: int = 0,
+    json: bool = False,
+) -> int:
+    """Find out why sum, mean and per-sample gradients disagree.
+
+    Without --model: a healthy perceptron on the digits data, the forum question rerun, every mechanism once.
+
+    Args:
+        model: package.module:factory, a function returning (model, criterion, batch), or with a fourth: your own
+            loop(module, criterion, batch) that collects a gradient. Files beside you are found.
+        dtype: precision to audit in; it is repeated in another one. Default: the model's own.
+        device: where to run, such as cuda:0. Default: where the model is.
+        batch_size: use the first samples of the batch only.
+        seed: of dropout and other draws.
+        json: print JSON instead of tables.
+    """
+    with _progress() as note:
+        if model is None:
+            chosen = {"dtype": dtype or "float32", "device": device, "batch_size": batch_size or 64, "seed": seed}
+            report: Report = _demo.demo(**chosen, progress=note)  # type: ignore[arg-type]
+        else:
+            made, criterion, batch, yours = _load(model)
+            batch = batch if batch_size is None else _first(batch, batch_size)
+            report = reductions(
+                made, criterion, batch, yours=yours, dtype=dtype, device=device, seed=seed, progress=note
+            )
+    return _show(report, json)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        code = app(exit_on_error=True)
+    except (ModelPathError, ValueError, TypeError, RuntimeError) as error:
+        if os.environ.get("GRADFUNC_TRACEBACK"):
+            raise
+        text = " ".join(str(error).split())
+        print(f"gradfunc: {text}", file=sys.stderr)
+        raise SystemExit(2) from None
+    raise SystemExit(code or 0)
+
+
+def _show(report: Report, as_json: bool) -> int:
+    print(json.dumps(report.to_dict(), indent=2) if as_json else report)
+    return 0 if report.ok else 1
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """A line on stderr that says what is being done, where a person watches."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda stage: None
+        return
+    with console.status("reading the model") as status:
+        yield lambda stage: status.update(stage)
+
+
+def _load(path: str) -> tuple[Any, Any, Any, Any]:
+    """Call `package.module:factory`.
+
+    Raises:
+        ModelPathError: with one line that says what is wrong.
+    """
+    module_name, _, name = path.partition(":")
+    if not module_name or not name:
+        raise ModelPathError(f"--model {path!r}: expected package.module:factory")
+    sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ModelPathError(f"--model {path!r}: cannot import {module_name}: {_line(error)}") from error
+    finally:
+        sys.path.remove(os.getcwd())
+    factory = getattr(module, name, None)
+    if factory is None:
+        raise ModelPathError(f"--model {path!r}: module {module_name} has no {name!r}")
+    if not callable(factory):
+        raise ModelPathError(f"--model {path!r}: {name} is {kind_of(factory)}, expected a function")
+    try:
+        made = factory()
+    except Exception as error:
+        raise ModelPathError(f"--model {path!r}: {name}() raised {_line(error)}") from error
+    if not isinstance(made, tuple) or len(made) not in (3, 4):
+        came = f"a tuple of {len(made)}" if isinstance(made, tuple) else kind_of(made)
+        raise ModelPathError(
+            f"--model {path!r}: {name}() returned {came}, expected (model, criterion, batch) or with your loop fourth"
+        )
+    model, criterion, batch, yours = (*made, None)[:4]
+    return model, criterion, batch, yours
+
+
+def _first(batch: Any, size: int) -> Any:
+    from ._tree import map_tensors
+
+    if not tensors_of(batch):
+        raise ModelPathError("--batch-size: the batch holds no tensors")
+    return map_tensors(lambda tensor: tensor[:size] if tensor.dim() else tensor, batch)
+
+
+def _line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
