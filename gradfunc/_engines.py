@@ -8,9 +8,10 @@ twice, it computes twice and draws the same random numbers.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -26,6 +27,11 @@ _LIMITATIONS = re.compile(
     r"data-dependent control flow"
     r"|vmap: It looks like you're"
     r"|vmap: inplace arithmetic"
+    r"|vmap: We do not support batching"
+    r"|inside of a function being transformed by a functorch|inside a functorch transform"
+    r"|Batch norm got a batched tensor"
+    r"|'Sparse\w+' backend"
+    r"|Cannot access storage of"
     r"|vmap: aten::"
     r"|Batching rule not implemented"
     r"|could not generate (a )?fallback"
@@ -99,7 +105,19 @@ class Call:
 
     def draws(self, stream: int) -> AbstractContextManager[None]:
         """Random numbers of one run: one stream a sample or chunk, or the same for all."""
-        return forked(self.seed, 0 if self.randomness == "same" else stream, self.batch.device)
+        devices = {tensor.device for tensor in (*self.params.values(), *self.batch.tensors)}
+        return forked(self.seed, 0 if self.randomness == "same" else stream, devices)
+
+    def unaliased(self, rows: Rows) -> Rows:
+        """`rows`, detached, with copies of what shares storage with parameters or batch: results are fresh."""
+        inputs = {t.untyped_storage().data_ptr() for t in (*self.fixed.values(), *self.batch.tensors)}
+
+        def fresh(tensor: Tensor) -> Tensor:
+            tensor = tensor.detach()
+            return tensor.clone() if tensor.untyped_storage().data_ptr() in inputs else tensor
+
+        grads = {name: fresh(value) for name, value in rows.grads.items()}
+        return Rows(grads, fresh(rows.losses), fresh(rows.weights))
 
     def guard(self) -> AbstractContextManager[Any]:
         """What `randomness="error"` means outside vmap."""
@@ -108,9 +126,13 @@ class Call:
 
 @dataclass(frozen=True)
 class VmapSource:
-    """`vmap(grad(loss))` over a chunk of samples."""
+    """`vmap(grad(loss))` over a chunk of samples.
+
+    `slow` collects the operators for which torch has no batching rule, so that it runs them sample by sample.
+    """
 
     call: Call
+    slow: set[str] = field(default_factory=set)
 
     @property
     def size(self) -> int:
@@ -126,13 +148,14 @@ class VmapSource:
 
         grad = torch.func.grad(numerator, has_aux=True)
         grads, (losses, weights) = self._vmapped(grad, start, stop)
-        return Rows({name: value.detach() for name, value in grads.items()}, losses.detach(), weights.detach())
+        return self.call.unaliased(Rows(grads, losses, weights))
 
     def losses(self, start: int, stop: int) -> Weighted:
         """One vmapped forward pass."""
         with torch.no_grad():
             out: Weighted = self._vmapped(lambda p, *t: self.call.value(p, list(t), batched=False), start, stop)
-            return out
+        rows = self.call.unaliased(Rows({}, *out))
+        return Weighted(rows.losses, rows.weights)
 
     def unused(self) -> tuple[str, ...]:
         """Asked of sample 0: under vmap every sample runs the same graph."""
@@ -142,7 +165,7 @@ class VmapSource:
         tensors = [tensor[start:stop] for tensor in self.call.batch.tensors]
         in_dims = (None, *[0] * len(tensors))
         mapped = torch.func.vmap(fn, in_dims=in_dims, randomness=self.call.randomness)
-        with self.call.draws(start):
+        with self.call.draws(start), _noted_fallbacks(self.slow):
             return mapped(self.call.params, *tensors)
 
 
@@ -169,8 +192,7 @@ class LoopSource:
 
     def losses(self, start: int, stop: int) -> Weighted:
         """One forward pass a sample."""
-        with torch.no_grad():
-            return _stacked([self._run(i)[1] for i in range(start, stop)])
+        return _stacked([self._run(i)[1] for i in range(start, stop)])
 
     def unused(self) -> tuple[str, ...]:
         """Asked of every sample, since each may take its own branch."""
@@ -187,8 +209,8 @@ class LoopSource:
 
     def _run(self, i: int) -> tuple[Tensors, Weighted]:
         leaves = self.call.leaves()
-        keep_graph = torch.enable_grad() if torch.is_grad_enabled() else torch.no_grad()
-        with keep_graph, self.call.draws(i), self.call.guard():
+        # Always with a graph: a loss may differentiate inside (a gradient penalty).
+        with torch.enable_grad(), self.call.draws(i), self.call.guard():
             return leaves, self.call.value(leaves, [t[i] for t in self.call.batch.tensors], batched=False)
 
 
@@ -221,9 +243,7 @@ class CotangentSource:
             grads = gradients(losses, self.leaves, cotangents, is_grads_batched=True)
         else:
             each = [gradients(losses, self.leaves, cotangent) for cotangent in cotangents]
-            grads = {
-                name: torch.stack([_filled(g[name], value) for g in each]) for name, value in self.leaves.items()
-            }
+            grads = {name: torch.stack([_filled(g[name], value) for g in each]) for name, value in self.leaves.items()}
         shape = (stop - start,)
         full = {name: _filled(grads[name], value, shape) for name, value in self.leaves.items()}
         return Rows(full, *self.losses(start, stop))
@@ -236,6 +256,21 @@ class CotangentSource:
         """Parameters with no path to the losses."""
         grads = gradients(self.out.numerator, self.leaves, torch.ones_like(self.out.numerator))
         return tuple(name for name, value in grads.items() if value is None)
+
+
+@contextmanager
+def _noted_fallbacks(slow: set[str]) -> Iterator[None]:
+    """Turn torch's warnings of a missing batching rule into entries of `slow`; other warnings pass."""
+    pattern = "There is a performance drop because we have not yet implemented the batching rule for"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.filterwarnings("always", message=pattern)
+        yield
+    for warning in caught:
+        text = str(warning.message)
+        if text.startswith(pattern):
+            slow.add(text.removeprefix(pattern).split()[0].rstrip("."))
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def gradients(
@@ -257,8 +292,8 @@ def gradients(
 
 
 def _filled(grad: Tensor | None, like: Tensor, rows: tuple[int, ...] = ()) -> Tensor:
-    return torch.zeros(*rows, *like.shape, dtype=like.dtype, device=like.device) if grad is None else grad
+    return torch.zeros((*rows, *like.shape), dtype=like.dtype, device=like.device) if grad is None else grad
 
 
 def _stacked(values: list[Weighted]) -> Weighted:
-    return Weighted(torch.stack([v.numerator for v in values]), torch.stack([v.weight for v in values]))
+    return Weighted(torch.stack([v.numerator.detach() for v in values]), torch.stack([v.weight for v in values]))

@@ -6,7 +6,13 @@ from collections.abc import Iterable
 
 
 class GradfuncWarning(UserWarning):
-    """Something the caller should know about a result that is still exact."""
+    """Something the caller should know about a result that is still exact.
+
+    Example:
+        >>> import warnings
+        >>> warnings.simplefilter("error", GradfuncWarning)    # make it stop the program
+        >>> warnings.resetwarnings()
+    """
 
 
 class ModelPathError(ValueError):

@@ -24,6 +24,13 @@ Selection = str | Sequence[str] | Callable[[str, Tensor], bool]
 class PerSampleGrads:
     """The gradients of every sample of a batch, as one immutable value. Made by `gf.per_sample_grads`.
 
+    Example:
+        >>> import gradfunc as gf
+        >>> f = gf.per_sample_grads(lambda params, x: (params["w"] * x).sum())
+        >>> g = f({"w": torch.zeros(2)}, torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
+        >>> g.norms(), g.mean()["w"], g.materialize()["w"].shape
+        (tensor([5., 1.]), tensor([1.5000, 2.5000]), torch.Size([2, 2]))
+
     Row i is the gradient of sample i's numerator. Where the rows fit in one chunk they are kept; otherwise each
     query runs the model again, chunk by chunk, and never holds more than one chunk of rows.
 
@@ -50,8 +57,9 @@ class PerSampleGrads:
     @property
     def mean_loss(self) -> Tensor:
         """Sum of numerators over sum of weights: `[]`; NaN for a total weight of 0."""
-        wide_sum = self.losses.sum(dtype=torch.float64) / total(self.weights)
-        return wide_sum.to(self.losses.dtype)
+        weight = total(self.weights)
+        mean = self.losses.sum(dtype=torch.float64) / weight
+        return torch.where(weight > 0, mean, torch.full_like(mean, torch.nan)).to(self.losses.dtype)
 
     @property
     def unused(self) -> tuple[str, ...]:
@@ -80,12 +88,15 @@ class PerSampleGrads:
     def gram(self, other: PerSampleGrads | None = None, *, per_parameter: bool = False) -> Tensor | dict[str, Tensor]:
         """Inner products of rows: `[B, B']`, or `{name: [B, B']}`; with `other`, between two batches.
 
-        Streamed rows cost one pass over `other` for each chunk of `self`.
+        Streamed rows cost one pass over `other` for each chunk of `self` (half of that without `other`).
 
         Raises:
+            TypeError: `other` is something else.
             ValueError: `other` holds other parameters.
         """
         right = self if other is None else other
+        if not isinstance(right, PerSampleGrads):
+            raise TypeError(message("g.gram(other)", got=kind_of(right), expected="per-sample gradients"))
         if set(right.names) != set(self.names):
             raise ValueError(message("g.gram(other)", got=f"parameters {right.names}", expected=f"{self.names}"))
         out = {
@@ -95,10 +106,12 @@ class PerSampleGrads:
             for name in self.names
         }
         for (a, b), rows in self._chunks("gram()"):
-            for (c, d), columns in right._chunks("gram()"):
+            for (c, d), columns in right._chunks("gram()", start=a if other is None else 0):
                 for name, block in out.items():
                     left = rows[name].reshape(b - a, -1).to(block.dtype)
                     block[a:b, c:d] = left @ columns[name].reshape(d - c, -1).to(block.dtype).T
+                    if other is None and c > a:
+                        block[c:d, a:b] = block[a:b, c:d].T
         if per_parameter:
             return out
         return torch.stack(list(out.values())).sum(0)
@@ -110,9 +123,9 @@ class PerSampleGrads:
             ValueError: `direction` lacks a parameter or has other shapes.
         """
         for name, like in self._shapes.items():
-            got = direction[name].shape if name in direction else None
-            if got != like.shape:
-                came = f"shape {tuple(got)}" if got is not None else "nothing"
+            given = direction.get(name)
+            if not isinstance(given, Tensor) or given.shape != like.shape:
+                came = f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else "nothing"
                 expected = f"shape {tuple(like.shape)}, the parameter's"
                 raise ValueError(message("g.dot(direction)", got=f"{came} for '{name}'", expected=expected))
         return self._joined([row_dots(rows, direction) for _, rows in self._chunks("dot()")])
@@ -126,16 +139,21 @@ class PerSampleGrads:
         return self._summed(None, "sum()", wide)
 
     def weighted_sum(self, c: Tensor, *, wide: bool = False) -> Tensors:
-        """Sum of `c[i]` times row i, for c of shape `[B]`. A coefficient 0 leaves its row out, NaN included.
+        """Sum of `c[i]` times row i, for constants c of shape `[B]`. A coefficient 0 leaves its row out, NaN included.
 
         Raises:
+            TypeError: `c` is not a tensor.
             ValueError: `c` has another shape.
         """
+        if not isinstance(c, Tensor):
+            raise TypeError(
+                message("g.weighted_sum(c)", got=kind_of(c), expected=f"a tensor of shape [{self.batch_size}]")
+            )
         if c.shape != (self.batch_size,):
             raise ValueError(
                 message("g.weighted_sum(c)", got=f"c of shape {tuple(c.shape)}", expected=f"[{self.batch_size}]")
             )
-        return self._summed(c, "weighted_sum(c)", wide)
+        return self._summed(c.detach(), "weighted_sum(c)", wide)
 
     def mean(self, *, on_zero_weight: str = "raise") -> Tensors:
         """Sum of the rows over the total weight: the gradient of torch's `reduction="mean"`.
@@ -163,9 +181,11 @@ class PerSampleGrads:
         """The engine and why it was chosen, and what is kept, in words."""
         entries = sum(value.numel() for value in self._shapes.values())
         kept = "kept" if self._kept is not None else f"computed again at each query, {self._chunk} at a time"
+        slow = sorted(self._source.slow) if isinstance(self._source, VmapSource) else []
+        looped = f" torch has no batching rule for {', '.join(slow)} and runs it sample by sample." if slow else ""
         return (
             f"engine {self.engine}: {self._reason}. {self.batch_size} rows of {entries:,} entries in "
-            f"{len(self.names)} parameters, {kept}."
+            f"{len(self.names)} parameters, {kept}.{looped}"
         )
 
     def _summed(self, c: Tensor | None, query: str, keep_wide: bool) -> Tensors:
@@ -175,13 +195,14 @@ class PerSampleGrads:
             sums = {name: value + part[name] for name, value in sums.items()}
         return sums if keep_wide else {name: sums[name].to(like.dtype) for name, like in self._shapes.items()}
 
-    def _chunks(self, query: str) -> Iterator[tuple[tuple[int, int], Tensors]]:
+    def _chunks(self, query: str, start: int = 0) -> Iterator[tuple[tuple[int, int], Tensors]]:
         if self._kept is not None:
             yield (0, self.batch_size), self._kept.grads
             return
         self._check_unchanged(query)
-        for start, stop in _spans(self.batch_size, self._chunk):
-            yield (start, stop), self._source.rows(start, stop).grads
+        for a, b in _spans(self.batch_size, self._chunk):
+            if a >= start:
+                yield (a, b), self._source.rows(a, b).grads
 
     def _joined(self, parts: list[Tensor]) -> Tensor:
         return torch.cat(parts) if parts else torch.zeros_like(self.losses, dtype=wide(self.losses.dtype))
@@ -232,12 +253,11 @@ class PerSampleGradsFunction:
                 if (limit := limitation(error)) is None:
                     raise
             reason = f"torch.func cannot run this loss ({limit})"
+            value = self._value(made, "loop", reason, call, batch)  # the user's own error, if it is one, passes here
             self._refused.append(reason)
-            do = (
-                "Results are exact but cost one backward pass a sample; pass engine='loop' to say that this is meant."
-            )
+            do = "Results are exact but cost one backward pass a sample; pass engine='loop' to say that this is meant."
             warnings.warn(f"{call}: {reason}; using one autograd call a sample. {do}", GradfuncWarning, stacklevel=3)
-            engine = "loop"
+            return value
         return self._value(made, engine, reason, call, batch)
 
     def _value(self, made: Call, engine: str, reason: str, call: str, batch: Batch) -> PerSampleGrads:
@@ -318,6 +338,11 @@ def per_sample_grads(
         raise TypeError(message(call, got=kind_of(loss), expected="a function loss(params, *sample)"))
     one_of(call, "engine", engine, ("auto", "vmap", "loop"))
     one_of(call, "randomness", randomness, ("different", "same", "error"))
+    if not isinstance(seed, int):
+        raise TypeError(message(call, got=f"seed={seed!r}", expected="an int"))
+    if not (wrt is None or isinstance(wrt, (str, Sequence)) or callable(wrt)):
+        expected = "a regex, a sequence of names, or a predicate(name, tensor)"
+        raise TypeError(message(call, got=f"wrt={wrt!r}", expected=expected))
     good = chunk_size in (None, "auto") or (isinstance(chunk_size, int) and chunk_size >= 1)
     if not good or isinstance(chunk_size, bool):
         expected = "a positive int, None (all at once) or 'auto'"

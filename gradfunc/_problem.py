@@ -99,11 +99,18 @@ class Problem:
 
     model: Stateless
     criterion: Criterion
-    batch: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     target: Any
     size: int
+    _whole: Any = None
+
+    @property
+    def batch(self) -> Any:
+        """The batch in the form in which it was given."""
+        if self.criterion.form == "whole":
+            return self._whole
+        return {**self.kwargs, "target": self.target} if self.kwargs else (*self.args, self.target)
 
     def output(self, params: Tensors) -> Any:
         """The model's output for the whole batch."""
@@ -122,7 +129,7 @@ class Problem:
         call = "batch"
         if self.criterion.form == "whole":
             batch = map_with_dims(call, fn, self.batch, 0)
-            return dataclasses.replace(self, batch=batch, size=tensors_of(batch)[0].shape[0])
+            return dataclasses.replace(self, _whole=batch, size=tensors_of(batch)[0].shape[0])
         named = 0 if isinstance(self.model.in_dims, (tuple, list)) else self.model.in_dims
         args = map_with_dims(call, fn, self.args, self.model.in_dims)
         kwargs = map_with_dims(call, fn, self.kwargs, named)
@@ -139,7 +146,7 @@ class Problem:
         """The same problem in another floating type, or on another device."""
         fields = ("params", "frozen", "buffers")
         model = dataclasses.replace(self.model, **{f: cast(getattr(self.model, f), dtype, device) for f in fields})
-        data = {f: cast(getattr(self, f), dtype, device) for f in ("batch", "args", "kwargs", "target")}
+        data = {f: cast(getattr(self, f), dtype, device) for f in ("args", "kwargs", "target", "_whole")}
         return dataclasses.replace(self, model=model, criterion=self.criterion.cast(dtype, device), **data)
 
 
@@ -172,7 +179,7 @@ def read(
             )
     if size == 0:
         raise ValueError(message(call, got="a batch of 0 samples", expected="at least one"))
-    return Problem(model, criterion, batch, args, kwargs, target, size)
+    return Problem(model, criterion, args, kwargs, target, size, batch if criterion.form == "whole" else None)
 
 
 def _criterion(call: str, criterion: Any) -> Criterion:
@@ -236,7 +243,7 @@ def _size(call: str, args: tuple[Any, ...], kwargs: dict[str, Any], in_dims: Any
 def _varied(criterion: Any, reduction: str) -> Callable[..., Any]:
     if isinstance(criterion, nn.Module):
         varied = copy.copy(criterion)
-        varied.reduction = reduction
+        setattr(varied, "reduction", reduction)  # noqa: B010  # a module's attributes are typed Tensor | Module
         return varied
     return functools.partial(criterion, reduction=reduction)
 

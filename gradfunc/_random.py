@@ -6,7 +6,7 @@ that consume a generator), below autograd, so it makes no difference which layer
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,14 +19,14 @@ from ._errors import message
 
 
 @contextmanager
-def forked(seed: int, stream: int, device: torch.device | None) -> Iterator[None]:
+def forked(seed: int, stream: int, devices: Iterable[torch.device]) -> Iterator[None]:
     """Draw from generators seeded by (seed, stream) inside; restore the global ones after.
 
-    Only the generators of the CPU and of `device` are touched.
+    Only the generators of the CPU and of `devices` are touched.
     """
     # splitmix64's increment keeps neighbouring streams apart; 63 bits is what manual_seed takes.
     value = (seed * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9) % 2**63
-    cuda = [] if device is None or device.type != "cuda" else [device.index or 0]
+    cuda = sorted({device.index or 0 for device in devices if device.type == "cuda"})
     with torch.random.fork_rng(devices=cuda):
         torch.default_generator.manual_seed(value)
         for index in cuda:
@@ -38,7 +38,7 @@ class CannotReplay(RuntimeError):
     """A draw that cannot be replayed: fused into a larger operator, or not divisible into samples."""
 
 
-class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves __init_subclass__ untyped
+class _Draws(TorchDispatchMode):
     """Sees every operator that consumes a generator."""
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         raise AssertionError("abstract")
 
 
-class RefuseDraws(_Draws):  # type: ignore[no-untyped-call]
+class RefuseDraws(_Draws):
     """Raises on the first draw, naming the operator."""
 
     def __init__(self, call: str) -> None:
@@ -87,7 +87,7 @@ class Record:
         return [Record(self.draws[a:b], self.operators[a:b]) for a, b in zip(starts, stops, strict=True)]
 
 
-class RecordDraws(_Draws):  # type: ignore[no-untyped-call]
+class RecordDraws(_Draws):
     """Lets draws happen and keeps copies of them in `record`; `failed` once one cannot be replayed."""
 
     def __init__(self) -> None:
@@ -107,7 +107,7 @@ class RecordDraws(_Draws):  # type: ignore[no-untyped-call]
         return out
 
 
-class ReplayDraws(_Draws):  # type: ignore[no-untyped-call]
+class ReplayDraws(_Draws):
     """Gives the k-th draw the k-th recorded value, joined over several records along the samples.
 
     The dimension of the samples is the one in which the recorded pieces add up to the shape asked for.
@@ -128,7 +128,7 @@ class ReplayDraws(_Draws):  # type: ignore[no-untyped-call]
         if _is_native_dropout(func):
             x, p = args[0], args[1]
             mask = _joined(pieces, x.shape)
-            return x * mask / (1 - p), mask
+            return x * mask / (1 - p) if p < 1 else torch.zeros_like(x), mask
         if func._schema.is_mutable:
             args[0].copy_(_joined(pieces, args[0].shape))
             return args[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._errors import one_of
+from ._errors import kind_of, message, one_of
 from ._per_sample import PerSampleGrads
 from ._tree import Tensors
 
@@ -12,10 +12,11 @@ def reduce(g: PerSampleGrads, reduction: str, *, on_zero_weight: str = "raise") 
 
     Args:
         g: per-sample gradients.
-        reduction: "none" gives every row, `{name: [B, *shape]}`; "sum" their sum; "mean" the sum over the total weight.
+        reduction: "none" gives every row, `{name: [B, *shape]}`; "sum" their sum; "mean" that over the total weight.
         on_zero_weight: what "mean" does when the total weight is 0: "raise", or "zero" for exact zeros.
 
     Raises:
+        TypeError: `g` is something else.
         ValueError: an unknown reduction; a mean of total weight 0.
 
     Example:
@@ -25,6 +26,8 @@ def reduce(g: PerSampleGrads, reduction: str, *, on_zero_weight: str = "raise") 
         >>> gf.reduce(g, "sum")["w"], gf.reduce(g, "mean")["w"]
         (tensor([6., 9.]), tensor([2., 3.]))
     """
+    if not isinstance(g, PerSampleGrads):
+        raise TypeError(message("gf.reduce(g, reduction)", got=kind_of(g), expected="per-sample gradients"))
     one_of("gf.reduce(g, reduction)", "reduction", reduction, ("none", "sum", "mean"))
     if reduction == "none":
         return g.materialize()

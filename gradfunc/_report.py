@@ -1,4 +1,4 @@
-"""The base of every report: `str()` is the table a person reads, `to_dict()` what `--json` prints, `ok` the verdict."""
+"""The base of every report: `str()` is what a person reads, `to_dict()` what `--json` prints, `ok` the verdict."""
 
 from __future__ import annotations
 

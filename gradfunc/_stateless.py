@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -105,14 +106,16 @@ class Stateless:
         modules = dict(self.module.named_modules())
         name = layers[0]
         layer = modules.get(name, self.module)
-        why = "is in train mode" if layer.training else "has track_running_stats=False"
+        tracks = getattr(layer, "running_mean", None) is not None
+        why = "is in train mode" if tracks else "has track_running_stats=False"
+        use = "Use .eval(), GroupNorm" if tracks else "Use GroupNorm"
         raise RuntimeError(
             message(
                 call,
                 got=f"layer '{name}' ({type(layer).__name__}), which {why} and so normalises by the statistics of "
                 "the batch: sample i's gradient depends on the other samples",
                 expected="layers that treat samples alone",
-                do="Use .eval(), GroupNorm or LayerNorm; or gf.stateless(module, batch_stats='batch') if the whole "
+                do=f"{use} or LayerNorm; or gf.stateless(module, batch_stats='batch') if the whole "
                 "batch is meant to run together.",
             )
         )
@@ -155,7 +158,7 @@ def stateless(
     """Make a module a pure function of its parameters.
 
     Distributed, data-parallel and compiled wrappers are taken off; a pure model (with `init` and `apply`)
-    and a `Stateless` pass through.
+    and a `Stateless` pass through, the latter with those options changed that are not the default.
 
     Args:
         model: the model. It is referred to, not copied: its mode at the time of a call counts.
@@ -178,7 +181,11 @@ def stateless(
     call = "gf.stateless(model)"
     one_of(call, "batch_stats", batch_stats, ("error", "batch"))
     if isinstance(model, Stateless):
-        return model
+        given = {"in_dims": (in_dims, 0), "out_dims": (out_dims, 0), "batch_stats": (batch_stats, "error")}
+        changed = {key: value for key, (value, default) in given.items() if value != default}
+        return dataclasses.replace(model, **changed) if changed else model
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(message(call, got="a jitted module", expected="the nn.Module it was made from"))
     if isinstance(model, nn.Module):
         return _from_module(call, _unwrapped(model), in_dims, out_dims, batch_stats)
     if isinstance(model, PureModel):
@@ -212,7 +219,16 @@ def _from_module(call: str, module: nn.Module, in_dims: Any, out_dims: Any, batc
     every = module.named_parameters(remove_duplicate=False)
     aliases = {name: first[id(p)] for name, p in every if name not in named}
 
+    # An embedding with max_norm rescales its weight in place, in the forward pass.
+    renormed = [
+        f"{name}.weight".lstrip(".")
+        for name, layer in module.named_modules()
+        if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) and layer.max_norm is not None
+    ]
+    renormed = [aliases.get(name, name) for name in renormed]
+
     def apply(values: Tensors, *args: Any, **kwargs: Any) -> Any:
+        values = {**values, **{name: values[name].clone() for name in renormed}}
         return torch.func.functional_call(module, values, args, kwargs)
 
     return Stateless(

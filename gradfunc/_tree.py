@@ -6,6 +6,8 @@ directions. *Rows* are such dictionaries with a leading dimension of samples, on
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -39,12 +41,13 @@ def scale(a: Mapping[str, Tensor], factor: float | Tensor) -> Tensors:
 
 def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     """Inner product over all entries, in float64."""
-    return float(sum(float((a[name].double() * b[name].double()).sum()) for name in a))
+    products = (a[name].double() * b[name].double() for name in a)
+    return math.fsum(float(product.sum()) for product in products)
 
 
 def norm(a: Mapping[str, Tensor]) -> float:
     """Euclidean norm over all entries, in float64."""
-    return dot(a, a) ** 0.5
+    return math.sqrt(dot(a, a))
 
 
 def cast(tree: Any, dtype: torch.dtype | None, device: torch.device | str | None = None) -> Any:
@@ -116,7 +119,6 @@ class Batch(NamedTuple):
     tensors: list[Tensor]
     rebuild: Callable[[list[Any]], tuple[tuple[Any, ...], dict[str, Any]]]
     size: int | None
-    device: torch.device | None
 
 
 def read_batch(call: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, rows: bool) -> Batch:
@@ -125,18 +127,18 @@ def read_batch(call: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, rows
     With `rows`, every tensor must carry the samples in dimension 0; their number is `size`.
 
     Raises:
-        TypeError: on a numpy array, which would silently be the same for every sample.
+        TypeError: on a numpy array, or tensors in a container that is no pytree.
         ValueError: with `rows`, when there is no tensor, a tensor has no dimension, or sizes disagree.
     """
     leaves, spec = pytree.tree_flatten((args, kwargs))
     for leaf in leaves:
-        if isinstance(leaf, np.ndarray):
+        if isinstance(leaf, np.ndarray) or _hides_tensors(leaf):
             raise TypeError(
                 message(
                     call,
-                    got="a numpy array in the batch",
-                    expected="tensors",
-                    do="Convert it with torch.as_tensor: only tensors are split into samples.",
+                    got=f"{_called(leaf)} in the batch, which would be the same for every sample",
+                    expected="tensors in tuples, lists, dicts or registered pytrees",
+                    do="Convert arrays with torch.as_tensor, and other containers with dict(...) or vars(...).",
                 )
             )
     where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
@@ -150,7 +152,20 @@ def read_batch(call: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, rows
         return out
 
     size = _common_size(call, tensors, _paths(args, kwargs)) if rows else None
-    return Batch(tensors, rebuild, size, tensors[0].device if tensors else None)
+    return Batch(tensors, rebuild, size)
+
+
+def _called(leaf: Any) -> str:
+    return "a numpy array" if isinstance(leaf, np.ndarray) else kind_of(leaf)
+
+
+def _hides_tensors(leaf: Any) -> bool:
+    """A container that is no pytree, so that its tensors would not be seen."""
+    if isinstance(leaf, Mapping):
+        return any(isinstance(value, Tensor) for value in leaf.values())
+    if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+        return any(isinstance(getattr(leaf, f.name, None), Tensor) for f in dataclasses.fields(leaf))
+    return False
 
 
 def _common_size(call: str, tensors: list[Tensor], paths: list[str]) -> int:
@@ -218,9 +233,7 @@ def map_with_dims(call: str, fn: Callable[[Tensor, int], Tensor], tree: Any, dim
             )
         )
     pairs = zip(leaves, flat, strict=True)
-    out = [
-        leaf if dim is None or not isinstance(leaf, Tensor) else fn(_tensor(call, leaf), dim) for leaf, dim in pairs
-    ]
+    out = [leaf if dim is None or not isinstance(leaf, Tensor) else fn(_tensor(call, leaf), dim) for leaf, dim in pairs]
     return pytree.tree_unflatten(out, spec)
 
 

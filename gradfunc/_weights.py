@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ class Weighted(NamedTuple):
     weight: Tensor
 
 
+@runtime_checkable
 class Summable(Protocol):
     """What an accumulator adds: the sum of the rows, and their weights."""
 
@@ -143,7 +144,16 @@ class Accumulator:
 
     @classmethod
     def init(cls, params: Mapping[str, Tensor]) -> Accumulator:
-        """Zero for each of `params` (`{name: tensor}`)."""
+        """Zero for each of `params` (`{name: tensor}`).
+
+        Raises:
+            TypeError: `params` is something else.
+        """
+        if not isinstance(params, Mapping) or not all(isinstance(value, Tensor) for value in params.values()):
+            call = "gf.Accumulator.init(params)"
+            raise TypeError(
+                message(call, got=kind_of(params), expected="a dict {name: tensor}", do="Pass model.params.")
+            )
         zeros = {k: torch.zeros_like(v, dtype=wide(v.dtype)).detach() for k, v in params.items()}
         return cls(zeros, torch.zeros((), dtype=torch.float64), {k: v.dtype for k, v in params.items()})
 
@@ -151,8 +161,11 @@ class Accumulator:
         """With the samples of `g` (per-sample gradients of the same parameters) added.
 
         Raises:
+            TypeError: `g` is something else.
             ValueError: `g` holds other parameters than `init` was given.
         """
+        if not isinstance(g, Summable):
+            raise TypeError(message("gf.Accumulator.add(g)", got=kind_of(g), expected="per-sample gradients"))
         if set(g.names) != set(self.totals):
             missing = sorted(set(self.totals) - set(g.names))
             extra = sorted(set(g.names) - set(self.totals))

@@ -17,7 +17,6 @@ from rich.console import Console
 from . import __version__
 from ._errors import ModelPathError, kind_of
 from ._report import Report
-from ._tree import tensors_of
 from .audit import _demo, reductions
 
 app = cyclopts.App(
@@ -54,9 +53,16 @@ def audit(
             report: Report = _demo.demo(**chosen, progress=note)  # type: ignore[arg-type]
         else:
             made, criterion, batch, yours = _load(model)
-            batch = batch if batch_size is None else _first(batch, batch_size)
             report = reductions(
-                made, criterion, batch, yours=yours, dtype=dtype, device=device, seed=seed, progress=note
+                made,
+                criterion,
+                batch,
+                yours=yours,
+                dtype=dtype,
+                device=device,
+                batch_size=batch_size,
+                seed=seed,
+                progress=note,
             )
     return _show(report, json)
 
@@ -69,7 +75,7 @@ def main() -> None:
         if os.environ.get("GRADFUNC_TRACEBACK"):
             raise
         text = " ".join(str(error).split())
-        print(f"gradfunc: {text}", file=sys.stderr)
+        print(f"gradfunc: {text} (GRADFUNC_TRACEBACK=1 shows the traceback)", file=sys.stderr)
         raise SystemExit(2) from None
     raise SystemExit(code or 0)
 
@@ -104,8 +110,6 @@ def _load(path: str) -> tuple[Any, Any, Any, Any]:
         module = importlib.import_module(module_name)
     except Exception as error:
         raise ModelPathError(f"--model {path!r}: cannot import {module_name}: {_line(error)}") from error
-    finally:
-        sys.path.remove(os.getcwd())
     factory = getattr(module, name, None)
     if factory is None:
         raise ModelPathError(f"--model {path!r}: module {module_name} has no {name!r}")
@@ -122,14 +126,6 @@ def _load(path: str) -> tuple[Any, Any, Any, Any]:
         )
     model, criterion, batch, yours = (*made, None)[:4]
     return model, criterion, batch, yours
-
-
-def _first(batch: Any, size: int) -> Any:
-    from ._tree import map_tensors
-
-    if not tensors_of(batch):
-        raise ModelPathError("--batch-size: the batch holds no tensors")
-    return map_tensors(lambda tensor: tensor[:size] if tensor.dim() else tensor, batch)
 
 
 def _line(error: Exception) -> str:

@@ -24,9 +24,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         cuda = [pytest.mark.cuda]
         if not torch.cuda.is_available():
             cuda.append(pytest.mark.skip(reason="no CUDA device on this machine"))
-        metafunc.parametrize(
-            "device", [pytest.param(name, marks=cuda if name == "cuda" else []) for name in names]
-        )
+        metafunc.parametrize("device", [pytest.param(name, marks=cuda if name == "cuda" else []) for name in names])
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ mean nothing where the true value is 0.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -67,7 +68,9 @@ def truth_batched(losses, params, args=()) -> Truth:
 
 
 def _append(rows, numerator, leaves) -> None:
-    grads = torch.autograd.grad(numerator, list(leaves.values()), retain_graph=True, allow_unused=True)
+    grads = [None] * len(leaves)
+    if numerator.requires_grad:
+        grads = torch.autograd.grad(numerator, list(leaves.values()), retain_graph=True, allow_unused=True)
     for (name, leaf), grad in zip(leaves.items(), grads, strict=True):
         rows[name].append(torch.zeros_like(leaf) if grad is None else grad)
 
@@ -81,7 +84,7 @@ def _stacked(rows, losses, weights, params) -> Truth:
 
 def flat(rows: dict[str, torch.Tensor]) -> torch.Tensor:
     """All entries of each row, `[B, P]`, in float64."""
-    return torch.cat([value.double().flatten(1) for value in rows.values()], 1)
+    return torch.cat([v.double().reshape(len(v), math.prod(v.shape[1:])) for v in rows.values()], 1)
 
 
 def close(got: torch.Tensor, want: torch.Tensor, scale: torch.Tensor | float, what: str) -> None:
@@ -124,10 +127,10 @@ def check_queries(g: gf.PerSampleGrads, want: Truth) -> None:
     close_rows(g.materialize(), rows)
     close(g.norms(), norms, norms, "norms")
     for name, value in g.norms(per_parameter=True).items():
-        close(value, rows[name].double().flatten(1).norm(dim=1), norms, f"norms of {name}")
+        close(value, flat({name: rows[name]}).norm(dim=1), norms, f"norms of {name}")
     close(g.gram(), whole @ whole.T, norms[:, None] * norms, "gram")
     for name, value in g.gram(per_parameter=True).items():
-        own = rows[name].double().flatten(1)
+        own = flat({name: rows[name]})
         close(value, own @ own.T, norms[:, None] * norms, f"gram of {name}")
     direction = torch.cat([value.flatten() for value in v.values()])
     close(g.dot(v), whole @ direction, norms * direction.norm(), "dot")

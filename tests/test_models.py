@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -18,7 +19,7 @@ def test_mlp_is_the_sequential_of_its_parameters(sizes, bias):
     pure = gf.models.mlp(sizes, bias=bias, activation=torch.tanh, dtype=torch.float64)
     params = pure.init()
     layers = []
-    for i, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False), start=1):
+    for i, (a, b) in enumerate(itertools.pairwise(sizes), start=1):
         linear = nn.Linear(a, b, bias=bias, dtype=torch.float64)
         linear.load_state_dict({k.split(".")[1]: v for k, v in params.items() if k.startswith(f"fc{i}.")})
         layers += [linear, nn.Tanh()]

@@ -77,7 +77,7 @@ class Case:
     def of(cls, problem: Problem, seed: int) -> Case:
         """Run the forward pass."""
         leaves = {name: value.detach().requires_grad_() for name, value in problem.model.params.items()}
-        with torch.enable_grad(), forked(seed, 0, device_of(problem)), recorded() as records:
+        with torch.enable_grad(), forked(seed, 0, devices_of(problem)), recorded() as records:
             forward = run(problem, leaves)
         return cls(problem, seed, leaves, forward, records[0] if records else None)
 
@@ -88,7 +88,7 @@ class Case:
 
     def elements_under(self, context: AbstractContextManager[Any]) -> Tensor:
         """The elements (or the scalar of a whole criterion) of another forward pass, under an intervention."""
-        with torch.enable_grad(), forked(self.seed, 0, device_of(self.problem)), context:
+        with torch.enable_grad(), forked(self.seed, 0, devices_of(self.problem)), context:
             forward = run(self.problem, self.leaves)
         return value_of(forward)
 
@@ -206,7 +206,7 @@ def refed(case: Case) -> tuple[Grads, float]:
 
 def _refed(case: Case, sizes: list[int]) -> tuple[Grads, float]:
     total, norms, start, records = case.zeros(), 0.0, 0, []
-    with forked(case.seed, 1, device_of(case.problem)):
+    with forked(case.seed, 1, devices_of(case.problem)):
         for size in sizes:
             part = case.problem.rows(start, start + size)
             with torch.enable_grad(), recorded() as record:
@@ -260,9 +260,9 @@ def recorded() -> Iterator[list[Record]]:
         records.append(mode.record)
 
 
-def device_of(problem: Problem) -> torch.device | None:
+def devices_of(problem: Problem) -> set[torch.device]:
     """Where the parameters are."""
-    return next((value.device for value in problem.model.params.values()), None)
+    return {value.device for value in problem.model.params.values()}
 
 
 def attempt(fn: Callable[[], Any]) -> tuple[Any, str | None]:

@@ -81,15 +81,15 @@ class DemoReport(Report):
                 "The forum question: why does 'none' differ from 'sum' and 'mean'? Its loop, as posted, on this model",
                 ["pair", "published", "measured", "max |g_1 - g_0| / n, or 0"],
                 forum,
-                "Not because of the loss: gradients of a sum are sums of gradients. The loop keeps param.grad.view(...) "
-                "without a clone;\nzeroing in place and the next backward turn sample 0's gradient into sample 1's. "
-                "'none' and 'one by one' share that loop.",
+                "Not because of the loss: the gradient of a sum is the sum of the gradients. The loop keeps "
+                "param.grad.view(...) without\na clone; zeroing in place and the next backward turn sample 0's "
+                "gradient into sample 1's. 'none' and 'one by one' share\nthat loop, so they agree with each other.",
             ),
             Table(
                 "Every mechanism by which reductions disagree, triggered once",
                 ["mechanism", "pair", "measured", "predicted", "error", "closed form"],
                 rows,
-                "error: |measured - predicted| / |measured|. Try your own model: gradfunc audit --model package.module:factory",
+                "error: |measured - predicted| / |measured|. For yours: gradfunc audit --model package.module:factory",
             ),
         ]
 
@@ -162,9 +162,7 @@ def forum_pairs(case: Case) -> tuple[ForumPair, ...]:
 
 def _trigger(name: str, dtype: str, device: str | None, seed: int) -> Triggered:
     made = example(name, seed=seed)
-    report = reductions(
-        made.model, made.criterion, made.batch, yours=made.yours, dtype=dtype, device=device, seed=seed
-    )
+    report = reductions(made.model, made.criterion, made.batch, yours=made.yours, dtype=dtype, device=device, seed=seed)
     pair = report.pair(*made.pair)
     cause = next((cause for cause in pair.causes if name in cause.mechanisms), None)
     return Triggered(

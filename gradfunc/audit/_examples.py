@@ -195,9 +195,7 @@ _MAKERS: dict[str, Callable[[Draw], Example]] = {
         nn.KLDivLoss(reduction="batchmean"),
         (d.x(), torch.randn(d.n, d.classes).softmax(-1)),
     ),
-    "broadcast": lambda d: Example(
-        "broadcast", ("mean", "sliced"), d.net(1), nn.MSELoss(), (d.x(), torch.randn(d.n))
-    ),
+    "broadcast": lambda d: Example("broadcast", ("mean", "sliced"), d.net(1), nn.MSELoss(), (d.x(), torch.randn(d.n))),
     "ctc_lengths": _ctc,
     "sample_weights": lambda d: Example(
         "sample_weights",
@@ -245,5 +243,5 @@ def _yours(d: Draw, name: str, collect: Any, even: bool = False) -> Example:
 
 def example(mechanism: str, n: int = 7, seed: int = 0) -> Example:
     """A problem of n (or n + 1) samples in which `mechanism` acts. Needs n >= 5."""
-    with forked(seed, 17, None):
+    with forked(seed, 17, []):
         return _MAKERS[mechanism](Draw(n, seed))

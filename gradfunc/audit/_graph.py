@@ -17,15 +17,12 @@ _PRODUCTS = {"AddmmBackward0", "MmBackward0"}
 
 # Nodes through which a cotangent scaled by a power of two stays scaled exactly, row by row. Convolution and
 # attention are left out: their sums over positions may be split differently for different batches.
-_ROWWISE = _PRODUCTS | {
-    f"{name}Backward{i}"
-    for i in (0, 1)
-    for name in (
-        "T Add Sub Mul Neg Pow Abs Sum View UnsafeView ReshapeAlias Squeeze Unsqueeze Clone ToCopy Slice "
-        "Relu Tanh Sigmoid Gelu Elu Silu LeakyRelu Softplus Hardtanh LogSigmoid LogSoftmax Softmax "
-        "NllLoss MseLoss L1Loss HuberLoss SmoothL1Loss BinaryCrossEntropyWithLogits BinaryCrossEntropy"
-    ).split()
-}
+_ROWWISE_NAMES = """
+    T Add Sub Mul Neg Pow Abs Sum View UnsafeView ReshapeAlias Squeeze Unsqueeze Clone ToCopy Slice
+    Relu Tanh Sigmoid Gelu Elu Silu LeakyRelu Softplus Hardtanh LogSigmoid LogSoftmax Softmax
+    NllLoss MseLoss L1Loss HuberLoss SmoothL1Loss BinaryCrossEntropyWithLogits BinaryCrossEntropy
+"""
+_ROWWISE = _PRODUCTS | {f"{name}Backward{i}" for i in (0, 1) for name in _ROWWISE_NAMES.split()}
 
 
 def nodes(root: Any) -> list[Any]:

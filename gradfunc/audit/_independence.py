@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .._problem import Problem
 from .._random import forked
 from .._tree import tensors_of
-from ._case import device_of, run
+from ._case import devices_of, run
 
 Trace = list[tuple[str, list[Tensor]]]
 
@@ -58,6 +58,8 @@ def independence(problem: Problem, seed: int) -> Independence:
     for bit in range((n - 1).bit_length()):
         ones = torch.tensor([bool(i >> bit & 1) for i in range(n)])
         runs = [_run(_perturbed(problem, half), names, seed) for half in (ones, ~ones)]
+        if all(torch.equal(x, y) for x, y in _inputs(problem, _perturbed(problem, ones))):
+            return Independence(None, None, None, "all samples have the same input")
         for half, (losses, _) in zip((ones, ~ones), runs, strict=True):
             if losses is None or losses.shape != base.shape:
                 return Independence(None, None, None, "the number of losses changes with the inputs")
@@ -105,12 +107,16 @@ def _run(problem: Problem, names: dict[nn.Module, str], seed: int) -> tuple[Tens
 
     handles = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in names]
     handles += [layer.register_forward_hook(after) for layer in names]
-    with torch.no_grad(), forked(seed, 0, device_of(problem)):
+    with torch.no_grad(), forked(seed, 0, devices_of(problem)):
         forward = run(problem, problem.model.params)
     for handle in handles:
         handle.remove()
     losses = forward.elements
     return (None if losses is None else losses.detach().reshape(problem.size, -1).sum(1)), trace
+
+
+def _inputs(a: Problem, b: Problem) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(tensors_of((a.args, a.kwargs, a._whole)), tensors_of((b.args, b.kwargs, b._whole)), strict=True))
 
 
 def _copies(tree: Any) -> list[Tensor]:

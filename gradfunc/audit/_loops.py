@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from .._errors import kind_of, message
 from .._random import RecordDraws, forked
+from .._stateless import Stateless
 from .._tree import Tensors, tensors_of
-from ._case import Case, device_of
+from ._case import Case, devices_of
 
 YourLoop = Callable[[nn.Module, Any, Any], Any]
 
@@ -52,8 +53,7 @@ def yours(case: Case, loop: YourLoop) -> Tensors:
     problem = case.problem
     if problem.model.module is None:
         raise TypeError(message("yours(model, criterion, batch)", got="a pure model", expected="an nn.Module"))
-    dtype = next(iter(case.leaves.values())).dtype
-    model = _fresh(problem.model.module, problem.model.params, dtype, device_of(problem))
+    model = _fresh(problem.model)
     mode = RecordDraws()
     sizes: list[int] = []
     starts: list[int] = []
@@ -65,7 +65,7 @@ def yours(case: Case, loop: YourLoop) -> Tensors:
         starts.append(len(mode.record.draws))
 
     model.register_forward_pre_hook(note, with_kwargs=True)  # on our copy
-    with torch.enable_grad(), forked(case.seed, 2, device_of(problem)), mode:
+    with torch.enable_grad(), forked(case.seed, 2, devices_of(problem)), mode:
         returned = loop(model, problem.criterion.given, problem.batch)
     case.yours_sizes = sizes if sum(sizes) == case.size else []
     case.yours_draws = None if mode.failed else mode.record.split(starts)
@@ -82,8 +82,15 @@ def yours(case: Case, loop: YourLoop) -> Tensors:
     return {k: torch.zeros_like(case.leaves[k]) if returned[k] is None else returned[k].detach() for k in case.leaves}
 
 
-def _fresh(module: nn.Module, params: Tensors, dtype: torch.dtype, device: torch.device | None) -> nn.Module:
-    model = copy.deepcopy(module)
-    for p in model.parameters():
-        p.grad = None
-    return model.to(device=device, dtype=dtype if next(iter(params.values())).is_floating_point() else None)
+def _fresh(model: Stateless) -> nn.Module:
+    """A copy of the module that holds the case's values, in its precision, and no gradients."""
+    assert model.module is not None
+    module = copy.deepcopy(model.module)
+    some = next(iter(model.params.values()))
+    module.to(device=some.device, dtype=some.dtype)
+    held = {**model.params, **model.frozen, **model.buffers}
+    with torch.no_grad():
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            tensor.copy_(held[name])
+            tensor.grad = None
+    return module

@@ -50,6 +50,7 @@ class Mechanism:
         weight: for a weight mechanism, the factor of each element's weight, broadcast to `[n, ...]`.
         counts: whether a sample's weight is the sum over its elements rather than their mean.
         divides: a divisor of each element inside a mean, where the criterion has one.
+        members: which elements belong to each part of the batch, where rows of elements are not samples.
         intervene: for a forward mechanism, the context under which one pass repeats passes over `sizes`.
         loop: for a loop mechanism, `(case, parts, true weights) -> [(detail, coefficients [n])]`.
     """
@@ -65,6 +66,7 @@ class Mechanism:
     weight: Callable[[Case], Tensor] | None = None
     counts: bool = False
     divides: Callable[[Case], Tensor] | None = None
+    members: Callable[[Case, Parts], list[Tensor]] | None = None
     intervene: Callable[[list[int], list[Record] | None], AbstractContextManager[Any]] | None = None
     loop: Callable[[Case, Parts, Tensor], Iterable[tuple[str, Tensor]]] | None = None
 
@@ -93,6 +95,12 @@ def _ignored(case: Case) -> bool:
     return target is not None and bool((target == _options(case)[1]).any())
 
 
+def _invites_ignoring(case: Case, what: str) -> str | None:
+    """An `ignore_index` that was asked for, or that hits; -100 is everybody's default."""
+    asked = _indices(case) is not None and _options(case)[1] != -100
+    return f"{what} may be ignored" if asked or _ignored(case) else None
+
+
 def _per_row(case: Case) -> int:
     """Elements of one sample."""
     elements = case.forward.elements
@@ -102,7 +110,9 @@ def _per_row(case: Case) -> int:
 def _valid_weight(case: Case) -> Tensor:
     target = _indices(case)
     assert target is not None
-    return (target != _options(case)[1]).to(case.forward.elements.dtype)  # type: ignore[union-attr]
+    assert case.forward.elements is not None
+    counted: Tensor = target != _options(case)[1]
+    return counted.to(case.forward.elements.dtype)
 
 
 def _class_weight(case: Case) -> Tensor:
@@ -173,7 +183,7 @@ class PartwiseBatchNorm(TorchFunctionMode):
         if func is not F.batch_norm:
             return func(*args, **(kwargs or {}))
         names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-        given = {"weight": None, "bias": None, "training": False, "eps": 1e-5}
+        given: dict[str, Any] = {"weight": None, "bias": None, "training": False, "eps": 1e-5}
         given |= dict(zip(names, args, strict=False)) | (kwargs or {})
         if not given["training"]:
             return func(*args, **(kwargs or {}))
@@ -187,7 +197,7 @@ class PartwiseBatchNorm(TorchFunctionMode):
     def _normalised(x: Tensor, given: dict[str, Any]) -> Tensor:
         over = [dim for dim in range(x.dim()) if dim != 1]
         centred = x - x.mean(over, keepdim=True)
-        out = centred / (centred.square().mean(over, keepdim=True) + given["eps"]).sqrt()
+        out: Tensor = centred / (centred.square().mean(over, keepdim=True) + given["eps"]).sqrt()
         shape = (1, -1, *[1] * (x.dim() - 2))
         out = out if given["weight"] is None else out * given["weight"].reshape(shape)
         return out if given["bias"] is None else out + given["bias"].reshape(shape)
@@ -254,8 +264,8 @@ def _missing_zero(case: Case, parts: Parts, weights: Tensor) -> Iterable[tuple[s
 
 def _aliased(case: Case, parts: Parts, weights: Tensor) -> Iterable[tuple[str, Tensor]]:
     k = len(parts)
-    if k > 1:
-        yield f"first of {k} replaced by the second", spread(parts, weights, [0.0, 2 / k, *[1 / k] * (k - 2)])
+    factors = [0.0, 2 / k, *[1 / k] * (k - 2)] if k > 1 else [1.0]
+    yield f"first of {k} replaced by the second", spread(parts, weights, factors)
 
 
 def _short_batch(case: Case, parts: Parts, weights: Tensor) -> Iterable[tuple[str, Tensor]]:
@@ -285,9 +295,7 @@ def _yours(case: Case) -> str | None:
 
 
 def _loop(name: str, says: str, formula: str, remedy: str, loop: Any, applies: Any = None) -> Mechanism:
-    return Mechanism(
-        name, "loop", ("yours",), says, formula, remedy, _yours, applies or (lambda case: True), loop=loop
-    )
+    return Mechanism(name, "loop", ("yours",), says, formula, remedy, _yours, applies or (lambda case: True), loop=loop)
 
 
 MECHANISMS: tuple[Mechanism, ...] = (
@@ -331,7 +339,7 @@ MECHANISMS: tuple[Mechanism, ...] = (
         says="torch's mean divides by the samples that are not ignored",
         formula="factor n / n_valid",
         remedy="divide sums by the number of targets that count: g.mean(), gf.Accumulator",
-        invited=lambda case: "targets may be ignored" if _indices(case) is not None and _per_row(case) == 1 else None,
+        invited=lambda case: _invites_ignoring(case, "targets") if _per_row(case) == 1 else None,
         applies=lambda case: _per_row(case) == 1 and _ignored(case),
         weight=_valid_weight,
     ),
@@ -342,7 +350,7 @@ MECHANISMS: tuple[Mechanism, ...] = (
         says="torch's mean counts every token once; one sequence at a time counts every sequence once",
         formula="sum (1/n - T_i / sum T) g_i, g_i the mean gradient of sequence i",
         remedy="sum over tokens, divide once by the number of tokens: g.mean(), gf.Accumulator",
-        invited=lambda case: "positions may be ignored" if _indices(case) is not None and _many(case) else None,
+        invited=lambda case: _invites_ignoring(case, "positions") if _many(case) else None,
         applies=lambda case: _many(case) and _ignored(case),
         weight=_valid_weight,
         counts=True,
@@ -380,7 +388,7 @@ MECHANISMS: tuple[Mechanism, ...] = (
         remedy="target = target.view_as(output); gf.losses refuse to broadcast",
         invited=lambda case: "output and target differ in shape" if _is_broadcast(case) else None,
         applies=_is_broadcast,
-        counts=True,
+        members=same_rows,
     ),
     Mechanism(
         name="ctc_lengths",

@@ -12,7 +12,7 @@ from torch import Tensor
 from .._random import Record
 from .._tree import Tensors, scale
 from ._case import Case
-from ._mechanisms import BY_NAME, Mechanism, parts_of, same_rows, singles, spread
+from ._mechanisms import BY_NAME, Mechanism, parts_of, singles, spread
 
 Active = frozenset[str]
 
@@ -73,14 +73,16 @@ class Predictor:
         if estimator in ("none", "sum / n"):
             return torch.ones_like(weights).mul(1 / n).reshape(-1, *self._trailing())
         if estimator == "forum loop":
-            aliased = [0.0, 2 / n, *[1 / n] * (n - 2)] if n > 1 else [1.0]
-            return self._shaped(spread(singles(n), torch.ones_like(weights), aliased))
+            loop = BY_NAME["aliased_first_sample"].loop
+            assert loop is not None
+            _, c = next(iter(loop(self.case, singles(n), torch.ones_like(weights))))
+            return self._shaped(c)
         if self.case.forward.elements is None:  # a scalar: its parts' means average to it
             return torch.ones((), dtype=weights.dtype, device=weights.device)
         parts = {"mean": [range(n)], "sliced": singles(n), "re-fed": parts_of(self.case.refed_sizes)}[estimator]
         factors = [len(part) / n for part in parts]
-        if "broadcast" in active:
-            masks = [mask.to(weights) for mask in same_rows(self.case, parts)]
+        if members := [m.members for m in _of(active, "weight") if m.members is not None]:
+            masks = [mask.to(weights) for mask in members[0](self.case, parts)]
             pairs = zip(masks, factors, strict=True)
             return torch.stack([mask * (factor / mask.sum()) for mask, factor in pairs]).sum(0)
         return self._shaped(spread(parts, weights, factors) / self._divisor(active))

@@ -37,6 +37,7 @@ def reductions(
     yours: YourLoop | None = None,
     dtype: str | torch.dtype | None = None,
     device: torch.device | str | None = None,
+    batch_size: int | None = None,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> ReductionReport:
@@ -59,6 +60,7 @@ def reductions(
             returns `{name: gradient}`, or None with the gradients left in `.grad`. Its mean is compared as well.
         dtype: "float64", "float32", "bfloat16" or "float16"; default: the parameters' own.
         device: where to run; default: where the parameters are.
+        batch_size: use the first samples of the batch only.
         seed: of dropout and other draws.
         progress: called with the name of each stage.
 
@@ -81,10 +83,12 @@ def reductions(
         raise ValueError(message(call, got="no trainable parameter", expected="at least one"))
     if torch.is_inference_mode_enabled():
         raise RuntimeError(message(call, got="inference mode", expected="a mode in which autograd can record"))
+    if batch_size is not None:
+        problem = problem.rows(0, min(batch_size, problem.size))
     asked = _dtype(call, dtype) if dtype is not None else next(iter(problem.model.params.values())).dtype
     other = torch.float32 if asked == torch.float64 else torch.float64
     problem = problem.cast(asked if dtype is not None else None, device)
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught, torch.enable_grad():
         warnings.simplefilter("always")
         note(f"estimators in {_name(asked)}")
         first = measure(problem, yours, seed, note)
@@ -102,7 +106,12 @@ def reductions(
     notes = [f"{type(w.message).__name__} raised: {w.message}" for w in caught]
     if second is None:
         notes.append(f"could not be repeated in {_name(other)} ({why_not}); what has no bound cannot be told")
-    elif search is None:
+    if first.case.forward.scalar is not None:
+        notes.append(
+            "the criterion gives one scalar, so that only 'mean' and 're-fed' can be compared; "
+            "return one loss a sample, or gf.Weighted, to compare the rest"
+        )
+    if second is not None and search is None:
         notes.append(f"part of the model computes at one precision in {_name(asked)} and {_name(other)} alike")
     return ReductionReport(
         batch_size=problem.size,
@@ -122,10 +131,11 @@ def _pair(a: str, b: str, first: Measured, second: Measured | None, search: Sear
         return Pair(a, b, None, None, None, None, "not run", (), demonstration)
     difference = subtract(first.grads(a), first.grads(b))
     size = largest(difference)
-    parameter = max(difference, key=lambda name: _size_of(difference, name))
+    worst = max(difference, key=lambda name: _size_of(difference, name))
+    parameter = worst if size else None
     repeated = second is not None and second.ran(a) and second.ran(b)
     other = largest(subtract(second.grads(a), second.grads(b))) if repeated and second is not None else None
-    bound, holds = _bound(a, b, first, difference, parameter)
+    bound, holds = _bound(a, b, first, difference, worst)
     causes: tuple[Cause, ...] = ()
     if size == 0:
         verdict = "exact"
@@ -139,7 +149,7 @@ def _pair(a: str, b: str, first: Measured, second: Measured | None, search: Sear
         rounding = is_rounding(low=low, high=high, u_low=search.low.u, u_high=search.high.u, **scales)
         verdict = "rounding" if rounding else "wrong"
         causes = () if rounding else search.causes(a, b)
-    return Pair(a, b, size, parameter, bound, other, verdict, causes, demonstration)
+    return Pair(a, b, size, parameter, bound if size else None, other, verdict, causes, demonstration)
 
 
 def _bound(a: str, b: str, first: Measured, difference: Tensors, worst: str) -> tuple[float | None, bool]:

@@ -117,7 +117,7 @@ class ReductionReport(Report):
 
     def parts(self) -> Sequence[Table | str]:
         """Tables in reading order."""
-        return [part for part in (self._estimators(), self._pairs(), *self._findings(), self._verdict()) if part]
+        return [self._estimators(), self._pairs(), *self._findings(), self._verdict()]
 
     def _estimators(self) -> Table:
         rows = [[row.name, number(row.norm), row.why_not or row.says] for row in self.estimators]
@@ -183,9 +183,7 @@ class ReductionReport(Report):
                 for i in self.invitations
             ]
             head = ["mechanism", "because of", "size here", "acts now", "remedy"]
-            note = (
-                "size here: the largest difference it makes on this batch, for layers in eval mode if they trained."
-            )
+            note = "size here: the largest difference it makes on this batch, for layers in eval mode if they trained."
             tables.append(Table("What this model and criterion invite", head, rows, note))
         return tables
 

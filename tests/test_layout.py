@@ -1,0 +1,27 @@
+"""Data flows one way: the import contract of pyproject.toml holds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_a_row_imports_only_rows_below_it():
+    # In a process of its own: import-linter changes sys.path and its caches are global.
+    code = "import sys; from importlinter.cli import lint_imports_command; sys.argv = ['lint-imports', '--no-cache']; "
+    done = subprocess.run(
+        [sys.executable, "-c", code + "lint_imports_command()"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "data flows one way KEPT" in done.stdout
+
+
+def test_no_file_imports_gradfunc_inside_a_function():
+    # Such an import would pass the contract's order by doing its work late.
+    for path in (ROOT / "gradfunc").rglob("*.py"):
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            late = line.startswith(" ") and line.strip().startswith(("from .", "import gradfunc", "from gradfunc"))
+            assert not late or ">>>" in line, f"{path.name}:{number}: {line.strip()}"

@@ -1,0 +1,181 @@
+"""Planted mistakes, each with the property that must notice it.
+
+A property that no mistake can break says nothing. Every row plants one in a copy of gradfunc that lives for one
+test, and the property, green without it, must go red.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+
+import pytest
+import torch
+from test_per_sample import (
+    check_calling_twice_is_calling_once,
+    check_case,
+    check_coupled_batch,
+    check_norms_are_safe,
+    check_shares_nothing,
+    check_stale_queries_are_refused,
+    check_zero_coefficient_leaves_out,
+)
+from test_random import check_global_state_is_unchanged
+from test_reduce import check_split
+from test_stateless import check_running_statistics_stay
+from test_weights import check_half_types_accumulate_in_float32
+
+import gradfunc as gf
+from gradfunc import _engines, _per_sample, _stateless, _tree, _weights
+
+as_weighted, row_sum, total = _weights.as_weighted, _tree.row_sum, _weights.total
+
+
+def add_means(self, g):
+    mean = g.mean(on_zero_weight="zero")
+    totals = {name: value + mean[name] for name, value in self.totals.items()}
+    return dataclasses.replace(self, totals=totals, weight=self.weight + 1)
+
+
+def weight_lost(call, out, *, batched):
+    read = as_weighted(call, out, batched=batched)
+    return gf.Weighted(read.numerator, torch.ones_like(read.weight))
+
+
+def weight_twice(call, out, *, batched):
+    read = as_weighted(call, out, batched=batched)
+    return gf.Weighted(read.numerator * read.weight, read.weight)
+
+
+def multiplied(rows, c=None):
+    if c is None:
+        return row_sum(rows)
+    return {name: torch.tensordot(c.to(value.dtype), value, 1) for name, value in rows.items()}
+
+
+def absolute(rows, c=None):
+    return row_sum(rows, None if c is None else c.abs())
+
+
+def naive_norms(rows):
+    return torch.stack([v.reshape(len(v), -1).square().sum(1) for v in rows.values()]).sum(0).sqrt()
+
+
+def norm_of_norms_lost(rows):
+    return torch.stack([v.reshape(len(v), -1).norm(dim=1) for v in rows.values()]).amax(0)
+
+
+def aliased(self):
+    return dict(self._kept.grads) if self._kept is not None else materialize(self)
+
+
+materialize = gf.PerSampleGrads.materialize
+
+
+def short_chunk_dropped(size, chunk):
+    return [(start, start + chunk) for start in range(0, size - chunk + 1, chunk)] or [(0, size)]
+
+
+def rows_run_alone(call, *, vmapped):
+    """Each row beside a copy of itself, which is another function where rows are coupled."""
+    leaves, tensors = call.leaves(), call.batch.tensors
+    each = [call.value(leaves, [t[[i, i]] for t in tensors], batched=True) for i in range(len(tensors[0]))]
+    out = gf.Weighted(torch.stack([e.numerator[0] for e in each]), torch.stack([e.weight[0] for e in each]))
+    return _engines.CotangentSource(leaves, out, vmapped)
+
+
+def live_buffers(self, params):
+    return {**self.frozen, **params, **self.buffers}
+
+
+def split():
+    # two micro-batches of unequal weight, ignored tokens and class weights
+    check_split("tokens", [3, 2], chunk_size=2)
+
+
+# mutant -> (where, attribute, the mistake, the property)
+MUTANTS = {
+    "mean of means": (_weights.Accumulator, "add", add_means, split),
+    "weight lost": (_engines, "as_weighted", weight_lost, split),
+    "weight applied twice": (_engines, "as_weighted", weight_twice, split),
+    "sum / B for the mean": (
+        _per_sample,
+        "total",
+        lambda weights: torch.tensor(float(len(weights)), dtype=torch.float64),
+        split,
+    ),
+    "chunks averaged": (
+        _per_sample,
+        "row_sum",
+        lambda rows, c=None: {k: v / 2 for k, v in row_sum(rows, c).items()},
+        split,
+    ),
+    "short last chunk dropped": (_per_sample, "_spans", short_chunk_dropped, split),
+    "0 * NaN": (_per_sample, "row_sum", multiplied, check_zero_coefficient_leaves_out),
+    "sign of a coefficient lost": (_per_sample, "row_sum", absolute, lambda: check_case("linear", "vmap", 2)),
+    "norms without scaling": (_per_sample, "row_norms", naive_norms, check_norms_are_safe),
+    "largest instead of total norm": (
+        _per_sample,
+        "row_norms",
+        norm_of_norms_lost,
+        lambda: check_case("linear", "vmap", None),
+    ),
+    "rows returned without a copy": (
+        gf.PerSampleGrads,
+        "materialize",
+        aliased,
+        lambda: check_shares_nothing("loop", None),
+    ),
+    "coupled rows run alone": (
+        _engines.CotangentSource,
+        "run",
+        rows_run_alone,
+        lambda: check_coupled_batch("loop", None),
+    ),
+    "half types added in half types": (_tree, "wide", lambda dtype: dtype, check_half_types_accumulate_in_float32),
+    "draws not forked": (
+        _engines,
+        "forked",
+        lambda *_: contextlib.nullcontext(),
+        lambda: check_global_state_is_unchanged("loop"),
+    ),
+    "draws not seeded": (
+        _engines,
+        "forked",
+        lambda *_: contextlib.nullcontext(),
+        lambda: check_calling_twice_is_calling_once("vmap", 2),
+    ),
+    "stale values answered for": (
+        gf.PerSampleGrads,
+        "_check_unchanged",
+        lambda self, query: None,
+        lambda: check_stale_queries_are_refused("loop", False, "params"),
+    ),
+    "buffers not copied": (_stateless.Stateless, "_filled", live_buffers, check_running_statistics_stay),
+    "gradient of the wrong sample": (
+        _engines.LoopSource,
+        "_run",
+        lambda self, i, run=_engines.LoopSource._run, **how: run(self, max(i - 1, 0), **how),
+        lambda: check_case("mlp", "loop", None),
+    ),
+}
+
+
+def plant(name, monkeypatch):
+    where, attribute, mistake, _ = MUTANTS[name]
+    monkeypatch.setattr(where, attribute, mistake)
+    if name == "half types added in half types":
+        for module in (_per_sample, _weights):
+            monkeypatch.setattr(module, "wide", mistake)
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_planted_mistake_is_noticed(name, monkeypatch):
+    law = MUTANTS[name][-1]
+    torch.manual_seed(0)
+    law()
+    plant(name, monkeypatch)
+    torch.manual_seed(0)
+    # pytest.raises that did not see an error fails with a Failed, which is a red test as much as an AssertionError is.
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        law()

@@ -1,0 +1,75 @@
+"""Every public name says what it is, with an example; every example of the package runs."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import gradfunc as gf
+
+MODULES = ["gradfunc"] + [
+    f"gradfunc.{info.name}" for info in pkgutil.iter_modules(gf.__path__) if info.name not in ("audit", "cli")
+]
+
+
+def public(namespace):
+    return {
+        name: value
+        for name, value in vars(namespace).items()
+        if not name.startswith("_")
+        and (inspect.isfunction(value) or inspect.isclass(value))
+        and value.__module__.startswith("gradfunc")
+    }
+
+
+NAMES = {
+    **{f"gf.{name}": value for name, value in public(gf).items()},
+    **{
+        f"gf.losses.{name}": value for name, value in public(gf.losses).items() if value.__module__ == "gradfunc.losses"
+    },
+    **{
+        f"gf.models.{name}": value for name, value in public(gf.models).items() if value.__module__ == "gradfunc.models"
+    },
+}
+# Made by other functions, which have the example; internal helpers of the losses.
+MADE = {"gf.losses.Whole", "gf.models.Pure", "gf.losses.class_weights"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_public_name_is_documented_with_an_example(name):
+    value = NAMES[name]
+    assert inspect.getdoc(value)
+    if name in MADE:
+        return
+    own = [inspect.getdoc(value) or ""]
+    if inspect.isclass(value):
+        own += [inspect.getdoc(member) or "" for key, member in vars(value).items() if not key.startswith("_")]
+    assert any(">>>" in text for text in own), f"{name} has no example"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_is_documented(name):
+    assert importlib.import_module(name).__doc__
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_run(name):
+    module = importlib.import_module(name)
+    globs = {**vars(module), "torch": torch, "F": F}
+    result = doctest.testmod(module, extraglobs=globs, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert result.failed == 0
+
+
+def test_the_package_has_examples_at_all():
+    # testmod of a module without any would pass in silence.
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    found = {name: sum(bool(t.examples) for t in finder.find(importlib.import_module(name))) for name in MODULES}
+    assert found["gradfunc.losses"] >= 4
+    assert found["gradfunc._per_sample"] >= 1
+    assert found["gradfunc._weights"] >= 2

@@ -1,0 +1,62 @@
+"""What reports print and hand to JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from gradfunc._report import WIDTH, Report, Table, jsonable, number
+
+
+class Small(Report):
+    ok = True
+
+    def parts(self):
+        long = "word " * 60
+        return [
+            "A paragraph of [bold]no[/bold] markup.",
+            Table("Title", ["name", "[x]"], [["a[0]", "1"], [":smile: b", long]], "a note"),
+        ]
+
+    def to_dict(self):
+        return jsonable({"value": math.nan})
+
+
+def test_text_is_printed_as_it_is():
+    text = str(Small())
+    for piece in ("A paragraph of [bold]no[/bold] markup.", "Title", "[x]", "a[0]", ":smile: b", "a note"):
+        assert piece in text
+    assert "\x1b" not in text
+
+
+def test_lines_are_within_the_width_and_nothing_is_cut():
+    lines = str(Small()).splitlines()
+    assert max(map(len, lines)) <= WIDTH
+    assert not any(line != line.rstrip() for line in lines)
+    assert " ".join(lines).split().count("word") == 60
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"),
+        (0.0, "0"),
+        (-0.0, "0"),
+        (0.0316, "3.16e-02"),
+        (math.nan, "nan"),
+        (math.inf, "inf"),
+        (-2, "-2.00e+00"),
+    ],
+)
+def test_numbers(value, text):
+    assert number(value) == text
+
+
+def test_json_has_no_numbers_that_json_lacks():
+    tree = {"a": [1, math.inf, (math.nan, -math.inf)], "b": {"c": 0.5}, "d": None, "e": True}
+    out = jsonable(tree)
+    assert out == {"a": [1, "inf", ["nan", "-inf"]], "b": {"c": 0.5}, "d": None, "e": True}
+    json.dumps(out, allow_nan=False)
+    json.dumps(Small().to_dict(), allow_nan=False)
