@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -204,8 +205,8 @@ def _unwrapped(module: nn.Module) -> nn.Module:
     while True:
         if isinstance(module, _WRAPPERS):
             module = module.module
-        elif isinstance(module, torch._dynamo.OptimizedModule):
-            module = module._orig_mod
+        elif "torch._dynamo" in sys.modules and isinstance(module, torch._dynamo.OptimizedModule):
+            module = module._orig_mod  # asked only once it is loaded: loading it takes seconds
         else:
             return module
 

@@ -71,11 +71,13 @@ def main() -> None:
     """Entry point of the console script."""
     try:
         code = app(exit_on_error=True)
-    except (ModelPathError, ValueError, TypeError, RuntimeError) as error:
+    except Exception as error:  # whatever the user's model raises; Python's own exit code, 1, means a fault found
         if os.environ.get("GRADFUNC_TRACEBACK"):
             raise
         text = " ".join(str(error).split())
-        print(f"gradfunc: {text} (GRADFUNC_TRACEBACK=1 shows the traceback)", file=sys.stderr)
+        if not isinstance(error, ModelPathError):
+            text = f"{type(error).__name__}: {text} (GRADFUNC_TRACEBACK=1 shows where)"
+        print(f"gradfunc: {text}", file=sys.stderr)
         raise SystemExit(2) from None
     raise SystemExit(code or 0)
 

@@ -66,7 +66,7 @@ def reductions(
 
     Raises:
         TypeError: a model, criterion or batch of another form.
-        ValueError: an unknown dtype; an empty batch; losses that are not one a sample; no trainable parameter.
+        ValueError: unknown dtype or device; an empty batch; losses that are not one a sample; no trainable parameter.
 
     Example:
         >>> import gradfunc as gf
@@ -87,7 +87,7 @@ def reductions(
         problem = problem.rows(0, min(batch_size, problem.size))
     asked = _dtype(call, dtype) if dtype is not None else next(iter(problem.model.params.values())).dtype
     other = torch.float32 if asked == torch.float64 else torch.float64
-    problem = problem.cast(asked if dtype is not None else None, device)
+    problem = problem.cast(asked if dtype is not None else None, _device(call, device))
     with warnings.catch_warnings(record=True) as caught, torch.enable_grad():
         warnings.simplefilter("always")
         note(f"estimators in {_name(asked)}")
@@ -222,6 +222,18 @@ def _dtype(call: str, dtype: str | torch.dtype) -> torch.dtype:
         dtype = _name(dtype)
     one_of(call, "dtype", dtype, DTYPES)
     return DTYPES[dtype]
+
+
+def _device(call: str, device: torch.device | str | None) -> torch.device | None:
+    if device is None:
+        return None
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            message(call, got=f"device={str(device)!r} ({reason})", expected="a device of this machine")
+        ) from error
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -1,0 +1,39 @@
+"""README's code runs, and what it shows of the audit is what the audit prints."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from sybil import Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser
+
+import gradfunc as gf
+from gradfunc.audit._demo import demo
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_code_runs_from_top_to_bottom(capsys) -> None:
+    document = Sybil(parsers=[PythonCodeBlockParser()], pattern="README.md", path=str(README.parent)).parse(README)
+    examples = list(document.examples())
+    assert len(examples) == README.read_text().count("```python")
+    for example in examples:
+        example.evaluate()
+    assert "Verdict" in capsys.readouterr().out
+
+
+def test_the_audit_prints_what_readme_shows() -> None:
+    shown = re.search(r"```text\n(.*?)```", README.read_text(), re.DOTALL)
+    assert shown is not None
+    printed = str(demo())
+    for line in shown.group(1).splitlines():
+        words = re.sub(r"\d\.\d\de-\d\d", "x", line).rstrip()  # measured digits may move with torch
+        assert words in {re.sub(r"\d\.\d\de-\d\d", "x", printed_line) for printed_line in printed.splitlines()}, line
+
+
+def test_the_numbers_in_words() -> None:
+    text = " ".join(README.read_text().split())
+    assert len(gf.audit.MECHANISMS) == 18
+    assert "and seventeen other ways" in text
+    assert "eighteen mechanisms" in " ".join((README.parent / "CHANGELOG.md").read_text().split())
