@@ -99,7 +99,7 @@ def broken_versions() -> Iterator[tuple[str, dict[str, Mechanism]]]:
             yield mechanism.name, {"intervene": lambda sizes, records: nullcontext()}
 
 
-@pytest.mark.parametrize(("name", "change"), broken_versions(), ids=lambda value: str(value)[:24])
+@pytest.mark.parametrize(("name", "change"), list(broken_versions()), ids=lambda value: str(value)[:24])
 def test_a_broken_closed_form_is_not_claimed(name: str, change: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mutants: with its closed form broken, a mechanism must no longer be found, so matching is a real test."""
     made = example(name)
