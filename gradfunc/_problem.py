@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from . import losses
 from ._errors import kind_of, message
 from ._stateless import PureModel, Stateless, stateless
-from ._tree import Tensors, cast, map_with_dims, read_batch, tensors_of
+from ._tree import Tensors, cast, map_tensors, map_with_dims, read_batch, tensors_of
 from ._weights import Weighted, as_weighted
 
 _FAMILIES: dict[str, tuple[tuple[type, ...], tuple[Any, ...]]] = {
@@ -56,9 +56,8 @@ class Criterion:
 
     def reduced(self, output: Any, target: Any, reduction: str) -> Tensor:
         """The loss under "none" (elements, or numerators `[B]`), "sum" or "mean"."""
-        targets = target if isinstance(target, (tuple, list)) else (target,)
         if self.form == "reducible":
-            out: Tensor = _varied(self.given, reduction)(output, *targets)
+            out: Tensor = _varied(self.given, reduction)(*_arguments(output, target))
             return out
         rows = self.rows(output, target)
         if reduction == "none":
@@ -67,9 +66,8 @@ class Criterion:
 
     def rows(self, output: Any, target: Any) -> Weighted:
         """Numerators and weights `[B]` of a criterion of the form "rows"."""
-        targets = target if isinstance(target, (tuple, list)) else (target,)
         batched = {"batched": True} if _has_parameter(self.given, "batched") else {}
-        out = self.given(output, *targets, **batched)
+        out = self.given(*_arguments(output, target), **batched)
         numerator = out.numerator if isinstance(out, Weighted) else out
         if isinstance(numerator, Tensor) and numerator.dim() == 0:
             raise ValueError(
@@ -114,11 +112,12 @@ class Problem:
 
     def output(self, params: Tensors) -> Any:
         """The model's output for the whole batch."""
-        return self.model(params, *self.args, **self.kwargs)
+        args, kwargs = map_tensors(torch.clone, (self.args, self.kwargs))  # a forward may write to its input
+        return self.model(params, *args, **kwargs)
 
     def whole(self, params: Tensors) -> Any:
         """What a criterion made by `gf.whole` returns for the whole batch."""
-        return self.criterion.given.fn(functools.partial(self.model, params), self.batch)
+        return self.criterion.given.fn(functools.partial(self.model, params), map_tensors(torch.clone, self.batch))
 
     def rows(self, start: int, stop: int) -> Problem:
         """The same problem on samples start to stop."""
@@ -190,9 +189,10 @@ def _criterion(call: str, criterion: Any) -> Criterion:
     if not callable(criterion):
         expected = "criterion(output, target), such as nn.CrossEntropyLoss(), or gf.whole(fn)"
         raise TypeError(message(call, got=f"{kind_of(criterion)} as criterion", expected=expected))
-    if isinstance(criterion, type):
-        do = f"Make one: {criterion.__name__}()."
-        raise TypeError(message(call, got=f"the class {criterion.__name__}", expected="a criterion", do=do))
+    base = criterion.func if isinstance(criterion, functools.partial) else criterion
+    if isinstance(base, type):
+        do = f"Make one: {base.__name__}(...)."
+        raise TypeError(message(call, got=f"the class {base.__name__}", expected="a criterion", do=do))
     reducible = isinstance(getattr(criterion, "reduction", None), str) or _has_parameter(criterion, "reduction")
     return Criterion(criterion, "reducible" if reducible else "rows", _family(criterion))
 
@@ -238,6 +238,13 @@ def _size(call: str, args: tuple[Any, ...], kwargs: dict[str, Any], in_dims: Any
             )
         )
     return sizes[0]
+
+
+def _arguments(output: Any, target: Any) -> tuple[Any, ...]:
+    """What a criterion is called with: copies, since it may write to them and others use them again."""
+    targets = target if isinstance(target, (tuple, list)) else (target,)
+    copies: tuple[Any, ...] = map_tensors(torch.clone, (output, *targets))
+    return copies
 
 
 def _varied(criterion: Any, reduction: str) -> Callable[..., Any]:

@@ -83,7 +83,7 @@ class Record:
 
     def split(self, starts: Sequence[int]) -> list[Record]:
         """One record for each stretch that begins at a position of `starts`."""
-        stops = [*starts[1:], len(self.draws)]
+        stops = [*starts[1:], len(self.draws)][: len(starts)]
         return [Record(self.draws[a:b], self.operators[a:b]) for a, b in zip(starts, stops, strict=True)]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from .._engines import gradients
 from .._errors import message
 from .._problem import Problem
-from .._random import CannotReplay, Record, RecordDraws, forked
+from .._random import Record, RecordDraws, forked
 from .._tree import Tensors, add, norm, scale
 from .._weights import Weighted, as_weighted
 
@@ -198,7 +198,7 @@ def refed(case: Case) -> tuple[Grads, float]:
         try:
             if sizes:
                 return _refed(case, sizes)
-        except ValueError as refusal:
+        except Exception as refusal:
             error = error or refusal
     assert error is not None
     raise error
@@ -269,7 +269,7 @@ def attempt(fn: Callable[[], Any]) -> tuple[Any, str | None]:
     """`(value, None)`, or `(None, first line of the error)`."""
     try:
         return fn(), None
-    except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError, CannotReplay) as error:
+    except Exception as error:  # the user's model and loop may raise anything; the rest of the audit goes on
         lines = str(error).strip().splitlines()
         return None, f"{type(error).__name__}: {lines[0] if lines else ''}"
 

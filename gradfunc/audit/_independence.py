@@ -124,12 +124,12 @@ def _copies(tree: Any) -> list[Tensor]:
 
 
 def _perturbed(problem: Problem, half: Tensor) -> Problem:
-    """Half of the samples get another sample's input, or, for numbers, a point between the two."""
+    """Half of the samples get another sample's input, or, for real numbers, a point between the two."""
 
     def change(tensor: Tensor, dim: int) -> Tensor:
         if tensor.dim() == 0:
             return tensor
-        other = tensor.roll(1, dim)
+        other = _unlike(tensor, dim)
         if tensor.is_floating_point():
             other = (tensor + other) / 2
             other = torch.where(other == tensor, tensor / 2, other)
@@ -137,6 +137,17 @@ def _perturbed(problem: Problem, half: Tensor) -> Problem:
         return torch.where(half.to(tensor.device).reshape(shape), other, tensor)
 
     return problem.rearranged(change, inputs_only=True)
+
+
+def _unlike(tensor: Tensor, dim: int) -> Tensor:
+    """For each sample the content of one that differs from it: sample 0, or the first unlike sample 0."""
+    rows = tensor.movedim(dim, 0)
+    differs = (rows != rows[:1]).reshape(len(rows), -1).any(1)
+    if not bool(differs.any()):
+        return tensor
+    stranger = rows[int(differs.nonzero()[0])]
+    mask = differs.reshape(-1, *[1] * (rows.dim() - 1))
+    return torch.where(mask, rows[:1], stranger).movedim(0, dim)
 
 
 def _first_meeting(base: Trace, one: Trace, other: Trace) -> tuple[int, str | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .._errors import kind_of, message
 from .._random import RecordDraws, forked
 from .._stateless import Stateless
-from .._tree import Tensors, tensors_of
+from .._tree import Tensors, map_tensors, tensors_of
 from ._case import Case, devices_of
 
 YourLoop = Callable[[nn.Module, Any, Any], Any]
@@ -66,20 +66,30 @@ def yours(case: Case, loop: YourLoop) -> Tensors:
 
     model.register_forward_pre_hook(note, with_kwargs=True)  # on our copy
     with torch.enable_grad(), forked(case.seed, 2, devices_of(problem)), mode:
-        returned = loop(model, problem.criterion.given, problem.batch)
+        returned = loop(model, problem.criterion.given, map_tensors(torch.clone, problem.batch))
     case.yours_sizes = sizes if sum(sizes) == case.size else []
     case.yours_draws = None if mode.failed else mode.record.split(starts)
     if returned is None:
         returned = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
-    if not isinstance(returned, dict) or set(returned) != set(case.leaves):
-        raise TypeError(
-            message(
-                "yours(model, criterion, batch)",
-                got=kind_of(returned) if not isinstance(returned, dict) else f"keys {sorted(returned)}",
-                expected="{name: gradient} for every trainable parameter, or None with the gradients left in .grad",
+    return _read(case, returned)
+
+
+def _read(case: Case, returned: Any) -> Tensors:
+    """The gradients that a loop returned, checked; zeros for None."""
+    expected = "{name: gradient} for every trainable parameter, or None with the gradients left in .grad"
+    call = "yours(model, criterion, batch)"
+    if not isinstance(returned, Mapping):
+        raise TypeError(message(call, got=kind_of(returned), expected=expected))
+    if set(returned) != set(case.leaves):
+        raise TypeError(message(call, got=f"keys {sorted(returned)}", expected=expected))
+    for name, leaf in case.leaves.items():
+        value = returned[name]
+        if value is not None and not (isinstance(value, Tensor) and value.shape == leaf.shape):
+            came = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else kind_of(value)
+            raise TypeError(
+                message(call, got=f"{came} for '{name}'", expected=f"a gradient of shape {tuple(leaf.shape)}")
             )
-        )
-    return {k: torch.zeros_like(case.leaves[k]) if returned[k] is None else returned[k].detach() for k in case.leaves}
+    return case.filled({name: None if returned[name] is None else returned[name].detach() for name in case.leaves})
 
 
 def _fresh(model: Stateless) -> nn.Module:

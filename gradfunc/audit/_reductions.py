@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._errors import message, one_of
+from .._errors import kind_of, message, one_of
 from .._problem import Problem, read
+from .._random import forked
 from .._rounding import is_rounding, pair_factor
 from .._stateless import PureModel, Stateless, stateless
 from .._tree import Tensors, subtract
-from ._case import attempt
+from ._case import attempt, devices_of
 from ._causes import Cause, Search, largest
 from ._independence import Independence, independence
 from ._loops import YourLoop
@@ -83,12 +84,14 @@ def reductions(
         raise ValueError(message(call, got="no trainable parameter", expected="at least one"))
     if torch.is_inference_mode_enabled():
         raise RuntimeError(message(call, got="inference mode", expected="a mode in which autograd can record"))
+    _check_options(call, batch_size, seed, yours)
     if batch_size is not None:
         problem = problem.rows(0, min(batch_size, problem.size))
     asked = _dtype(call, dtype) if dtype is not None else next(iter(problem.model.params.values())).dtype
     other = torch.float32 if asked == torch.float64 else torch.float64
     problem = problem.cast(asked if dtype is not None else None, _device(call, device))
-    with warnings.catch_warnings(record=True) as caught, torch.enable_grad():
+    # The outer fork is for what a criterion or a loop draws on its own; every pass of the model has its own stream.
+    with warnings.catch_warnings(record=True) as caught, torch.enable_grad(), forked(seed, 3, devices_of(problem)):
         warnings.simplefilter("always")
         note(f"estimators in {_name(asked)}")
         first = measure(problem, yours, seed, note)
@@ -222,6 +225,16 @@ def _dtype(call: str, dtype: str | torch.dtype) -> torch.dtype:
         dtype = _name(dtype)
     one_of(call, "dtype", dtype, DTYPES)
     return DTYPES[dtype]
+
+
+def _check_options(call: str, batch_size: int | None, seed: int, yours: YourLoop | None) -> None:
+    if batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
+        raise ValueError(message(call, got=f"batch_size={batch_size!r}", expected="a positive int"))
+    if not isinstance(seed, int):
+        raise TypeError(message(call, got=f"seed={seed!r}", expected="an int"))
+    if yours is not None and not callable(yours):
+        expected = "a function yours(module, criterion, batch)"
+        raise TypeError(message(call, got=f"{kind_of(yours)} as yours", expected=expected))
 
 
 def _device(call: str, device: torch.device | str | None) -> torch.device | None:
