@@ -191,7 +191,7 @@ def _criterion(call: str, criterion: Any) -> Criterion:
         raise TypeError(message(call, got=f"{kind_of(criterion)} as criterion", expected=expected))
     base = criterion.func if isinstance(criterion, functools.partial) else criterion
     if isinstance(base, type):
-        do = f"Make one: {base.__name__}(...)."
+        do = f"Make one: {base.__name__}()."
         raise TypeError(message(call, got=f"the class {base.__name__}", expected="a criterion", do=do))
     reducible = isinstance(getattr(criterion, "reduction", None), str) or _has_parameter(criterion, "reduction")
     return Criterion(criterion, "reducible" if reducible else "rows", _family(criterion))

@@ -36,7 +36,10 @@ import gradfunc as gf
 
 TOLERANCE = 1e-12
 SEEDS = [0, 1]
-FORWARD = {"batch_statistics", "dropout"}
+
+
+def mark(value: Any, slow: bool) -> Any:
+    return pytest.param(value, marks=pytest.mark.slow) if slow else value
 
 
 def audit(model, criterion, batch, yours=None) -> gf.audit.ReductionReport:
@@ -110,8 +113,7 @@ CLASSIFIERS: dict[str, Callable[[int], tuple[nn.Module, tuple[Tensor, ...]]]] = 
 }
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("n", [2, 5, 9])
+@pytest.mark.parametrize(("n", "seed"), [(2, 0), (9, 1)])
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_class_weights(name, n, seed):
     torch.manual_seed(seed)
@@ -366,7 +368,7 @@ BATCH_NORM: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
 }
 
 
-@pytest.mark.parametrize("n", [2, 4, 5, 8])
+@pytest.mark.parametrize("n", [2, 4, mark(5, True), mark(8, True)])
 @pytest.mark.parametrize("name", BATCH_NORM)
 def test_batch_norm(name, n):
     model, shape = BATCH_NORM[name]()
@@ -452,15 +454,13 @@ DROPOUT: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
     "of attention weights": lambda: (AttentionThen(dropout=0.4), (TIME, 8)),
     "of attention weights, returned": lambda: (AttentionThen(dropout=0.4, need_weights=True), (TIME, 8)),
     "behind attention without dropout": lambda: (AttentionThen(nn.Dropout(0.4)), (TIME, 8)),
-    "random rectifier": lambda: (mlp(nn.RReLU()), (WIDTH,)),
     "noise in the forward": lambda: (NoiseInForward(), (WIDTH,)),
     "functional": lambda: (FunctionalDropout(), (WIDTH,)),
     "stochastic depth": lambda: (StochasticDepth(), (WIDTH,)),
 }
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("n", [2, 7])
+@pytest.mark.parametrize(("n", "seed"), [(2, 0), (7, 1)])
 @pytest.mark.parametrize("name", DROPOUT)
 def test_dropout(name, n, seed):
     torch.manual_seed(seed)
@@ -471,6 +471,38 @@ def test_dropout(name, n, seed):
     check(report, "dropout")
     assert report.independence.independent is True
     assert report.pair("mean", "sliced").verdict in ("exact", "rounding")
+
+
+class Permuted(nn.Module):
+    """A draw that belongs to no sample."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + 0.3 * h[torch.randperm(len(h))]
+
+
+class Shared(nn.Module):
+    """One mask for the whole batch."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h * torch.randn(h.shape[1], dtype=h.dtype)
+
+
+DRAWS: dict[str, Callable[[], nn.Module]] = {"rrelu": nn.RReLU, "permutation": Permuted, "one mask for all": Shared}
+
+
+@pytest.mark.parametrize(("n", "seed"), [(2, 2), (7, 0), (7, 1)])
+@pytest.mark.parametrize("name", DRAWS)
+def test_draws_that_are_hard_to_replay(name, n, seed):
+    """Found and matched, or unexplained; never claimed without the match."""
+    torch.manual_seed(seed)
+    report = gf.audit.reductions(mlp(DRAWS[name]()), nn.CrossEntropyLoss(), (x(n), y(n)), dtype="float64", seed=seed)
+    assert report.pair("mean", "sliced").verdict in ("exact", "rounding")
+    if (name, n) != ("permutation", 2):  # the identity, half of the time
+        assert report.pair("mean", "re-fed").verdict == "wrong"
+    for pair in report.pairs:
+        for cause in pair.causes:
+            assert cause.relative_error <= TOLERANCE, (pair.a, pair.b, cause)
+    assert set(report.causes) <= {"dropout"}
 
 
 @pytest.mark.parametrize("n", [4, 7])
@@ -546,7 +578,7 @@ USERS: dict[str, Callable[[int], tuple[nn.Module, tuple[Tensor, ...]]]] = {
 }
 
 
-@pytest.mark.parametrize(("n", "size"), [(4, 2), (7, 3), (9, 4), (6, 1), (5, 5)])
+@pytest.mark.parametrize(("n", "size"), [(7, 3), (6, 1), (5, 5)])
 @pytest.mark.parametrize("name", USERS)
 def test_a_correct_loop(name, n, size):
     model, inputs = USERS[name](n)
@@ -557,7 +589,7 @@ def test_a_correct_loop(name, n, size):
     assert all(pair.verdict in ("exact", "rounding") for pair in report.pairs if not pair.demonstration)
 
 
-@pytest.mark.parametrize(("n", "size"), [(7, 3), (9, 4), (5, 2), (10, 7)])
+@pytest.mark.parametrize(("n", "size"), [(7, 3), (10, 7)])
 @pytest.mark.parametrize("name", USERS)
 def test_unequal_micro_batches(name, n, size):
     model, inputs = USERS[name](n)
@@ -569,7 +601,7 @@ def test_unequal_micro_batches(name, n, size):
     same(measured(report, "mean", "yours"), torch.stack(means).mean(0) - g.mean(0))
 
 
-@pytest.mark.parametrize(("n", "size"), [(6, 2), (8, 2), (5, 1), (7, 3)])
+@pytest.mark.parametrize(("n", "size"), [(6, 2), (5, 1), (7, 3)])
 @pytest.mark.parametrize("name", USERS)
 def test_no_division(name, n, size):
     model, inputs = USERS[name](n)
@@ -581,7 +613,7 @@ def test_no_division(name, n, size):
     same(measured(report, "mean", "yours"), total - g.mean(0))
 
 
-@pytest.mark.parametrize(("n", "size"), [(7, 3), (9, 4), (5, 2)])
+@pytest.mark.parametrize(("n", "size"), [(9, 4), (5, 2)])
 @pytest.mark.parametrize("name", USERS)
 def test_short_last_batch(name, n, size):
     """Each sum divided by the nominal batch size, the batches averaged."""
@@ -700,10 +732,13 @@ def test_counted_padding():
 def test_means_of_micro_batches_of_padded_sequences():
     """Equal numbers of sequences, unequal numbers of tokens."""
     ids, target = padded(6)
-    report = audit(Tied(), nn.CrossEntropyLoss(), (ids, target), accumulate(2, lambda m, nominal, k, n: 1 / k))
+    model = Tied()
+    report = audit(model, nn.CrossEntropyLoss(), (ids, target), accumulate(2, lambda m, nominal, k, n: 1 / k))
     check_loop(report, "unequal_micro_batches")
-    g = rows(Tied(), lambda out: F.cross_entropy(out, target, reduction="none"), (ids,))
-    assert g.isfinite().all()
+    g = rows(model, lambda out: F.cross_entropy(out, target, reduction="none"), (ids,))
+    count = (target != -100).double().sum(1)
+    means = [g[cut].sum(0) / count[cut].sum() for cut in cuts(6, 2)]
+    same(measured(report, "mean", "yours"), torch.stack(means).mean(0) - g.sum(0) / count.sum())
 
 
 def test_means_of_micro_batches_with_class_weights():
@@ -742,7 +777,7 @@ def test_micro_batches_under_batch_norm(n, size):
     check_loop(report, "batch_statistics")
 
 
-@pytest.mark.parametrize(("n", "size"), [(8, 4), (7, 3), (4, 4)])
+@pytest.mark.parametrize(("n", "size"), [(7, 3), (4, 4)])
 @pytest.mark.parametrize("name", ["vectors", "channels", "between recurrent layers", "noise in the forward"])
 def test_micro_batches_under_dropout(name, n, size):
     model, shape = DROPOUT[name]()
@@ -805,15 +840,14 @@ UNKNOWN: dict[str, Any] = {
     ),
     "off by one part in a million": _edited(lambda grads: {k: g * (1 + 1e-6) for k, g in grads.items()}),
     "off by 1e-9": _edited(lambda grads: {k: g * (1 + 1e-9) for k, g in grads.items()}),
-    "another sample twice": accumulate(3, lambda m, nominal, k, n: m / n * (1.5 if m < nominal else 1)),
+    "the short last batch counted half again": accumulate(
+        4, lambda m, nominal, k, n: m / n * (1.5 if m < nominal else 1)
+    ),
 }
 
 
-@pytest.mark.parametrize("n", [1, 2, 5, 7])
-@pytest.mark.parametrize("name", UNKNOWN)
+@pytest.mark.parametrize(("name", "n"), [*((name, 7) for name in UNKNOWN), ("sign", 1), ("zeros", 2)])
 def test_an_unknown_bug_is_unexplained(name, n):
-    if name == "another sample twice" and n < 5:
-        pytest.skip("needs a short last micro-batch")
     report = audit(mlp(), nn.CrossEntropyLoss(), (x(n), y(n)), UNKNOWN[name])
     pair = report.pair("mean", "yours")
     assert pair.verdict == "wrong", pair
@@ -823,16 +857,15 @@ def test_an_unknown_bug_is_unexplained(name, n):
     assert "unexplained" in str(report)
 
 
-@pytest.mark.parametrize("name", UNKNOWN)
+@pytest.mark.parametrize("name", [mark(name, name not in ("sign", "clipped", "zeros")) for name in UNKNOWN])
 def test_an_unknown_bug_stays_unexplained_beside_known_mechanisms(name):
     """Batch norm, dropout and class weights give the search many combinations: none of them may fit by accident."""
-    model = cnn(nn.BatchNorm2d(4), nn.Dropout(0.3))
+    model = mlp(nn.BatchNorm1d(7), nn.Dropout(0.3))
     criterion = nn.CrossEntropyLoss(weight=class_weights())
-    report = audit(model, criterion, (x(7, 2, 6, 6), torch.arange(7) % CLASSES), UNKNOWN[name])
+    report = audit(model, criterion, (x(6), torch.arange(6) % CLASSES), UNKNOWN[name])
     pair = report.pair("mean", "yours")
     assert pair.verdict == "wrong"
-    if name != "zeros":  # a multiple of the measured difference may be any of the factors' own
-        assert pair.causes == (), pair.causes
+    assert pair.causes == ()
 
 
 @pytest.mark.parametrize("n", [3, 6])
@@ -957,7 +990,7 @@ def test_unknown_bugs_of_many_seeds(name, seed):
     torch.manual_seed(400 + seed)
     n = 5 + seed % 7
     report = audit(mlp(), nn.CrossEntropyLoss(), (x(n), y(n)), UNKNOWN[name])
-    if name == "another sample twice" and n % 3 == 0:
-        return
+    if n % 4 == 0 and "short" in name:
+        return  # there is none
     assert report.pair("mean", "yours").verdict == "wrong"
     assert report.causes == ()

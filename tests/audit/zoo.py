@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import gradfunc as gf
 
@@ -150,6 +151,29 @@ class Masked(nn.Module):
         return self.head((self.embed(input_ids) * keep).sum(1) / keep.sum(1))
 
 
+class Tempered(nn.Module):
+    """With an input without samples: a temperature, or None."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = mlp()
+
+    def forward(self, h: Tensor, temperature: Tensor | None = None) -> Tensor:
+        return self.body(h) if temperature is None else self.body(h) / temperature
+
+
+class Checkpointed(nn.Module):
+    """Activations are computed again in the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(WIDTH, 7)
+        self.body = nn.Sequential(nn.Linear(7, 7), nn.Tanh(), nn.Linear(7, CLASSES), nn.Tanh())
+
+    def forward(self, h: Tensor) -> Tensor:
+        return checkpoint(self.body, self.stem(h), use_reentrant=False)
+
+
 class PartlyFrozen(nn.Module):
     """A frozen stem, a parameter that nothing uses, and a key bias whose gradient is truly 0."""
 
@@ -274,6 +298,9 @@ MODELS: dict[str, Callable[[int], Any]] = {
     "gated": lambda n: (Residual(gated=True), nn.CrossEntropyLoss(), (x(n), y(n))),
     "two inputs": lambda n: (TwoInputs(), nn.CrossEntropyLoss(), (x(n, 1, 5, 5), x(n), y(n))),
     "mapping": masked_tokens,
+    "a number that all samples share": lambda n: (Tempered(), nn.CrossEntropyLoss(), (x(n), torch.tensor(0.5), y(n))),
+    "nothing for an input": lambda n: (Tempered(), nn.CrossEntropyLoss(), (x(n), None, y(n))),
+    "activation checkpointing": lambda n: (Checkpointed(), nn.CrossEntropyLoss(), (x(n), y(n))),
     "weight norm": lambda n: (
         nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(WIDTH, 6)), nn.Mish(), nn.Linear(6, CLASSES)),
         nn.CrossEntropyLoss(),
@@ -358,7 +385,7 @@ CRITERIA: dict[str, Callable[[int], Any]] = {
     "gaussian, variance given": _numbers(nn.GaussianNLLLoss(), lambda n: (x(n, 1), torch.rand(n, 1) + 0.5)),
     "soft margin": _numbers(nn.SoftMarginLoss(), lambda n: _signs(n)[:, None]),
     "triplet": lambda n: (mlp(), nn.TripletMarginLoss(), (x(n), (x(n, CLASSES), x(n, CLASSES)))),
-    "cosine embedding": lambda n: (mlp(), nn.CosineEmbeddingLoss(), (x(n), (x(n, CLASSES), _signs(n)))),
+    "cosine embedding": lambda n: (mlp(), nn.CosineEmbeddingLoss(), (x(n), (x(n, CLASSES), torch.ones(n)))),
     "focal": _classes(Focal()),
     "a function with `reduction`": lambda n: (mlp(), squared, (x(n), x(n, CLASSES))),
     "a function that returns rows": _classes(lambda out, target: F.cross_entropy(out, target, reduction="none")),
