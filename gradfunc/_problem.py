@@ -126,6 +126,8 @@ class Problem:
     def rearranged(self, fn: Callable[[Tensor, int], Tensor], *, inputs_only: bool = False) -> Problem:
         """The same problem with `fn(tensor, dimension of the samples)` applied to the batch."""
         call = "batch"
+        given = fn
+        fn = lambda tensor, dim: given(tensor, dim) if tensor.dim() else tensor  # noqa: E731  # shared by all samples
         if self.criterion.form == "whole":
             batch = map_with_dims(call, fn, self.batch, 0)
             return dataclasses.replace(self, _whole=batch, size=tensors_of(batch)[0].shape[0])
@@ -135,6 +137,12 @@ class Problem:
         target = self.target if inputs_only else map_with_dims(call, fn, self.target, 0)
         size = _size("batch", args, kwargs, self.model.in_dims)
         return dataclasses.replace(self, args=args, kwargs=kwargs, target=target, size=size)
+
+    def on(self, module: nn.Module) -> Problem:
+        """The same problem, with the same values of its parameters, on another object of the module's kind."""
+        dims = {"in_dims": self.model.in_dims, "out_dims": self.model.out_dims, "batch_stats": self.model.batch_stats}
+        held = {name: getattr(self.model, name) for name in ("params", "frozen", "buffers")}
+        return dataclasses.replace(self, model=dataclasses.replace(stateless(module, **dims), **held))
 
     def output_rows(self, output: Any, start: int, stop: int) -> Any:
         """Rows of an output that was computed for the whole batch."""

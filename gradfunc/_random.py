@@ -47,11 +47,16 @@ class _Draws(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            return self.draw(func, args, kwargs or {})
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **kwargs)
+        before = _generator_states()
+        out = func(*args, **kwargs)
+        # Some operators have the tag and draw only when asked to, such as attention with its dropout.
+        unchanged = all(torch.equal(a, b) for a, b in zip(before, _generator_states(), strict=True))
+        return out if unchanged and kwargs.get("generator") is None else self.drawn(func, args, out)
 
-    def draw(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def drawn(self, func: Any, args: tuple[Any, ...], out: Any) -> Any:
         raise AssertionError("abstract")
 
 
@@ -62,7 +67,7 @@ class RefuseDraws(_Draws):
         super().__init__()
         self.call = call
 
-    def draw(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def drawn(self, func: Any, args: tuple[Any, ...], out: Any) -> Any:
         """Raise."""
         raise RuntimeError(
             message(
@@ -95,11 +100,10 @@ class RecordDraws(_Draws):
         self.record = Record()
         self.failed = False
 
-    def draw(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Draw and keep a copy: of the mask where the operator returns (output, mask)."""
-        out = func(*args, **kwargs)
+    def drawn(self, func: Any, args: tuple[Any, ...], out: Any) -> Any:
+        """Keep a copy: of the mask where the operator returns (output, mask)."""
         drawn = out[1] if _is_native_dropout(func) else out
-        if isinstance(drawn, Tensor):
+        if isinstance(drawn, Tensor) and not _writes_elsewhere(func):
             self.record.draws.append(drawn.detach().clone())
             self.record.operators.append(str(func))
         else:  # drawn inside a fused operator, which returns other things besides
@@ -118,8 +122,8 @@ class ReplayDraws(_Draws):
         self.records = records
         self.position = 0
 
-    def draw(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return the recorded value, in the form `func` would."""
+    def drawn(self, func: Any, args: tuple[Any, ...], out: Any) -> Any:
+        """Return the recorded value, in the form `func` does."""
         k = self.position
         self.position += 1
         if any(k >= len(record.draws) or record.operators[k] != str(func) for record in self.records):
@@ -132,8 +136,17 @@ class ReplayDraws(_Draws):
         if func._schema.is_mutable:
             args[0].copy_(_joined(pieces, args[0].shape))
             return args[0]
-        like = func(*args, **kwargs)
-        return _joined(pieces, like.shape).to(like.dtype)
+        return _joined(pieces, out.shape).to(out.dtype)
+
+
+def _generator_states() -> list[Tensor]:
+    cuda = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
+    return [generator.get_state() for generator in (torch.default_generator, *cuda)]
+
+
+def _writes_elsewhere(func: Any) -> bool:
+    """Whether the operator writes what it drew to an argument other than its first (`rrelu_with_noise`)."""
+    return any(a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments[1:])
 
 
 def _is_native_dropout(func: Any) -> bool:

@@ -44,7 +44,8 @@ def is_rounding(*, low: float, high: float, scale_low: float, scale_high: float,
     error scales of the quantity (for a sum, `sum |c_i| |g_i|`). Rounding is proportional to the unit
     roundoff, so `high / low` is about `u_high / u_low`; an error of method gives about 1. The line is
     the geometric mean of the two. `low` counts as one unit roundoff of the scale at least, since a
-    coarse result may agree by luck.
+    coarse result may agree by luck, and as its square root at most: a result that has lost more than half
+    of its digits tells nothing, so what exceeds `sqrt(u_high)` is never rounding.
 
     Example:
         >>> u32, u64 = unit_roundoff(torch.float32), unit_roundoff(torch.float64)
@@ -55,6 +56,6 @@ def is_rounding(*, low: float, high: float, scale_low: float, scale_high: float,
     """
     if not (math.isfinite(low) and math.isfinite(high)):
         return False
-    relative_low = max(low / scale_low if scale_low else 0.0, u_low)
+    relative_low = min(max(low / scale_low if scale_low else 0.0, u_low), math.sqrt(u_low))
     relative_high = high / scale_high if scale_high else (math.inf if high else 0.0)
     return relative_high <= relative_low * math.sqrt(u_high / u_low)

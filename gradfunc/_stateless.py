@@ -228,9 +228,12 @@ def _from_module(call: str, module: nn.Module, in_dims: Any, out_dims: Any, batc
     ]
     renormed = [aliases.get(name, name) for name in renormed]
 
+    shell = _Shell(module)
+
     def apply(values: Tensors, *args: Any, **kwargs: Any) -> Any:
         values = {**values, **{name: values[name].clone() for name in renormed}}
-        return torch.func.functional_call(module, values, args, kwargs)
+        inner = {f"inner.{name}": value for name, value in values.items()}
+        return torch.func.functional_call(shell, inner, args, kwargs)
 
     return Stateless(
         params={name: p.detach() for name, p in named.items() if p.requires_grad},
@@ -243,6 +246,37 @@ def _from_module(call: str, module: nn.Module, in_dims: Any, out_dims: Any, batc
         module=module,
         _apply=apply,
     )
+
+
+class _Shell(nn.Module):
+    """Runs a replica of the module, made while `functional_call` has its tensors swapped.
+
+    The swap ends with the forward pass. What runs again later (a checkpointed block, in the backward pass) must still
+    find the tensors of this call, and the replica keeps them. It also takes whatever the forward pass assigns.
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the replica."""
+        return _replica(self.inner, {})(*args, **kwargs)
+
+
+def _replica(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
+    """A copy of the tree of modules that refers to the same tensors, hooks and everything else."""
+    if id(module) in made:
+        return made[id(module)]
+    copy = made[id(module)] = module.__new__(type(module))
+    copy.__dict__ = module.__dict__.copy()
+    for held in ("_parameters", "_buffers"):
+        copy.__dict__[held] = module.__dict__[held].copy()
+    if isinstance(module, nn.RNNBase):  # keeps its tensors in a list as well, which the swap writes to
+        copy.__dict__["_flat_weights"] = list(module._flat_weights)
+    children = module.__dict__["_modules"]
+    copy.__dict__["_modules"] = {name: None if m is None else _replica(m, made) for name, m in children.items()}
+    return copy
 
 
 def _inserted(tensor: Tensor, dim: int) -> Tensor:

@@ -6,12 +6,12 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from typing import Annotated, Any, Literal
 
 import cyclopts
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 from rich.console import Console
 
 from . import __version__
@@ -24,13 +24,21 @@ app = cyclopts.App(
 )
 
 
+def _whole_number(type_: Any, tokens: Sequence[Token]) -> int:
+    """cyclopts would round 2.5."""
+    value = int(tokens[0].value)
+    if value < 1:
+        raise ValueError("expected a positive whole number")
+    return value
+
+
 @app.command
 def audit(
     *,
     model: str | None = None,
     dtype: Literal["float64", "float32", "bfloat16"] | None = None,
     device: str | None = None,
-    batch_size: Annotated[int | None, Parameter(validator=cyclopts.validators.Number(gte=1))] = None,
+    batch_size: Annotated[int | None, Parameter(converter=_whole_number)] = None,
     seed: int = 0,
     json: bool = False,
 ) -> int:
@@ -47,7 +55,8 @@ def audit(
         seed: of dropout and other draws.
         json: print JSON instead of tables.
     """
-    with _progress() as note:
+    # What the user's own code prints must not mix with the report.
+    with _progress() as note, redirect_stdout(sys.stderr):
         if model is None:
             chosen = {"dtype": dtype or "float32", "device": device, "batch_size": batch_size or 64, "seed": seed}
             report: Report = _demo.demo(**chosen, progress=note)  # type: ignore[arg-type]
@@ -110,7 +119,7 @@ def _load(path: str) -> tuple[Any, Any, Any, Any]:
     sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script without a main guard must not set our exit code
         raise ModelPathError(f"--model {path!r}: cannot import {module_name}: {_line(error)}") from error
     factory = getattr(module, name, None)
     if factory is None:
@@ -119,7 +128,7 @@ def _load(path: str) -> tuple[Any, Any, Any, Any]:
         raise ModelPathError(f"--model {path!r}: {name} is {kind_of(factory)}, expected a function")
     try:
         made = factory()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelPathError(f"--model {path!r}: {name}() raised {_line(error)}") from error
     if not isinstance(made, tuple) or len(made) not in (3, 4):
         came = f"a tuple of {len(made)}" if isinstance(made, tuple) else kind_of(made)
@@ -130,6 +139,6 @@ def _load(path: str) -> tuple[Any, Any, Any, Any]:
     return model, criterion, batch, yours
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"

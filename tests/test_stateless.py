@@ -7,6 +7,7 @@ import torch
 from oracle import same_bits, storages
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import gradfunc as gf
 
@@ -347,3 +348,66 @@ def test_an_embedding_that_renormalises_its_weight_in_place_does_not():
     model = gf.stateless(module)
     model(model.params, torch.arange(3))
     assert_same_state(before, state(module))
+
+
+class Checkpointed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 4))
+        self.rnn = nn.RNN(4, 4, batch_first=True)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        h = checkpoint(self.body, x, use_reentrant=False)
+        h = checkpoint(lambda h: self.rnn(h[:, None])[0][:, 0], h, use_reentrant=False)
+        return self.head(h)
+
+
+def test_what_runs_again_in_the_backward_pass_finds_the_parameters_of_the_call():
+    """A checkpointed block is run again after `functional_call` has put the module's own tensors back."""
+    module = Checkpointed().double()
+    model = gf.stateless(module)
+    others = {name: torch.randn_like(p, requires_grad=True) for name, p in model.params.items()}
+    x = torch.randn(3, 4).double()
+    got = torch.autograd.grad(model(others, x).square().sum(), list(others.values()))
+    for (name, p), value in zip(module.named_parameters(), others.values(), strict=True):
+        p.data = value.detach()
+    expected = torch.autograd.grad(module(x).square().sum(), list(module.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    del name
+
+
+def test_modules_kept_in_plain_lists_are_seen():
+    """They are no children, but the same objects as children: what is passed for those must reach them."""
+
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 2)
+            self.order = [self.a, self.b]
+
+        def forward(self, x):
+            for layer in self.order:
+                x = layer(x)
+            return x
+
+    model = gf.stateless(Listed())
+    params = {name: torch.zeros_like(p) for name, p in model.params.items()}
+    assert torch.equal(model(params, torch.ones(4, 3)), torch.zeros(4, 2))
+
+
+def test_a_forward_that_assigns_leaves_the_module_alone():
+    class Assigning(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin, self.calls, self.last = nn.Linear(3, 2), 0, None
+
+        def forward(self, x):
+            self.calls += 1
+            self.last = self.lin(x)
+            return self.last
+
+    module = Assigning()
+    model = gf.stateless(module)
+    model(model.params, torch.ones(4, 3))
+    assert (module.calls, module.last) == (0, None)

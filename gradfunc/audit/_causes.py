@@ -104,8 +104,7 @@ class Search:
     def _variants(self, loop: Mechanism, forwards: Active) -> list[Candidate]:
         case = self.high.case
         # A loop over one forward pass, or over samples that it did not feed in order, collects single samples.
-        micro_batches = len(case.yours_sizes) > 1
-        parts = parts_of(case.yours_sizes) if micro_batches else singles(case.size)
+        parts = parts_of(case.yours_sizes) if len(case.yours_sizes) > 1 else singles(case.size)
         weights = self.predictors[id(self.high)].true_sample_weights()
         assert loop.loop is not None
         return [

@@ -15,7 +15,7 @@ from .._report import Report, Table, jsonable, number
 from .._stateless import Stateless, stateless
 from .._tree import Tensors, subtract
 from ..models import mlp
-from ._case import Case
+from ._case import Case, attempt
 from ._causes import largest
 from ._examples import example
 from ._measure import forum_one_at_a_time, measure
@@ -45,7 +45,8 @@ class Triggered:
     measured: float | None
     predicted: float | None
     relative_error: float | None
-    found: bool
+    found: bool | None
+    why_not: str | None
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class DemoReport(Report):
     @property
     def ok(self) -> bool:
         """Whether the healthy model is found healthy, and every mechanism found."""
-        return self.reductions.ok and all(row.found for row in self.mechanisms)
+        return self.reductions.ok and all(row.found is not False for row in self.mechanisms)
 
     def parts(self) -> Sequence[Table | str]:
         """Tables in reading order."""
@@ -95,7 +96,8 @@ class DemoReport(Report):
 
     @staticmethod
     def _formula(row: Triggered) -> str:
-        return BY_NAME[row.mechanism].formula + ("" if row.found else "  NOT FOUND")
+        note = {True: "", False: "  NOT FOUND", None: f"  (not run: {row.why_not})"}[row.found]
+        return BY_NAME[row.mechanism].formula + note
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -162,7 +164,10 @@ def forum_pairs(case: Case) -> tuple[ForumPair, ...]:
 
 def _trigger(name: str, dtype: str, device: str | None, seed: int) -> Triggered:
     made = example(name, seed=seed)
-    report = reductions(made.model, made.criterion, made.batch, yours=made.yours, dtype=dtype, device=device, seed=seed)
+    options: dict[str, Any] = {"yours": made.yours, "dtype": dtype, "device": device, "seed": seed}
+    report, why_not = attempt(lambda: reductions(made.model, made.criterion, made.batch, **options))
+    if report is None:  # no kernel for it in this precision
+        return Triggered(name, " - ".join(made.pair), None, None, None, None, why_not)
     pair = report.pair(*made.pair)
     cause = next((cause for cause in pair.causes if name in cause.mechanisms), None)
     return Triggered(
@@ -172,4 +177,5 @@ def _trigger(name: str, dtype: str, device: str | None, seed: int) -> Triggered:
         cause.predicted if cause else None,
         cause.relative_error if cause else None,
         cause is not None,
+        None,
     )

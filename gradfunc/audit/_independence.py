@@ -9,7 +9,6 @@ passes, no gradients, no assumption on where the batch sits inside the model.
 from __future__ import annotations
 
 import copy
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,13 +81,8 @@ def _on_a_copy(problem: Problem) -> tuple[Problem, dict[nn.Module, str]]:
     if module is None:
         return problem, {}
     module = copy.deepcopy(module)
-
-    def apply(values: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-        return torch.func.functional_call(module, values, args, kwargs)
-
-    model = dataclasses.replace(problem.model, module=module, _apply=apply)
     names = {layer: name or type(layer).__name__ for name, layer in module.named_modules()}
-    return dataclasses.replace(problem, model=model), names
+    return problem.on(module), names
 
 
 def _run(problem: Problem, names: dict[nn.Module, str], seed: int) -> tuple[Tensor | None, Trace]:
@@ -96,17 +90,21 @@ def _run(problem: Problem, names: dict[nn.Module, str], seed: int) -> tuple[Tens
     trace: Trace = []
     parents: list[str] = []
 
-    def before(layer: nn.Module, args: Any, kwargs: Any) -> None:
-        inside = parents[-1] if parents else names[layer]
-        trace.append((f"{inside} (its own forward, before {names[layer]})", _copies((args, kwargs))))
-        parents.append(names[layer])
+    def before(name: str, args: Any, kwargs: Any) -> None:
+        inside = parents[-1] if parents else name
+        trace.append((f"{inside} (its own forward, before {name})", _copies((args, kwargs))))
+        parents.append(name)
 
-    def after(layer: nn.Module, args: Any, out: Any) -> None:
+    def after(name: str, out: Any) -> None:
         parents.pop()
-        trace.append((names[layer], _copies(out)))
+        trace.append((name, _copies(out)))
 
-    handles = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in names]
-    handles += [layer.register_forward_hook(after) for layer in names]
+    handles = []
+    for layer, name in names.items():
+        enter = lambda _, args, kwargs, name=name: before(name, args, kwargs)  # noqa: E731
+        leave = lambda _, args, out, name=name: after(name, out)  # noqa: E731
+        handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
+        handles.append(layer.register_forward_hook(leave))
     with torch.no_grad(), forked(seed, 0, devices_of(problem)):
         forward = run(problem, problem.model.params)
     for handle in handles:

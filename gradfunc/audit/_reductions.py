@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import itertools
 import warnings
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from .._errors import kind_of, message, one_of
 from .._problem import Problem, read
 from .._random import forked
 from .._rounding import is_rounding, pair_factor
-from .._stateless import PureModel, Stateless, stateless
+from .._stateless import PureModel, Stateless
 from .._tree import Tensors, subtract
 from ._case import attempt, devices_of
 from ._causes import Cause, Search, largest
@@ -109,6 +108,8 @@ def reductions(
     notes = [f"{type(w.message).__name__} raised: {w.message}" for w in caught]
     if second is None:
         notes.append(f"could not be repeated in {_name(other)} ({why_not}); what has no bound cannot be told")
+    if all(estimate.norm in (0.0, None) for estimate in first.estimates.values()):
+        notes.append("every gradient is 0: does the loss depend on the parameters?")
     if first.case.forward.scalar is not None:
         notes.append(
             "the criterion gives one scalar, so that only 'mean' and 're-fed' can be compared; "
@@ -202,9 +203,7 @@ def _trained(problem: Problem, mechanism: Mechanism) -> Problem:
     layers = dict(module.named_modules())
     for name in layers_of_kind(problem, mechanism):
         layers.get(name, module).train(True)
-    fresh = stateless(module, in_dims=problem.model.in_dims, out_dims=problem.model.out_dims, batch_stats="batch")
-    fields = {name: getattr(problem.model, name) for name in ("params", "frozen", "buffers")}
-    return dataclasses.replace(problem, model=dataclasses.replace(fresh, **fields))
+    return problem.on(module)
 
 
 def layers_of_kind(problem: Problem, mechanism: Mechanism) -> list[str]:

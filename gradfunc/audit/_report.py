@@ -200,8 +200,8 @@ class ReductionReport(Report):
         wrong = sum(pair.verdict == "wrong" and not pair.demonstration for pair in self.pairs)
         unsure = sum(pair.verdict == "cannot tell" for pair in self.pairs)
         if self.ok:
-            tail = f" ({unsure} pairs could not be told)" if unsure else ""
-            lines.append(f"Verdict: the reductions agree{tail}.")
+            told = f"no pair is shown to be wrong, but {unsure} could not be told" if unsure else "the reductions agree"
+            lines.append(f"Verdict: {told}.")
         elif wrong:
             found = ", ".join(self.causes) or "unexplained"
             lines.append(f"Verdict: {wrong} pairs disagree beyond rounding: {found}.")

@@ -43,8 +43,10 @@ def _short_batch(case: Case, parts: Parts, weights: Tensor) -> Iterable[tuple[st
 
 
 def _short_window(case: Case, parts: Parts, weights: Tensor) -> Iterable[tuple[str, Tensor]]:
+    if case.yours_sizes and len(case.yours_sizes) == 1:  # one micro-batch: its samples are no window
+        parts = [range(case.size)]
     k = len(parts)
-    for window in range(k + 1, 4 * k + 1):
+    for window in range(k + 1, max(4 * k, 16) + 1):
         yield f"{k} of {window} micro-batches arrived", spread(parts, weights, [1 / window] * k)
 
 

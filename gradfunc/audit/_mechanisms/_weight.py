@@ -73,8 +73,14 @@ def _is_broadcast(case: Case) -> bool:
     output, target = case.forward.output, case.problem.target
     if case.problem.criterion.family != "element" or case.problem.criterion.form != "reducible":
         return False
-    both = isinstance(output, Tensor) and isinstance(target, Tensor)
-    return both and output.shape != target.shape and case.forward.elements is not None
+    elements = case.forward.elements
+    if not isinstance(output, Tensor) or not isinstance(target, Tensor) or elements is None:
+        return False
+    try:
+        shape = torch.broadcast_shapes(output.shape, target.shape)
+    except RuntimeError:
+        return False
+    return output.shape != target.shape and elements.shape == shape
 
 
 def same_rows(case: Case, parts: Parts) -> list[Tensor]:
@@ -121,7 +127,7 @@ WEIGHT: tuple[Mechanism, ...] = (
         formula="sum w_i g_i / sum w_i  against  sum w_i g_i / n",
         remedy="keep (numerator, weight) and divide once: gf.losses.cross_entropy(..., weight=w), g.mean()",
         invited=lambda case: "class weights" if _has_class_weights(case, False) else None,
-        applies=lambda case: _has_class_weights(case, False),
+        applies=lambda case: _has_class_weights(case, False) and bool((_class_weight(case) != 1).any()),
         weight=_class_weight,
     ),
     Mechanism(
