@@ -22,7 +22,7 @@ from ._tree import Batch, Tensors
 from ._weights import Weighted, as_weighted
 
 # What torch.func says of itself when it cannot run a function that autograd can. Anything else is the user's
-# own error and passes untouched. Collected from torch 2.11 to 2.15.
+# own error and passes untouched. Collected from torch 2.13.
 _LIMITATIONS = re.compile(
     r"data-dependent control flow"
     r"|vmap: It looks like you're"
@@ -55,11 +55,15 @@ def limitation(error: Exception) -> str | None:
 
 
 class Rows(NamedTuple):
-    """Gradients `{name: [b, *shape]}`, numerators `[b]` and weights `[b]` of some samples."""
+    """Gradients `{name: [b, *shape]}`, numerators `[b]` and weights `[b]` of some samples.
+
+    `unused` names the parameters that none of these losses depends on, where computing the rows told; else None.
+    """
 
     grads: Tensors
     losses: Tensor
     weights: Tensor
+    unused: tuple[str, ...] | None = None
 
 
 class Source(Protocol):
@@ -162,7 +166,7 @@ class VmapSource:
         return LoopSource(self.call).unused_by(range(min(1, self.size)))
 
     def _vmapped(self, fn: Callable[..., Any], start: int, stop: int) -> Any:
-        tensors = [tensor[start:stop] for tensor in self.call.batch.tensors]
+        tensors = [tensor[start:stop].clone() for tensor in self.call.batch.tensors]  # a loss may write to its input
         in_dims = (None, *[0] * len(tensors))
         mapped = torch.func.vmap(fn, in_dims=in_dims, randomness=self.call.randomness)
         with self.call.draws(start), _noted_fallbacks(self.slow):
@@ -188,7 +192,8 @@ class LoopSource:
             grads.append(gradients(out.numerator, leaves))
             values.append(Weighted(out.numerator.detach(), out.weight))
         stacked = {name: torch.stack([_filled(g[name], value) for g in grads]) for name, value in leaves.items()}
-        return Rows(stacked, *_stacked(values))
+        unused = tuple(name for name in leaves if all(g[name] is None for g in grads))
+        return Rows(stacked, *_stacked(values), unused)
 
     def losses(self, start: int, stop: int) -> Weighted:
         """One forward pass a sample."""
@@ -211,7 +216,7 @@ class LoopSource:
         leaves = self.call.leaves()
         # Always with a graph: a loss may differentiate inside (a gradient penalty).
         with torch.enable_grad(), self.call.draws(i), self.call.guard():
-            return leaves, self.call.value(leaves, [t[i] for t in self.call.batch.tensors], batched=False)
+            return leaves, self.call.value(leaves, [t[i].clone() for t in self.call.batch.tensors], batched=False)
 
 
 @dataclass(frozen=True)
@@ -227,7 +232,7 @@ class CotangentSource:
         """Run the loss on the whole batch."""
         leaves = call.leaves()
         with torch.enable_grad(), call.draws(0), call.guard():
-            return cls(leaves, call.value(leaves, call.batch.tensors, batched=True), vmapped)
+            return cls(leaves, call.value(leaves, [t.clone() for t in call.batch.tensors], batched=True), vmapped)
 
     @property
     def size(self) -> int:
@@ -243,10 +248,10 @@ class CotangentSource:
             grads = gradients(losses, self.leaves, cotangents, is_grads_batched=True)
         else:
             each = [gradients(losses, self.leaves, cotangent) for cotangent in cotangents]
-            grads = {name: torch.stack([_filled(g[name], value) for g in each]) for name, value in self.leaves.items()}
-        shape = (stop - start,)
-        full = {name: _filled(grads[name], value, shape) for name, value in self.leaves.items()}
-        return Rows(full, *self.losses(start, stop))
+            grads = {name: _stacked_grads([g[name] for g in each], value) for name, value in self.leaves.items()}
+        unused = tuple(name for name, value in grads.items() if value is None)
+        full = {name: _filled(grads[name], value, (stop - start,)) for name, value in self.leaves.items()}
+        return Rows(full, *self.losses(start, stop), unused)
 
     def losses(self, start: int, stop: int) -> Weighted:
         """Read off the one forward pass."""
@@ -264,13 +269,15 @@ def _noted_fallbacks(slow: set[str]) -> Iterator[None]:
     pattern = "There is a performance drop because we have not yet implemented the batching rule for"
     with warnings.catch_warnings(record=True) as caught:
         warnings.filterwarnings("always", message=pattern)
-        yield
-    for warning in caught:
-        text = str(warning.message)
-        if text.startswith(pattern):
-            slow.add(text.removeprefix(pattern).split()[0].rstrip("."))
-        else:
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        try:
+            yield
+        finally:
+            for warning in caught:
+                text = str(warning.message)
+                if text.startswith(pattern):
+                    slow.add(text.removeprefix(pattern).split()[0].rstrip("."))
+                else:
+                    warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def gradients(
@@ -289,6 +296,12 @@ def gradients(
     )
     dense = [None if g is None else g.to_dense() if g.layout != torch.strided else g for g in grads]
     return dict(zip(leaves, dense, strict=True))
+
+
+def _stacked_grads(grads: list[Tensor | None], like: Tensor) -> Tensor | None:
+    if all(grad is None for grad in grads):
+        return None
+    return torch.stack([_filled(grad, like) for grad in grads])
 
 
 def _filled(grad: Tensor | None, like: Tensor, rows: tuple[int, ...] = ()) -> Tensor:

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
@@ -32,27 +33,35 @@ class PerSampleGrads:
         (tensor([5., 1.]), tensor([1.5000, 2.5000]), torch.Size([2, 2]))
 
     Row i is the gradient of sample i's numerator. Where the rows fit in one chunk they are kept; otherwise each
-    query runs the model again, chunk by chunk, and never holds more than one chunk of rows.
+    query runs the model again, chunk by chunk, and holds a small multiple of one chunk of rows.
 
     Attributes:
         names: the parameters differentiated, in the order of `params`.
-        losses: numerators, `[B]`.
-        weights: weights, `[B]`; all 1 where the loss is a plain scalar.
         batch_size: B.
         engine: "vmap" or "loop".
     """
 
     names: tuple[str, ...]
-    losses: Tensor
-    weights: Tensor
     batch_size: int
     engine: str
-    _source: Source = field(repr=False)
+    _losses: Tensor = field(repr=False)
+    _weights: Tensor = field(repr=False)
+    _source: Source | None = field(repr=False)
     _shapes: Tensors = field(repr=False)
     _kept: Rows | None = field(repr=False)
     _chunk: int
     _reason: str
     _watched: tuple[tuple[Tensor, int], ...] = field(repr=False)
+
+    @property
+    def losses(self) -> Tensor:
+        """Numerators, `[B]`."""
+        return self._losses.clone()
+
+    @property
+    def weights(self) -> Tensor:
+        """Weights, `[B]`; all 1 where the loss is a plain scalar."""
+        return self._weights.clone()
 
     @property
     def mean_loss(self) -> Tensor:
@@ -65,9 +74,14 @@ class PerSampleGrads:
     def unused(self) -> tuple[str, ...]:
         """Parameters that no sample's loss depends on; their gradients are exact zeros.
 
-        Costs one forward and backward pass of one sample, or with the loop of every sample.
+        Known where rows are kept by the loop; else it costs one forward and backward pass of one sample under vmap, of
+        every sample in a loop. An empty batch uses nothing.
         """
-        self._check_unchanged("unused")
+        if self._kept is not None and self._kept.unused is not None:
+            return self._kept.unused
+        assert self._source is not None
+        if self._kept is None:
+            self._check_unchanged("unused")
         return self._source.unused()
 
     @overload
@@ -120,8 +134,11 @@ class PerSampleGrads:
         """Inner product of each row with `direction`, `{name: tensor}` of the parameters' shapes: `[B]`.
 
         Raises:
+            TypeError: `direction` is not a dictionary.
             ValueError: `direction` lacks a parameter or has other shapes.
         """
+        if not isinstance(direction, Mapping):
+            raise TypeError(message("g.dot(direction)", got=kind_of(direction), expected="a dict {name: tensor}"))
         for name, like in self._shapes.items():
             given = direction.get(name)
             if not isinstance(given, Tensor) or given.shape != like.shape:
@@ -200,6 +217,7 @@ class PerSampleGrads:
             yield (0, self.batch_size), self._kept.grads
             return
         self._check_unchanged(query)
+        assert self._source is not None
         for a, b in _spans(self.batch_size, self._chunk):
             if a >= start:
                 yield (a, b), self._source.rows(a, b).grads
@@ -250,7 +268,7 @@ class PerSampleGradsFunction:
             try:
                 return self._value(made, "vmap", "torch.func runs this loss", call, batch)
             except Exception as error:
-                if (limit := limitation(error)) is None:
+                if (limit := self._limit(error, made)) is None:
                     raise
             reason = f"torch.func cannot run this loss ({limit})"
             value = self._value(made, "loop", reason, call, batch)  # the user's own error, if it is one, passes here
@@ -259,6 +277,20 @@ class PerSampleGradsFunction:
             warnings.warn(f"{call}: {reason}; using one autograd call a sample. {do}", GradfuncWarning, stacklevel=3)
             return value
         return self._value(made, engine, reason, call, batch)
+
+    def _limit(self, error: Exception, made: Call) -> str | None:
+        """Why torch.func cannot run the loss; None for the user's own error.
+
+        What torch says of itself is known by its words, and else by trying: an error that sample 0 alone does not raise
+        outside of vmap is a limitation.
+        """
+        if (known := limitation(error)) is not None or not isinstance(error, (RuntimeError, NotImplementedError)):
+            return known
+        try:
+            self._source(made, "loop").rows(0, 1)
+        except Exception:
+            return None
+        return " ".join(str(error).split())[:200]
 
     def _value(self, made: Call, engine: str, reason: str, call: str, batch: Batch) -> PerSampleGrads:
         source = self._source(made, engine)
@@ -270,11 +302,12 @@ class PerSampleGradsFunction:
         watched = [*made.fixed.values(), *batch.tensors]
         return PerSampleGrads(
             names=tuple(made.params),
-            losses=values.losses,
-            weights=values.weights,
             batch_size=size,
             engine=engine,
-            _source=source,
+            _losses=values.losses,
+            _weights=values.weights,
+            # Rows that are kept answer for themselves: a batched loss would hold its graph for nothing.
+            _source=source if kept is None or kept.unused is None else None,
             _shapes=made.params,
             _kept=kept,
             _chunk=chunk,
@@ -338,7 +371,7 @@ def per_sample_grads(
         raise TypeError(message(call, got=kind_of(loss), expected="a function loss(params, *sample)"))
     one_of(call, "engine", engine, ("auto", "vmap", "loop"))
     one_of(call, "randomness", randomness, ("different", "same", "error"))
-    if not isinstance(seed, int):
+    if not isinstance(seed, int) or isinstance(seed, bool):
         raise TypeError(message(call, got=f"seed={seed!r}", expected="an int"))
     if not (wrt is None or isinstance(wrt, (str, Sequence)) or callable(wrt)):
         expected = "a regex, a sequence of names, or a predicate(name, tensor)"
@@ -367,6 +400,9 @@ def _check_modes(call: str, params: Any, args: tuple[Any, ...], kwargs: dict[str
 
 
 def _selected(call: str, params: Mapping[str, Tensor], wrt: Selection | None) -> list[str]:
+    if complex_ones := [name for name, value in params.items() if value.is_complex()]:
+        do = "Keep real and imaginary parts as two parameters (torch.view_as_complex joins them)."
+        raise ValueError(message(call, got=f"complex parameters {complex_ones}", expected="real ones", do=do))
     floating = [name for name, value in params.items() if value.is_floating_point()]
     if not floating:
         do = "Parameters must be floating tensors."
@@ -374,7 +410,10 @@ def _selected(call: str, params: Mapping[str, Tensor], wrt: Selection | None) ->
     if wrt is None:
         return floating
     if isinstance(wrt, str):
-        chosen = [name for name in floating if re.fullmatch(wrt, name)]
+        try:
+            chosen = [name for name in floating if re.fullmatch(wrt, name)]
+        except re.error as error:
+            raise ValueError(message(call, got=f"wrt={wrt!r} ({error})", expected="a regular expression")) from error
     elif callable(wrt):
         chosen = [name for name in floating if wrt(name, params[name])]
     else:
@@ -396,12 +435,20 @@ def _chunk_size(asked: str | int | None, params: Tensors, size: int) -> int:
     if isinstance(asked, int):
         return asked
     device = next(iter(params.values())).device
-    if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory
-    else:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    on_gpu = device.type == "cuda"
+    memory = torch.cuda.get_device_properties(device).total_memory if on_gpu else _machine_memory()
     row = sum(value.numel() * value.element_size() for value in params.values())
     return max(1, min(size or 1, memory // 16 // max(row, 1)))
+
+
+def _machine_memory() -> int:
+    """Total bytes, or the limit of the container; 8 GiB where the system does not say."""
+    total = 2**33
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return min(total, int(text)) if text.isdigit() else total
 
 
 def _spans(size: int, chunk: int) -> list[tuple[int, int]]:

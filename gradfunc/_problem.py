@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from . import losses
 from ._errors import kind_of, message
 from ._stateless import PureModel, Stateless, stateless
-from ._tree import Tensors, cast, map_tensors, map_with_dims, read_batch, tensors_of
+from ._tree import Tensors, cast, copy_of, map_tensors, map_with_dims, read_batch, tensors_of
 from ._weights import Weighted, as_weighted
 
 _FAMILIES: dict[str, tuple[tuple[type, ...], tuple[Any, ...]]] = {
@@ -54,9 +54,15 @@ class Criterion:
             return self.given.keywords.get(name, default)
         return getattr(self.given, name, default) if isinstance(self.given, nn.Module) else default
 
+    @property
+    def given_mean(self) -> str:
+        """What "mean" is for this criterion: "batchmean" where it was given so."""
+        return "batchmean" if self.option("reduction") == "batchmean" else "mean"
+
     def reduced(self, output: Any, target: Any, reduction: str) -> Tensor:
         """The loss under "none" (elements, or numerators `[B]`), "sum" or "mean"."""
         if self.form == "reducible":
+            reduction = self.given_mean if reduction == "mean" else reduction
             out: Tensor = _varied(self.given, reduction)(*_arguments(output, target))
             return out
         rows = self.rows(output, target)
@@ -112,12 +118,12 @@ class Problem:
 
     def output(self, params: Tensors) -> Any:
         """The model's output for the whole batch."""
-        args, kwargs = map_tensors(torch.clone, (self.args, self.kwargs))  # a forward may write to its input
+        args, kwargs = map_tensors(copy_of, (self.args, self.kwargs))  # a forward may write to its input
         return self.model(params, *args, **kwargs)
 
     def whole(self, params: Tensors) -> Any:
         """What a criterion made by `gf.whole` returns for the whole batch."""
-        return self.criterion.given.fn(functools.partial(self.model, params), map_tensors(torch.clone, self.batch))
+        return self.criterion.given.fn(functools.partial(self.model, params), map_tensors(copy_of, self.batch))
 
     def rows(self, start: int, stop: int) -> Problem:
         """The same problem on samples start to stop."""
@@ -157,22 +163,22 @@ class Problem:
         return dataclasses.replace(self, model=model, criterion=self.criterion.cast(dtype, device), **data)
 
 
-def read(
-    call: str, model: nn.Module | PureModel | Stateless, criterion: Any, batch: Any, *, batch_stats: str = "batch"
-) -> Problem:
+def read(call: str, model: nn.Module | PureModel | Stateless, criterion: Any, batch: Any) -> Problem:
     """Read `(model, criterion, batch)` as every tool does.
 
     Raises:
         TypeError: a model, criterion or batch of another form.
         ValueError: an empty batch, or tensors that disagree in the number of samples.
     """
-    model = dataclasses.replace(stateless(model), batch_stats=batch_stats)
+    model = dataclasses.replace(stateless(model), batch_stats="batch")
     criterion = _criterion(call, criterion)
     args, kwargs, target = _split(call, criterion, batch)
     if criterion.form == "whole":
         size = read_batch(call, (batch,), {}, rows=True).size or 0
     else:
-        read_batch(call, args, kwargs, rows=False)  # refuses numpy arrays
+        read_batch(call, (*args, target), kwargs, rows=False)  # refuses numpy arrays
+        if isinstance(target, list):
+            raise TypeError(message(call, got="a list as target", expected="a tensor, or a tuple of several arguments"))
         size = _size(call, args, kwargs, model.in_dims)
         targets = {tensor.shape[0] for tensor in tensors_of(target) if tensor.dim()}
         if targets - {size}:
@@ -251,7 +257,7 @@ def _size(call: str, args: tuple[Any, ...], kwargs: dict[str, Any], in_dims: Any
 def _arguments(output: Any, target: Any) -> tuple[Any, ...]:
     """What a criterion is called with: copies, since it may write to them and others use them again."""
     targets = target if isinstance(target, (tuple, list)) else (target,)
-    copies: tuple[Any, ...] = map_tensors(torch.clone, (output, *targets))
+    copies: tuple[Any, ...] = (map_tensors(torch.clone, output), *map_tensors(copy_of, targets))
     return copies
 
 

@@ -40,14 +40,13 @@ def scale(a: Mapping[str, Tensor], factor: float | Tensor) -> Tensors:
 
 
 def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
-    """Inner product over all entries, in float64."""
-    products = (a[name].double() * b[name].double() for name in a)
-    return math.fsum(float(product.sum()) for product in products)
+    """Inner product over all entries, products in their own precision, summed in float64."""
+    return sum((float((a[name] * b[name]).sum(dtype=torch.float64)) for name in a), 0.0)
 
 
 def norm(a: Mapping[str, Tensor]) -> float:
     """Euclidean norm over all entries, in float64."""
-    return math.sqrt(dot(a, a))
+    return math.hypot(*(float(torch.linalg.vector_norm(value, dtype=torch.float64)) for value in a.values()))
 
 
 def cast(tree: Any, dtype: torch.dtype | None, device: torch.device | str | None = None) -> Any:
@@ -70,22 +69,22 @@ def row_norms(rows: Mapping[str, Tensor]) -> Tensor:
     Every row is divided by its largest entry before squaring, so a finite gradient has a finite norm
     wherever that norm is representable; inf gives inf and NaN gives NaN. Half types accumulate in float32.
     """
-    flat = [value.reshape(len(value), -1) for value in rows.values()]
-    flat = [value.to(wide(value.dtype)) for value in flat if value.shape[1]]
+    flat = [_flat(value) for value in rows.values() if math.prod(value.shape[1:])]
     if not flat:
         some = next(iter(rows.values()))
         return some.new_zeros(len(some), dtype=wide(some.dtype))
-    largest = torch.stack([value.abs().amax(1) for value in flat]).amax(0)
+    largest = torch.stack([torch.linalg.vector_norm(value, torch.inf, dim=1) for value in flat]).amax(0)
     unit = torch.where((largest > 0) & largest.isfinite(), largest, torch.ones_like(largest))
-    squares = torch.stack([(value / unit[:, None]).square().sum(1) for value in flat]).sum(0)
-    return unit * squares.sqrt()
+    parts = torch.stack([torch.linalg.vector_norm(value / unit[:, None], dim=1) for value in flat])
+    norms: Tensor = unit * torch.linalg.vector_norm(parts, dim=0)
+    return norms
 
 
 def row_dots(rows: Mapping[str, Tensor], direction: Mapping[str, Tensor]) -> Tensor:
     """Inner product of each row with `direction`: `[B]`."""
     parts = []
     for name, value in rows.items():
-        flat = value.reshape(len(value), -1).to(wide(value.dtype))
+        flat = _flat(value)
         parts.append(flat @ direction[name].reshape(-1).to(flat.dtype))
     return torch.stack(parts).sum(0)
 
@@ -95,14 +94,20 @@ def row_sum(rows: Mapping[str, Tensor], c: Tensor | None = None) -> Tensors:
 
     A coefficient 0 leaves its row out, even one that holds inf or NaN (0 * NaN is NaN).
     """
+    if c is None:
+        return {name: value.to(wide(value.dtype)).sum(0) for name, value in rows.items()}
+    kept = (c != 0).nonzero()[:, 0]
     out = {}
     for name, value in rows.items():
-        value = value.to(wide(value.dtype))
-        if c is not None:
-            weights = c.to(value.dtype).reshape(-1, *[1] * (value.dim() - 1))
-            value = torch.where(weights == 0, torch.zeros_like(value), value * weights)
-        out[name] = value.sum(0)
+        chosen = value if len(kept) == len(c) else value[kept]
+        flat = _flat(chosen)
+        out[name] = (c[kept].to(flat.dtype) @ flat).reshape(value.shape[1:])
     return out
+
+
+def _flat(value: Tensor) -> Tensor:
+    """`[B, *shape]` as `[B, entries]` in the accumulation dtype."""
+    return value.reshape(len(value), math.prod(value.shape[1:])).to(wide(value.dtype))
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -213,6 +218,11 @@ def _paths(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
 def map_tensors(fn: Callable[[Tensor], Any], tree: Any) -> Any:
     """`tree` with `fn` applied to its tensors; other leaves pass through."""
     return pytree.tree_map(lambda leaf: fn(leaf) if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def copy_of(tensor: Tensor) -> Tensor:
+    """A copy that shares neither storage nor graph, but requires gradients where the original does."""
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
 def tensors_of(tree: Any) -> list[Tensor]:

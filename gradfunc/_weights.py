@@ -178,6 +178,12 @@ class Accumulator:
                 )
             )
         sums = g.sum(wide=True)
+        for name, value in self.totals.items():
+            if value.shape != sums[name].shape:
+                got = f"'{name}' of shape {tuple(sums[name].shape)}"
+                raise ValueError(
+                    message("gf.Accumulator.add(g)", got=got, expected=f"{tuple(value.shape)}, as in init")
+                )
         totals = {name: value + sums[name].to(value.dtype) for name, value in self.totals.items()}
         weight = total(g.weights)
         return dataclasses.replace(self, totals=totals, weight=self.weight.to(weight.device) + weight)

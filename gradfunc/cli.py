@@ -36,7 +36,7 @@ def _whole_number(type_: Any, tokens: Sequence[Token]) -> int:
 def audit(
     *,
     model: str | None = None,
-    dtype: Literal["float64", "float32", "bfloat16"] | None = None,
+    dtype: Literal["float64", "float32", "bfloat16", "float16"] | None = None,
     device: str | None = None,
     batch_size: Annotated[int | None, Parameter(converter=_whole_number)] = None,
     seed: int = 0,

@@ -807,3 +807,49 @@ def test_streamed_gram_is_symmetric_and_whole():
     assert torch.equal(streamed, streamed.T)
     g = gf.per_sample_grads(loss)(params, x)
     assert ((streamed - g.gram()).abs() <= 1e-12 * g.norms()[:, None] * g.norms()).all()
+
+
+def test_a_limit_of_torch_in_words_nobody_knows_still_falls_to_the_loop():
+    """`bincount` of other lengths per sample fails under vmap in words of its own; sample 0 alone runs."""
+
+    def loss(params, i):
+        counts = torch.bincount(i)
+        return (params["w"][: len(counts)] * counts).sum()
+
+    with pytest.warns(gf.GradfuncWarning, match="torch.func cannot run this loss"):
+        g = gf.per_sample_grads(loss)({"w": torch.ones(5)}, torch.tensor([[0, 0], [3, 1], [4, 4]]))
+    expected = [[2.0, 0, 0, 0, 0], [0, 1, 0, 1, 0], [0, 0, 0, 0, 2]]
+    assert g.materialize()["w"].tolist() == expected
+
+
+@pytest.mark.parametrize("engine", ["vmap", "loop"])
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_loss_that_writes_to_its_input_leaves_the_batch_alone(engine, batched):
+    def loss(params, x):
+        return (params["w"] * x.mul_(2)).sum(-1)
+
+    x = torch.ones(3, 2)
+    g = gf.per_sample_grads(loss, engine=engine, batched=batched)({"w": torch.ones(2)}, x)
+    assert torch.equal(x, torch.ones(3, 2))
+    assert torch.equal(g.materialize()["w"], torch.full((3, 2), 2.0))
+
+
+def test_kept_rows_hold_no_graph_and_know_what_is_unused():
+    params, x = {"w": torch.ones(2), "idle": torch.ones(1)}, torch.ones(3, 2)
+    g = gf.per_sample_grads(lambda p, x: (p["w"] * x).sum(-1), batched=True)(params, x)
+    assert g._source is None
+    params["w"].add_(1)
+    assert g.unused == ("idle",)
+
+
+def test_complex_parameters_are_refused():
+    with pytest.raises(ValueError, match=r"complex parameters \['w'\]"):
+        gf.per_sample_grads(lambda p, x: (p["w"].real * x).sum())({"w": torch.ones(2) + 0j}, torch.ones(3, 2))
+
+
+def test_losses_and_weights_are_copies():
+    g = gf.per_sample_grads(lambda p, x: (p["w"] * x).sum())({"w": torch.ones(2)}, torch.ones(3, 2))
+    g.losses.add_(100)
+    g.weights.add_(100)
+    assert torch.equal(g.losses, torch.full((3,), 2.0))
+    assert torch.equal(g.weights, torch.ones(3))

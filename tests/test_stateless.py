@@ -370,11 +370,10 @@ def test_what_runs_again_in_the_backward_pass_finds_the_parameters_of_the_call()
     others = {name: torch.randn_like(p, requires_grad=True) for name, p in model.params.items()}
     x = torch.randn(3, 4).double()
     got = torch.autograd.grad(model(others, x).square().sum(), list(others.values()))
-    for (name, p), value in zip(module.named_parameters(), others.values(), strict=True):
+    for p, value in zip(module.parameters(), others.values(), strict=True):
         p.data = value.detach()
     expected = torch.autograd.grad(module(x).square().sum(), list(module.parameters()))
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
-    del name
 
 
 def test_modules_kept_in_plain_lists_are_seen():

@@ -7,8 +7,8 @@ mean gradient is measured the plain way, as its user would write it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -58,7 +58,15 @@ class PerSample:
     first: tuple[Grads, ...]
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
+class Passes:
+    """How a batch was passed through the model in parts: the size of each, and its draws (None: not replayable)."""
+
+    sizes: list[int]
+    draws: list[Record] | None
+
+
+@dataclass(frozen=True, eq=False)
 class Case:
     """A problem at one precision, with its forward pass."""
 
@@ -67,11 +75,6 @@ class Case:
     leaves: Tensors
     forward: Forward
     draws: Record | None
-    # filled by the re-fed pass and by the user's own loop
-    refed_sizes: list[int] = field(default_factory=list)
-    refed_draws: list[Record] | None = field(default_factory=list)
-    yours_sizes: list[int] = field(default_factory=list)
-    yours_draws: list[Record] | None = field(default_factory=list)
 
     @classmethod
     def of(cls, problem: Problem, seed: int) -> Case:
@@ -188,8 +191,8 @@ def slice_losses(case: Case) -> Iterator[Tensor]:
             yield problem.criterion.reduced(row, problem.rows(i, i + 1).target, "mean")
 
 
-def refed(case: Case) -> tuple[Grads, float]:
-    """The mean loss of the model run on one sample at a time, averaged; and the mean norm of those gradients.
+def refed(case: Case) -> tuple[Grads, float, Passes]:
+    """The mean loss of the model run on one sample at a time, averaged; the mean norm of those gradients; the passes.
 
     Where the model refuses a batch of one (BatchNorm on vectors), samples go in twos and a last three.
     """
@@ -198,13 +201,13 @@ def refed(case: Case) -> tuple[Grads, float]:
         try:
             if sizes:
                 return _refed(case, sizes)
-        except Exception as refusal:
+        except Exception as refusal:  # whatever the model raises on a batch of one
             error = error or refusal
     assert error is not None
     raise error
 
 
-def _refed(case: Case, sizes: list[int]) -> tuple[Grads, float]:
+def _refed(case: Case, sizes: list[int]) -> tuple[Grads, float, Passes]:
     total, norms, start, records = case.zeros(), 0.0, 0, []
     with forked(case.seed, 1, devices_of(case.problem)):
         for size in sizes:
@@ -216,9 +219,7 @@ def _refed(case: Case, sizes: list[int]) -> tuple[Grads, float]:
             total = add(total, scale(g, size / case.size))
             norms += norm(g) * size / case.size
             start += size
-    case.refed_sizes = sizes
-    case.refed_draws = records if len(records) == len(sizes) else None
-    return total, norms
+    return total, norms, Passes(sizes, records if len(records) == len(sizes) else None)
 
 
 def mean_loss(problem: Problem, params: Tensors) -> Tensor:
@@ -272,11 +273,6 @@ def attempt(fn: Callable[[], Any]) -> tuple[Any, str | None]:
     except Exception as error:  # the user's model and loop may raise anything; the rest of the audit goes on
         lines = str(error).strip().splitlines()
         return None, f"{type(error).__name__}: {lines[0] if lines else ''}"
-
-
-def no_intervention() -> AbstractContextManager[None]:
-    """The forward pass as it is."""
-    return nullcontext()
 
 
 def _checked(problem: Problem, rows: Weighted) -> Weighted:

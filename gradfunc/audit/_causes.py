@@ -7,15 +7,18 @@ precisions, the very test by which a pair is called rounding.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+
+from torch import Tensor
 
 from .._random import CannotReplay
 from .._rounding import is_rounding
-from .._tree import Tensors, norm, subtract
+from .._tree import Tensors, dot, norm, scale, subtract
 from ._measure import Measured
-from ._mechanisms import BY_NAME, MECHANISMS, Mechanism, parts_of, singles
+from ._mechanisms import BY_NAME, MECHANISMS, Mechanism, singles
 from ._predict import Active, Predictor
 
 
@@ -43,11 +46,12 @@ class Cause:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Mechanisms, and the difference they predict for a case."""
+    """Mechanisms, and the difference they predict at a precision; `plausible` is a cheap look before it."""
 
     mechanisms: tuple[str, ...]
     detail: str
     difference: Callable[[Predictor], Tensors]
+    plausible: Callable[[], bool] = lambda: True
 
 
 class Search:
@@ -55,20 +59,17 @@ class Search:
 
     def __init__(self, low: Measured, high: Measured) -> None:
         self.low, self.high = low, high
-        self.predictors = {id(m): Predictor(m.case) for m in (low, high)}
+        self.predict_low, self.predict_high = Predictor(low), Predictor(high)
 
     def causes(self, a: str, b: str) -> tuple[Cause, ...]:
-        """Every match of the smallest size for the pair (a, b); none where nothing matches."""
-        if "yours" in (a, b):
-            groups = self._loops(a) if b == "yours" else self._loops(b)
-            other = a if b == "yours" else b
-            if other != "mean":
-                return ()
-            sign = 1 if a == "yours" else -1
-        else:
-            groups, sign = self._subsets(a, b), 1
-        for group in groups:
-            found = [cause for candidate in group if (cause := self._matched(candidate, a, b, sign)) is not None]
+        """Every match of the smallest size for the pair (a, b); none where nothing matches.
+
+        Of the pairs with 'yours' (always second), only that with 'mean' has a closed form of its own.
+        """
+        if b == "yours" and a != "mean":
+            return ()
+        for group in self._loops() if b == "yours" else self._subsets(a, b):
+            found = [cause for candidate in group if (cause := self._matched(candidate, a, b)) is not None]
             if found:
                 return tuple(found)
         return ()
@@ -86,15 +87,14 @@ class Search:
                 for chosen in itertools.combinations(names, size)
             ]
 
-    def _loops(self, other: str) -> Iterator[list[Candidate]]:
-        """Loops that `yours` may be, against the criterion's own mean, under none or more forward mechanisms."""
+    def _loops(self) -> Iterator[list[Candidate]]:
+        """Loops that 'yours' may be, against the criterion's own mean, under none or more forward mechanisms."""
         case = self.high.case
-        forwards = [m.name for m in MECHANISMS if m.kind == "forward" and m.applies(case)] if case.yours_sizes else []
+        covered = bool(self.predict_high.parts("yours"))
+        forwards = [m.name for m in MECHANISMS if m.kind == "forward" and m.applies(case)] if covered else []
         loops = [m for m in MECHANISMS if m.loop is not None and m.applies(case)]
         for size in range(1, len(forwards) + 2):
-            group = []
-            for chosen in itertools.combinations(forwards, size):
-                group.append(Candidate(chosen, "", _as_mean(frozenset(chosen))))
+            group = [self._as_mean(frozenset(chosen)) for chosen in itertools.combinations(forwards, size)]
             for chosen in itertools.combinations(forwards, size - 1):
                 for loop in loops:
                     group += self._variants(loop, frozenset(chosen))
@@ -102,15 +102,27 @@ class Search:
             yield group
 
     def _variants(self, loop: Mechanism, forwards: Active) -> list[Candidate]:
-        case = self.high.case
-        # A loop over one forward pass, or over samples that it did not feed in order, collects single samples.
-        parts = parts_of(case.yours_sizes) if len(case.yours_sizes) > 1 else singles(case.size)
-        weights = self.predictors[id(self.high)].true_sample_weights()
+        """The loop over the parts that were passed, and over single samples where one pass held them all."""
         assert loop.loop is not None
-        return [
-            Candidate((loop.name, *sorted(forwards)), detail, _as_loop(loop, parts, k, forwards))
-            for k, (detail, _) in enumerate(loop.loop(case, parts, weights))
-        ]
+        passed, n = self.predict_high.parts("yours"), self.high.case.size
+        partitions = [passed] if passed else []
+        if len(passed) <= 1 and n > 1 and (loop.samplewise or not passed):
+            partitions.append(singles(n))
+        out = []
+        for parts in partitions:
+            both = (
+                list(loop.loop(predictor.case, parts, predictor.true_sample_weights()))
+                for predictor in (self.predict_low, self.predict_high)
+            )
+            for (detail, low), (_, high) in zip(*both, strict=True):
+                out.append(self._loop((loop.name, *sorted(forwards)), detail, low, high, forwards))
+        return out
+
+    def _as_mean(self, forwards: Active) -> Candidate:
+        """A right loop, whose forward passes differ from that of the whole batch."""
+        weights = [p.true_sample_weights() for p in (self.predict_low, self.predict_high)]
+        low, high = ((w > 0) / w.sum() for w in weights)
+        return self._loop(tuple(sorted(forwards)), "", low, high, forwards)
 
     def _as_estimators(self, forwards: Active) -> list[Candidate]:
         """Yours may be the sum / n, or the mean of single means, where torch's mean weights its samples."""
@@ -120,35 +132,55 @@ class Search:
             return []
         return [Candidate(weights, f"yours is '{name}'", _as_estimator(name)) for name in ("none", "sliced")]
 
-    def _matched(self, candidate: Candidate, a: str, b: str, sign: int) -> Cause | None:
-        residuals = []
-        for measured in (self.low, self.high):
-            difference = subtract(measured.grads(a), measured.grads(b))
-            try:
-                predicted = candidate.difference(self.predictors[id(measured)])
-            except (CannotReplay, ValueError, RuntimeError):
+    def _loop(self, names: tuple[str, ...], detail: str, low: Tensor, high: Tensor, forwards: Active) -> Candidate:
+        def difference(predictor: Predictor) -> Tensors:
+            direction, factor = predictor.loop(low if predictor is self.predict_low else high, forwards)
+            return subtract(_mean(predictor), scale(direction, factor))
+
+        def plausible() -> bool:
+            # |yours - factor * direction|^2 from three inner products, kept by direction. What cancels in it is some
+            # 1e-15 of its terms, so 1e-10 lets every match through and stops nearly everything else.
+            direction, factor = self.predict_high.loop(high, forwards)
+            if factor == 0:
+                return True
+            if id(direction) not in self._products:
+                yours = self.high.grads("yours")
+                self._products[id(direction)] = (dot(yours, yours), dot(yours, direction), dot(direction, direction))
+            yy, yd, dd = self._products[id(direction)]
+            return not abs(yy - 2 * factor * yd + factor**2 * dd) > 1e-10 * (yy + factor**2 * dd)
+
+        return Candidate(names, detail, difference, plausible)
+
+    @cached_property
+    def _products(self) -> dict[int, tuple[float, float, float]]:
+        return {}
+
+    def _matched(self, candidate: Candidate, a: str, b: str) -> Cause | None:
+        try:
+            if not candidate.plausible():
                 return None
-            if sign < 0:
-                predicted = {name: -value for name, value in predicted.items()}
-            residuals.append((subtract(difference, predicted), difference, predicted))
-        low, high = residuals
+            predicted = [candidate.difference(p) for p in (self.predict_low, self.predict_high)]
+        except (CannotReplay, RuntimeError):  # a forward pass that does not bear the intervention
+            return None
+        measured = [subtract(m.grads(a), m.grads(b)) for m in (self.low, self.high)]
+        low, high = (subtract(m, p) for m, p in zip(measured, predicted, strict=True))
         if not is_rounding(
-            low=largest(low[0]),
-            high=largest(high[0]),
+            low=largest(low),
+            high=largest(high),
             scale_low=self.low.scale,
             scale_high=self.high.scale,
             u_low=self.low.u,
             u_high=self.high.u,
         ):
             return None
-        size = norm(high[1])
-        error = norm(high[0]) / size if size else 0.0
-        return Cause(candidate.mechanisms, candidate.detail, largest(high[2]), error)
+        size = norm(measured[1])
+        return Cause(candidate.mechanisms, candidate.detail, largest(predicted[1]), norm(high) / size if size else 0.0)
 
 
 def largest(difference: Tensors) -> float:
-    """Largest absolute entry; 0 for no entries."""
-    return max((float(value.abs().max()) for value in difference.values() if value.numel()), default=0.0)
+    """Largest absolute entry; NaN if there is one, 0 for no entries."""
+    values = [float(value.abs().max()) for value in difference.values() if value.numel()]
+    return math.nan if any(map(math.isnan, values)) else max(values, default=0.0)
 
 
 def _difference(a: str, b: str, active: Active) -> Callable[[Predictor], Tensors]:
@@ -159,22 +191,5 @@ def _mean(predictor: Predictor) -> Tensors:
     return predictor.estimate("mean", predictor.true_weights)
 
 
-def _as_mean(forwards: Active) -> Callable[[Predictor], Tensors]:
-    def difference(predictor: Predictor) -> Tensors:
-        weights = predictor.true_sample_weights()
-        return subtract(predictor.loop((weights > 0) / weights.sum(), forwards), _mean(predictor))
-
-    return difference
-
-
-def _as_loop(loop: Mechanism, parts: Any, k: int, forwards: Active) -> Callable[[Predictor], Tensors]:
-    def difference(predictor: Predictor) -> Tensors:
-        assert loop.loop is not None
-        variants = list(loop.loop(predictor.case, parts, predictor.true_sample_weights()))
-        return subtract(predictor.loop(variants[k][1], forwards), _mean(predictor))
-
-    return difference
-
-
 def _as_estimator(name: str) -> Callable[[Predictor], Tensors]:
-    return lambda predictor: subtract(predictor.estimate(name, predictor.true_weights), _mean(predictor))
+    return lambda predictor: subtract(_mean(predictor), predictor.estimate(name, predictor.true_weights))

@@ -83,8 +83,8 @@ class DemoReport(Report):
                 ["pair", "published", "measured", "max |g_1 - g_0| / n, or 0"],
                 forum,
                 "Not because of the loss: the gradient of a sum is the sum of the gradients. The loop keeps "
-                "param.grad.view(...) without\na clone; zeroing in place and the next backward turn sample 0's "
-                "gradient into sample 1's. 'none' and 'one by one' share\nthat loop, so they agree with each other.",
+                "param.grad.view(...) without a clone; zeroing in place and the next backward turn sample 0's "
+                "gradient into sample 1's. 'none' and 'one by one' share that loop, so they agree with each other.",
             ),
             Table(
                 "Every mechanism by which reductions disagree, triggered once",

@@ -1,6 +1,6 @@
 """What the autograd graph of a case tells: the lowest precision in it, and where rounding has a bound.
 
-Reads node names and `_input_metadata` (shapes and dtypes of a node's outputs), as they are from torch 2.11 to 2.15.
+Reads node names and `_input_metadata` (shapes and dtypes of a node's outputs), as they are in torch 2.13.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def bounded_parameters(case: Case) -> set[str]:
         if name is None:
             continue
         product = _only_product(node, users)
-        if product is None or tuple(product._input_metadata[0].shape)[:-1] != (case.size,):
+        outputs = getattr(product, "_input_metadata", ())
+        if not outputs or tuple(outputs[0].shape)[:-1] != (case.size,):
             continue
         if product is case.forward.output.grad_fn or (power_of_two and rowwise):
             covered.add(name)

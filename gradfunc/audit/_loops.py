@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from .._errors import kind_of, message
 from .._random import RecordDraws, forked
 from .._stateless import Stateless
-from .._tree import Tensors, map_tensors, tensors_of
-from ._case import Case, devices_of
+from .._tree import Tensors, copy_of, map_tensors, tensors_of
+from ._case import Case, Passes, devices_of
 
 YourLoop = Callable[[nn.Module, Any, Any], Any]
 
@@ -45,7 +45,7 @@ def forum(case: Case, losses: Iterable[Tensor]) -> Tensors:
     return averages
 
 
-def yours(case: Case, loop: YourLoop) -> Tensors:
+def yours(case: Case, loop: YourLoop) -> tuple[Tensors, Passes]:
     """Run the user's loop on a copy of the model; note the sizes of its micro-batches and the draws of each.
 
     The gradient is what the loop returns, `{name: tensor}`, or else what it leaves in `.grad` of the copy.
@@ -59,6 +59,8 @@ def yours(case: Case, loop: YourLoop) -> Tensors:
     starts: list[int] = []
 
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not torch.is_grad_enabled():  # an evaluation beside the training passes
+            return
         dims = problem.model.in_dims
         first = tensors_of((args, kwargs))[0]
         sizes.append(first.shape[dims if isinstance(dims, int) else 0])
@@ -66,12 +68,11 @@ def yours(case: Case, loop: YourLoop) -> Tensors:
 
     model.register_forward_pre_hook(note, with_kwargs=True)  # on our copy
     with torch.enable_grad(), forked(case.seed, 2, devices_of(problem)), mode:
-        returned = loop(model, problem.criterion.given, map_tensors(torch.clone, problem.batch))
-    case.yours_sizes = sizes if sum(sizes) == case.size else []
-    case.yours_draws = None if mode.failed else mode.record.split(starts)
+        returned = loop(model, problem.criterion.given, map_tensors(copy_of, problem.batch))
     if returned is None:
         returned = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
-    return _read(case, returned)
+    passes = Passes(sizes if sum(sizes) == case.size else [], None if mode.failed else mode.record.split(starts))
+    return _read(case, returned), passes
 
 
 def _read(case: Case, returned: Any) -> Tensors:
@@ -96,11 +97,7 @@ def _fresh(model: Stateless) -> nn.Module:
     """A copy of the module that holds the case's values, in its precision, and no gradients."""
     assert model.module is not None
     module = copy.deepcopy(model.module)
-    some = next(iter(model.params.values()))
-    module.to(device=some.device, dtype=some.dtype)
     held = {**model.params, **model.frozen, **model.buffers}
-    with torch.no_grad():
-        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-            tensor.copy_(held[name])
-            tensor.grad = None
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        tensor.data, tensor.grad = held[name].detach().clone(), None
     return module

@@ -10,7 +10,7 @@ from .._problem import Problem
 from .._rounding import unit_roundoff
 from .._tree import Tensors, norm, scale
 from . import _loops
-from ._case import Case, PerSample, attempt, per_sample, reduced, refed, slice_losses, sliced
+from ._case import Case, Passes, PerSample, attempt, per_sample, reduced, refed, slice_losses, sliced
 from ._graph import bounded_parameters, coarsest_roundoff
 
 ESTIMATORS: dict[str, str] = {
@@ -42,6 +42,7 @@ class Measured:
     """A case with its estimates.
 
     Attributes:
+        passes: how 're-fed' and 'yours' passed the batch through the model.
         scale: error scale of an averaged gradient, `sum |g_i| / n`.
         u: the coarsest unit roundoff in the graph.
         bounded: parameters for which two averages have a bound.
@@ -49,6 +50,7 @@ class Measured:
 
     case: Case
     estimates: dict[str, Estimate]
+    passes: dict[str, Passes]
     per_sample: PerSample | None
     scale: float
     u: float
@@ -84,13 +86,11 @@ def measure(problem: Problem, yours: _loops.YourLoop | None, seed: int, note: Ca
     if case.forward.elements is not None:
         needs_rows = case.forward.output is None and case.forward.weights is None
         estimates["sliced"] = Estimate(None, "no output to slice") if needs_rows else _estimate(lambda: sliced(case))
-    refed_norms = [0.0]
-
-    def run_refed() -> Tensors:
-        grads, refed_norms[0] = refed(case)
-        return grads
-
-    estimates["re-fed"] = _estimate(run_refed)
+    passes: dict[str, Passes] = {}
+    again, why_not = attempt(lambda: refed(case))
+    estimates["re-fed"] = Estimate(None if again is None else again[0], why_not)
+    if again is not None:
+        passes["re-fed"] = again[2]
     if each is not None:
         note("the forum's loop")
         elements = case.forward.elements
@@ -98,15 +98,27 @@ def measure(problem: Problem, yours: _loops.YourLoop | None, seed: int, note: Ca
         estimates["forum loop"] = _estimate(lambda: _loops.forum(case, (e.sum() for e in elements)))
     if yours is not None:
         note("your loop")
-        estimates["yours"] = _estimate(lambda: _loops.yours(case, yours))
+        collected, why_not = attempt(lambda: _loops.yours(case, yours))
+        estimates["yours"] = Estimate(None if collected is None else collected[0], why_not)
+        if collected is not None:
+            passes["yours"] = collected[1]
     return Measured(
         case=case,
         estimates={name: estimates[name] for name in ESTIMATORS if name in estimates},
+        passes=passes,
         per_sample=each,
-        scale=each.norms / n if each is not None else refed_norms[0],
+        scale=each.norms / n if each is not None else again[1] if again is not None else 0.0,
         u=max(coarsest_roundoff(case), *(unit_roundoff(v.dtype) for v in case.leaves.values())),
         bounded=bounded_parameters(case),
     )
+
+
+def measure_refed(problem: Problem, seed: int) -> Measured:
+    """Only the estimator that feeds the model again."""
+    case = Case.of(problem, seed)
+    grads, norms, passes = refed(case)
+    u = unit_roundoff(next(iter(case.leaves.values())).dtype)
+    return Measured(case, {"re-fed": Estimate(grads)}, {"re-fed": passes}, None, norms, u, set())
 
 
 def _estimate(fn: Callable[[], Any]) -> Estimate:

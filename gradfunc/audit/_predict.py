@@ -9,19 +9,18 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .._random import Record
-from .._tree import Tensors, scale
-from ._case import Case
-from ._mechanisms import BY_NAME, Mechanism, parts_of, singles, spread
+from .._tree import Tensors
+from ._measure import Measured
+from ._mechanisms import BY_NAME, Mechanism, Parts, parts_of, singles, spread
 
 Active = frozenset[str]
 
 
 class Predictor:
-    """Predictions for one case, each computed once: `sum c * d(elements)`, one backward pass."""
+    """Predictions for one measured case, each computed once: `sum c * d(elements)`, one backward pass."""
 
-    def __init__(self, case: Case) -> None:
-        self.case = case
+    def __init__(self, measured: Measured) -> None:
+        self.case, self.passes = measured.case, measured.passes
         self._gradients: dict[tuple[str, Active], Tensors] = {}
         self._elements: dict[tuple[str, Active], Tensor] = {}
         self._loops: dict[tuple[str, Active], Tensors] = {}
@@ -35,17 +34,23 @@ class Predictor:
             self._gradients[key] = self.case.gradient(c, self._forward(estimator, relevant))
         return self._gradients[key]
 
-    def loop(self, c: Tensor, active: Active) -> Tensors:
-        """The gradient of a loop with coefficients `c`, `[n]`, under the forward mechanisms in `active`."""
-        # Many loops differ by a factor alone, so the gradient is kept for coefficients scaled to at most 1.
+    def parts(self, estimator: str) -> Parts:
+        """The parts in which 're-fed' or 'yours' passed the batch; none if they did not cover it."""
+        return parts_of(self.passes[estimator].sizes) if estimator in self.passes else []
+
+    def loop(self, c: Tensor, active: Active) -> tuple[Tensors, float]:
+        """The gradient of a loop with coefficients `c`, `[n]`, under the forward mechanisms in `active`.
+
+        Returns `(direction, factor)`, whose product it is: many loops differ by a factor alone, and share a direction.
+        """
         largest = float(c.abs().max())
         if largest == 0:
-            return self.case.zeros()
+            return self.case.zeros(), 0.0
         c = c / (largest * self._divisor(self.true_weights))
         key = (",".join(f"{value:.12e}" for value in c.tolist()), active)
         if key not in self._loops:
             self._loops[key] = self.case.gradient(self._shaped(c), self._forward("yours", active))
-        return scale(self._loops[key], largest)
+        return self._loops[key], largest
 
     def sample_weights(self, active: Iterable[str]) -> Tensor:
         """The weight of each sample, `[n]`, under the weight mechanisms in `active`: 1 without any."""
@@ -79,7 +84,7 @@ class Predictor:
             return self._shaped(c)
         if self.case.forward.elements is None:  # a scalar: its parts' means average to it
             return torch.ones((), dtype=weights.dtype, device=weights.device)
-        parts = {"mean": [range(n)], "sliced": singles(n), "re-fed": parts_of(self.case.refed_sizes)}[estimator]
+        parts = {"mean": [range(n)], "sliced": singles(n), "re-fed": self.parts("re-fed")}[estimator]
         factors = [len(part) / n for part in parts]
         if members := [m.members for m in _of(active, "weight") if m.members is not None]:
             masks = [mask.to(weights) for mask in members[0](self.case, parts)]
@@ -95,22 +100,18 @@ class Predictor:
         mechanisms = [m for m in _of(active, "forward") if estimator in m.moves]
         if not mechanisms:
             return None
-        key = ("yours" if estimator == "yours" else "re-fed", frozenset(m.name for m in mechanisms))
+        key = (estimator, frozenset(m.name for m in mechanisms))
         if key not in self._elements:
-            sizes, records = self._parts(estimator)
+            passes = self.passes[estimator]
             with ExitStack() as stack:
                 for m in mechanisms:
                     assert m.intervene is not None
-                    stack.enter_context(m.intervene(sizes, records))
+                    stack.enter_context(m.intervene(passes.sizes, passes.draws))
                 self._elements[key] = self.case.elements_under(stack.pop_all())
         return self._elements[key]
 
     def _device(self) -> torch.device:
         return next(iter(self.case.leaves.values())).device
-
-    def _parts(self, estimator: str) -> tuple[list[int], list[Record] | None]:
-        case = self.case
-        return (case.yours_sizes, case.yours_draws) if estimator == "yours" else (case.refed_sizes, case.refed_draws)
 
     def _shaped(self, per_row: Tensor) -> Tensor:
         """A value a row, or an element, in a shape that broadcasts over the elements."""

@@ -36,7 +36,8 @@ class Pair:
         bound: the most that rounding can make of it there, where that is a theorem.
         other: the same discrepancy at the other precision.
         verdict: "exact", "rounding", "wrong", "cannot tell" or "not run".
-        causes: the closed forms that match a wrong one; empty: unexplained.
+        causes: the closed forms that match a wrong one.
+        unexplained: the residual of a wrong one that no closed form matches.
         demonstration: whether one of the two is known to be broken and there for comparison.
     """
 
@@ -48,7 +49,14 @@ class Pair:
     other: float | None
     verdict: str
     causes: tuple[Cause, ...]
+    unexplained: float | None
     demonstration: bool
+
+    @property
+    def fault(self) -> bool:
+        """Whether the user's own estimators disagree, and not by weights that the loss itself declares."""
+        declared = any(all(BY_NAME[name].declared for name in cause.mechanisms) for cause in self.causes)
+        return self.verdict == "wrong" and not self.demonstration and not declared
 
 
 @dataclass(frozen=True)
@@ -94,9 +102,13 @@ class ReductionReport(Report):
 
     @property
     def ok(self) -> bool:
-        """Whether no pair of the user's own estimators is wrong and no loss depends on another sample."""
-        wrong = any(pair.verdict == "wrong" and not pair.demonstration for pair in self.pairs)
-        return not wrong and self.independence.independent is not False
+        """Whether the reductions agree: no pair at fault, no loss that depends on another sample, yours could run.
+
+        Pairs that differ by weights which the loss itself declares (`gf.Weighted`) are listed, but no fault. Pairs that
+        could not be told are none either; the verdict says how many.
+        """
+        ran = all(row.norm is not None for row in self.estimators if row.name == "yours")
+        return ran and self.independence.independent is not False and not any(pair.fault for pair in self.pairs)
 
     @property
     def causes(self) -> tuple[str, ...]:
@@ -128,34 +140,33 @@ class ReductionReport(Report):
         )
 
     def _pairs(self) -> Table:
-        rows = []
-        for pair in self.pairs:
-            allowed = f"<= {number(pair.bound)}" if pair.bound is not None else number(pair.other)
-            causes = " or ".join(dict.fromkeys(" + ".join(c.mechanisms) for c in pair.causes))
-            if pair.verdict == "wrong" and not causes:
-                causes = (
-                    "see yours - mean"
-                    if "yours" in (pair.a, pair.b) and "mean" not in (pair.a, pair.b)
-                    else (f"unexplained, residual {number(pair.discrepancy)}")
-                )
-            rows.append(
-                [
-                    f"{pair.a} - {pair.b}",
-                    number(pair.discrepancy),
-                    allowed,
-                    pair.verdict,
-                    pair.parameter or "",
-                    causes,
-                ]
-            )
+        rows = [
+            [
+                f"{pair.a} - {pair.b}",
+                number(pair.discrepancy),
+                number(pair.bound),
+                number(pair.other),
+                pair.verdict,
+                pair.parameter or "",
+                self._cause_of(pair),
+            ]
+            for pair in self.pairs
+        ]
         other = f"in {self.other_dtype}" if self.other_dtype else "elsewhere"
         return Table(
             "Largest discrepancy of each pair",
-            ["pair", "largest", f"bound, or {other}", "verdict", "parameter", "cause"],
+            ["pair", "largest", "bound", other, "verdict", "parameter", "cause"],
             rows,
-            "exact: equal to the last bit. rounding: within the bound, or shrinking with the unit roundoff. "
-            "wrong: it stays.",
+            "bound: the most that rounding makes of it, where that is a theorem. exact: equal to the last bit. "
+            "rounding: it shrinks with the unit roundoff. wrong: it stays.",
         )
+
+    @staticmethod
+    def _cause_of(pair: Pair) -> str:
+        if pair.unexplained is not None:
+            follows = pair.b == "yours" and pair.a != "mean"
+            return "see mean - yours" if follows else f"unexplained, residual {number(pair.unexplained)}"
+        return " or ".join(dict.fromkeys(" + ".join(cause.mechanisms) for cause in pair.causes))
 
     def _findings(self) -> list[Table]:
         tables = []
@@ -197,16 +208,19 @@ class ReductionReport(Report):
         else:
             lines.append(f"Independence of samples: NO. {check.why}; they meet in {check.layer}.")
         lines += [f"Note: {note}" for note in self.notes]
-        wrong = sum(pair.verdict == "wrong" and not pair.demonstration for pair in self.pairs)
+        wrong = sum(pair.fault for pair in self.pairs)
         unsure = sum(pair.verdict == "cannot tell" for pair in self.pairs)
-        if self.ok:
-            told = f"no pair is shown to be wrong, but {unsure} could not be told" if unsure else "the reductions agree"
-            lines.append(f"Verdict: {told}.")
-        elif wrong:
-            found = ", ".join(self.causes) or "unexplained"
-            lines.append(f"Verdict: {wrong} pairs disagree beyond rounding: {found}.")
+        if wrong:
+            told = f"{wrong} pairs disagree beyond rounding: {', '.join(self.causes) or 'unexplained'}"
+        elif not self.ok and check.independent is False:
+            told = "the reductions agree, but one sample's loss depends on other samples"
+        elif not self.ok:
+            told = "your loop did not run"
+        elif unsure:
+            told = f"no pair is shown to be wrong, but {unsure} could not be told"
         else:
-            lines.append("Verdict: the reductions agree, but one sample's loss depends on other samples.")
+            told = "the reductions agree"
+        lines.append(f"Verdict: {told}.")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:

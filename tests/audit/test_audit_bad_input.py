@@ -201,7 +201,7 @@ def test_a_message_is_one_line_and_names_the_call():
 def test_inference_mode():
     with (
         torch.inference_mode(),
-        pytest.raises(RuntimeError, match=r"inference mode; expected a mode in which autograd"),
+        pytest.raises(RuntimeError, match=r"inference mode, .*; expected tensors that autograd can record"),
     ):
         audit()
 

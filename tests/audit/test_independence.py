@@ -301,7 +301,8 @@ def test_a_counter_in_the_forward():
             return self.head(h) * (1 + 0.1 * self.calls)
 
     report = gf.audit.reductions(Counting(), nn.CrossEntropyLoss(), (x(5), y(5)))
-    assert report.independence.independent is None
+    # Every call runs on a replica, so what a forward pass assigns is gone with it: each call is the first.
+    assert report.independence.independent is True
     assert report.causes == ()
 
 

@@ -126,7 +126,7 @@ def test_predictions_agree_with_estimators_without_mechanisms() -> None:
     """On a healthy problem the closed forms of all estimators are the same number."""
     made = example("aliased_first_sample")
     _, high = measured(made)
-    predictor = Predictor(high.case)
+    predictor = Predictor(high)
     for name in ("none", "sum / n", "mean", "sliced", "re-fed"):
         difference = largest(subtract(predictor.estimate(name, frozenset()), high.grads(name)))
         assert difference <= 1e-12 * high.scale

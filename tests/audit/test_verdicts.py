@@ -183,3 +183,71 @@ def test_report_is_frozen_and_prints() -> None:
         report.pair("none", "median")
     assert report.to_dict()["ok"] is True
     assert math.isfinite(report.to_dict()["pairs"][0]["discrepancy"])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_coarse_bound_hides_nothing(dtype: str) -> None:
+    """At n = 64 the bound in bfloat16 is most of the gradient; the finer repetition decides."""
+    weight = torch.tensor([1.0, 1.2, 1.4, 1.6])
+    x, y = torch.randn(64, 8), torch.randint(4, (64,))
+    report = gf.audit.reductions(nn.Linear(8, 4), nn.CrossEntropyLoss(weight=weight), (x, y), dtype=dtype)
+    pair = report.pair("none", "mean")
+    assert pair.verdict == "wrong"
+    assert [cause.mechanisms for cause in pair.causes] == [("class_weights",)]
+    slight = nn.CrossEntropyLoss(weight=1 + 1e-6 * torch.arange(4))
+    pair = gf.audit.reductions(nn.Linear(8, 4), slight, (x, y), dtype="float32").pair("none", "mean")
+    assert pair.verdict == "wrong"
+
+
+def test_nan_is_not_dropped() -> None:
+    def loop(module: nn.Module, criterion: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+        criterion(module(batch[0]), batch[1]).backward()
+        list(module.parameters())[-1].grad.mul_(math.nan)
+
+    x, y = torch.randn(6, 4), torch.randint(3, (6,))
+    report = gf.audit.reductions(nn.Linear(4, 3), nn.CrossEntropyLoss(), (x, y), yours=loop)
+    assert report.pair("mean", "yours").verdict == "wrong"
+    assert not report.ok
+    assert any("'yours' is not finite" in note for note in report.notes)
+
+
+def test_a_loop_that_does_not_run_is_no_agreement() -> None:
+    def loop(module: nn.Module, criterion: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+        raise KeyError("typo")
+
+    x, y = torch.randn(6, 4), torch.randint(3, (6,))
+    report = gf.audit.reductions(nn.Linear(4, 3), nn.CrossEntropyLoss(), (x, y), yours=loop)
+    assert not report.ok
+    assert "Verdict: your loop did not run" in str(report)
+
+
+def test_a_loss_without_parameters_is_refused() -> None:
+    class Detached(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).detach()
+
+    with pytest.raises(ValueError, match="no differentiable parameter in the loss"):
+        gf.audit.reductions(Detached(4, 3), nn.CrossEntropyLoss(), (torch.randn(6, 4), torch.randint(3, (6,))))
+
+
+def test_an_unexplained_loop_over_many_samples_is_cheap() -> None:
+    """Counted, not timed: candidates that differ by a factor share one backward pass."""
+    from gradfunc._engines import gradients
+    from gradfunc.audit import _case
+
+    calls = []
+
+    def counted(*args, **kwargs):  # type: ignore[no-untyped-def]
+        calls.append(1)
+        return gradients(*args, **kwargs)
+
+    def loop(module, criterion, batch):  # type: ignore[no-untyped-def]
+        (criterion(module(batch[0]), batch[1]) * 1.2345).backward()
+
+    n = 48
+    x, y = torch.randn(n, 8), torch.randint(4, (n,))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_case, "gradients", counted)
+        report = gf.audit.reductions(nn.Linear(8, 4), nn.CrossEntropyLoss(), (x, y), yours=loop)
+    assert report.pair("mean", "yours").unexplained is not None
+    assert len(calls) <= 2 * (3 * n + 40)  # none, sliced, re-fed at two precisions, and a fixed number of closed forms

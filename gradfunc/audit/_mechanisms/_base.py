@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..._random import Record
 from .._case import Case
@@ -28,13 +28,16 @@ class Mechanism:
         says: what happens, in one line.
         formula: the closed form of the discrepancy.
         remedy: what to do.
-        invited: why this model and criterion invite it, None if they don't.
+        invited: why this model and criterion invite it, None if they don't; no function for a loop mechanism.
         applies: whether it acts on this batch.
         weight: for a weight mechanism, the factor of each element's weight, broadcast to `[n, ...]`.
         counts: whether a sample's weight is the sum over its elements rather than their mean.
         divides: a divisor of each element inside a mean, where the criterion has one.
         members: which elements belong to each part of the batch, where rows of elements are not samples.
         intervene: for a forward mechanism, the context under which one pass repeats passes over `sizes`.
+        layers: for a forward mechanism, which layers act.
+        samplewise: for a loop mechanism, whether its parts may be single samples that came in one forward pass.
+        declared: whether the loss itself says so, which is then no fault.
         loop: for a loop mechanism, `(case, parts, true weights) -> [(detail, coefficients [n])]`.
     """
 
@@ -44,13 +47,16 @@ class Mechanism:
     says: str
     formula: str
     remedy: str
-    invited: Callable[[Case], str | None]
+    invited: Callable[[Case], str | None] | None
     applies: Callable[[Case], bool]
     weight: Callable[[Case], Tensor] | None = None
     counts: bool = False
     divides: Callable[[Case], Tensor] | None = None
     members: Callable[[Case, Parts], list[Tensor]] | None = None
     intervene: Callable[[list[int], list[Record] | None], AbstractContextManager[Any]] | None = None
+    layers: Callable[[nn.Module], bool] | None = None
+    samplewise: bool = True
+    declared: bool = False
     loop: Callable[[Case, Parts, Tensor], Iterable[tuple[str, Tensor]]] | None = None
 
 
@@ -66,9 +72,9 @@ def parts_of(sizes: list[int]) -> Parts:
 
 
 def spread(parts: Parts, weights: Tensor, factors: list[float]) -> Tensor:
-    """Coefficients of `sum_k factors[k] m_k`, m_k the gradient of the mean over part k."""
-    c = torch.zeros_like(weights)
-    for part, factor in zip(parts, factors, strict=True):
-        total = weights[part.start : part.stop].sum()
-        c[part.start : part.stop] = factor / total if total > 0 else 0.0
-    return c
+    """Coefficients of `sum_k factors[k] m_k`, m_k the gradient of the mean over part k; parts cover the batch."""
+    sizes = torch.tensor([len(part) for part in parts], device=weights.device)
+    part_of = torch.arange(len(parts), device=weights.device).repeat_interleave(sizes)
+    totals = torch.zeros(len(parts), dtype=weights.dtype, device=weights.device).index_add(0, part_of, weights)
+    each = torch.tensor(factors, dtype=weights.dtype, device=weights.device) / totals
+    return torch.where(totals > 0, each, torch.zeros_like(each))[part_of]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -54,15 +55,14 @@ class PartwiseBatchNorm(TorchFunctionMode):
         return out if given["bias"] is None else out + given["bias"].reshape(shape)
 
 
-def layers_of(problem: Problem, kind: str) -> list[str]:
-    """Names of the layers that could act: "norm" (batch norm) or "dropout"."""
+def layers_of(problem: Problem, acts: Callable[[nn.Module], bool]) -> list[str]:
+    """Names of the layers that could act."""
     module = problem.model.module
-    if module is None:
-        return []
-    named = [(name or type(layer).__name__, layer) for name, layer in module.named_modules()]
-    if kind == "norm":
-        return [name for name, layer in named if isinstance(layer, _BatchNorm)]
-    return [name for name, layer in named if _drops(layer)]
+    return [] if module is None else [name or "the model" for name, layer in module.named_modules() if acts(layer)]
+
+
+def _normalises(layer: nn.Module) -> bool:
+    return isinstance(layer, _BatchNorm)
 
 
 def _drops(layer: nn.Module) -> bool:
@@ -93,9 +93,10 @@ FORWARD: tuple[Mechanism, ...] = (
         says="BatchNorm in train mode normalises by the statistics of whatever batch it is given",
         formula="gradient of the whole batch with each part normalised by its own mean and variance",
         remedy="model.eval(), or GroupNorm / LayerNorm",
-        invited=lambda case: _named(layers_of(case.problem, "norm")),
+        invited=lambda case: _named(layers_of(case.problem, _normalises)),
         applies=lambda case: bool(case.problem.model.batch_stat_layers()),
         intervene=lambda sizes, records: PartwiseBatchNorm(sizes),
+        layers=_normalises,
     ),
     Mechanism(
         name="dropout",
@@ -104,10 +105,9 @@ FORWARD: tuple[Mechanism, ...] = (
         says="each forward pass draws its own masks",
         formula="gradient of the whole batch under the masks that the parts drew",
         remedy="model.eval(), or one forward pass, or the same seed for the same samples",
-        invited=lambda case: (
-            _named(layers_of(case.problem, "dropout")) or ("random draws" if _has_draws(case) else None)
-        ),
+        invited=lambda case: _named(layers_of(case.problem, _drops)) or ("random draws" if _has_draws(case) else None),
         applies=_has_draws,
         intervene=_replay,
+        layers=_drops,
     ),
 )

@@ -31,8 +31,11 @@ def _missing_zero(case: Case, parts: Parts, weights: Tensor) -> Iterable[tuple[s
 
 def _aliased(case: Case, parts: Parts, weights: Tensor) -> Iterable[tuple[str, Tensor]]:
     k = len(parts)
-    factors = [0.0, 2 / k, *[1 / k] * (k - 2)] if k > 1 else [1.0]
-    yield f"first of {k} replaced by the second", spread(parts, weights, factors)
+    rest = [1 / k] * (k - 2)
+    yield f"first of {k} replaced by the second", spread(parts, weights, [0.0, 2 / k, *rest] if k > 1 else [1.0])
+    if k > 2:  # views joined at the end show whatever came last
+        yield f"first of {k} replaced by the last", spread(parts, weights, [0.0, *rest, 2 / k])
+        yield f"all of {k} replaced by the last", spread(parts, weights, [0.0] * (k - 1) + [1.0])
 
 
 def _short_batch(case: Case, parts: Parts, weights: Tensor) -> Iterable[tuple[str, Tensor]]:
@@ -43,8 +46,6 @@ def _short_batch(case: Case, parts: Parts, weights: Tensor) -> Iterable[tuple[st
 
 
 def _short_window(case: Case, parts: Parts, weights: Tensor) -> Iterable[tuple[str, Tensor]]:
-    if case.yours_sizes and len(case.yours_sizes) == 1:  # one micro-batch: its samples are no window
-        parts = [range(case.size)]
     k = len(parts)
     for window in range(k + 1, max(4 * k, 16) + 1):
         yield f"{k} of {window} micro-batches arrived", spread(parts, weights, [1 / window] * k)
@@ -55,12 +56,9 @@ def _counted_padding(case: Case, parts: Parts, weights: Tensor) -> Iterable[tupl
     yield f"{positions} positions, {int(weights.sum())} of them counted", torch.full_like(weights, 1 / positions)
 
 
-def _yours(case: Case) -> str | None:
-    return "gradients are collected by a loop" if case.yours_sizes else None
-
-
-def _loop(name: str, says: str, formula: str, remedy: str, loop: Any, applies: Any = None) -> Mechanism:
-    return Mechanism(name, "loop", ("yours",), says, formula, remedy, _yours, applies or (lambda case: True), loop=loop)
+def _loop(name: str, says: str, formula: str, remedy: str, loop: Any, **more: Any) -> Mechanism:
+    given = {"applies": lambda case: True, **more}
+    return Mechanism(name, "loop", ("yours",), says, formula, remedy, None, loop=loop, **given)
 
 
 LOOP: tuple[Mechanism, ...] = (
@@ -71,7 +69,7 @@ LOOP: tuple[Mechanism, ...] = (
         says="the first gradient was kept as a view of .grad, then zeroed in place and overwritten by the second",
         formula="(g_1 - g_0) / n",
         remedy="clone: param.grad.detach().clone(); or zero_grad(set_to_none=True)",
-        invited=_yours,
+        invited=None,
         applies=lambda case: case.size > 1,
         loop=_aliased,
     ),
@@ -95,6 +93,7 @@ LOOP: tuple[Mechanism, ...] = (
         "sum_k S_k / (K N) against sum_k S_k / n",
         "divide by the samples that came: gf.Accumulator",
         _short_batch,
+        samplewise=False,
     ),
     _loop(
         "short_last_window",
@@ -102,6 +101,7 @@ LOOP: tuple[Mechanism, ...] = (
         "factor k / K",
         "divide by the micro-batches that came: gf.Accumulator",
         _short_window,
+        samplewise=False,
     ),
     _loop(
         "missing_zero_grad",
@@ -116,6 +116,7 @@ LOOP: tuple[Mechanism, ...] = (
         "sum S_i / (n T) against sum S_i / sum T_i",
         "divide by the positions that count: gf.losses.cross_entropy(..., ignore_index=pad)",
         _counted_padding,
-        is_padded,
+        applies=is_padded,
+        samplewise=False,
     ),
 )

@@ -102,7 +102,8 @@ def same_rows(case: Case, parts: Parts) -> list[Tensor]:
 
 def _target_lengths(case: Case) -> Tensor:
     lengths = case.problem.target[2]
-    return torch.as_tensor(lengths).clamp(min=1)
+    assert case.forward.elements is not None
+    return torch.as_tensor(lengths, device=case.forward.elements.device).clamp(min=1)
 
 
 def _criterion_is(family: str) -> Callable[[Case], bool]:
@@ -116,6 +117,12 @@ def many(case: Case) -> bool:
 def is_padded(case: Case) -> bool:
     """Several positions a sample, some of them ignored."""
     return many(case) and _ignored(case)
+
+
+def _divides_by_elements(case: Case) -> bool:
+    """KLDivLoss with its default reduction."""
+    criterion = case.problem.criterion
+    return criterion.family == "kl" and criterion.given_mean == "mean" and many(case)
 
 
 WEIGHT: tuple[Mechanism, ...] = (
@@ -184,8 +191,8 @@ WEIGHT: tuple[Mechanism, ...] = (
         says="KLDivLoss's mean divides by n x d elements; the divergence itself is its batchmean",
         formula="factor d",
         remedy="nn.KLDivLoss(reduction='batchmean')",
-        invited=lambda case: "KLDivLoss" if _criterion_is("kl")(case) and many(case) else None,
-        applies=lambda case: _criterion_is("kl")(case) and many(case),
+        invited=lambda case: "KLDivLoss" if _divides_by_elements(case) else None,
+        applies=_divides_by_elements,
         counts=True,
     ),
     Mechanism(
@@ -220,5 +227,6 @@ WEIGHT: tuple[Mechanism, ...] = (
         invited=lambda case: "weights of the loss" if case.forward.weights is not None else None,
         applies=lambda case: case.forward.weights is not None and bool((case.forward.weights != 1).any()),
         weight=lambda case: case.forward.weights,  # type: ignore[arg-type,return-value]
+        declared=True,
     ),
 )
