@@ -80,6 +80,9 @@ def main() -> None:
     """Entry point of the console script."""
     try:
         code = app(exit_on_error=True)
+    except BrokenPipeError:  # `gradfunc audit | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + 13) from None
     except Exception as error:  # whatever the user's model raises; Python's own exit code, 1, means a fault found
         if os.environ.get("GRADFUNC_TRACEBACK"):
             raise

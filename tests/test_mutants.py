@@ -26,7 +26,8 @@ from test_stateless import check_running_statistics_stay
 from test_weights import check_half_types_accumulate_in_float32
 
 import gradfunc as gf
-from gradfunc import _engines, _per_sample, _stateless, _tree, _weights
+from gradfunc import _engines, _stateless, _tree, _weights
+from gradfunc._per_sample import _value
 
 as_weighted, row_sum, total = _weights.as_weighted, _tree.row_sum, _weights.total
 
@@ -99,23 +100,23 @@ MUTANTS = {
     "weight lost": (_engines, "as_weighted", weight_lost, split),
     "weight applied twice": (_engines, "as_weighted", weight_twice, split),
     "sum / B for the mean": (
-        _per_sample,
+        _value,
         "total",
         lambda weights: torch.tensor(float(len(weights)), dtype=torch.float64),
         split,
     ),
     "chunks averaged": (
-        _per_sample,
+        _value,
         "row_sum",
         lambda rows, c=None: {k: v / 2 for k, v in row_sum(rows, c).items()},
         split,
     ),
-    "short last chunk dropped": (_per_sample, "_spans", short_chunk_dropped, split),
-    "0 * NaN": (_per_sample, "row_sum", multiplied, check_zero_coefficient_leaves_out),
-    "sign of a coefficient lost": (_per_sample, "row_sum", absolute, lambda: check_case("linear", "vmap", 2)),
-    "norms without scaling": (_per_sample, "row_norms", naive_norms, check_norms_are_safe),
+    "short last chunk dropped": (_value, "spans", short_chunk_dropped, split),
+    "0 * NaN": (_value, "row_sum", multiplied, check_zero_coefficient_leaves_out),
+    "sign of a coefficient lost": (_value, "row_sum", absolute, lambda: check_case("linear", "vmap", 2)),
+    "norms without scaling": (_value, "row_norms", naive_norms, check_norms_are_safe),
     "largest instead of total norm": (
-        _per_sample,
+        _value,
         "row_norms",
         norm_of_norms_lost,
         lambda: check_case("linear", "vmap", None),
@@ -165,7 +166,7 @@ def plant(name, monkeypatch):
     where, attribute, mistake, _ = MUTANTS[name]
     monkeypatch.setattr(where, attribute, mistake)
     if name == "half types added in half types":
-        for module in (_per_sample, _weights):
+        for module in (_value, _weights):
             monkeypatch.setattr(module, "wide", mistake)
 
 
