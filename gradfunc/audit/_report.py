@@ -218,6 +218,8 @@ class ReductionReport(Report):
             told = "your loop did not run"
         elif unsure:
             told = f"no pair is shown to be wrong, but {unsure} could not be told"
+        elif self.causes:
+            told = "the reductions differ only by the weights that the loss declares, and g.mean() divides by"
         else:
             told = "the reductions agree"
         lines.append(f"Verdict: {told}.")
