@@ -18,16 +18,19 @@ faster or more general way equals it.
 Files, in the order in which data flows (a row imports only rows below it; `pyproject.toml` holds the contract):
 
     cli             parse, call one function, print
-    audit           why sum, mean and per-sample gradients disagree: estimators, verdicts, causes
+    audit/          why sum, mean and per-sample gradients disagree: estimators, verdicts, causes
     _reduce         reductions by name                  models      small models as functions
-    _per_sample     PerSampleGrads; the choice of engine
+    _per_sample/    PerSampleGrads, the value; per_sample_grads: the choice of engine and of chunks
     _engines        vmap(grad), loop, rows of cotangents
     _problem        what tools take: (model, criterion, batch), read once
-    _stateless      nn.Module -> a pure function        losses      losses that carry their weight
+    _stateless      nn.Module -> a pure function        losses/     losses that carry their weight, a family a file
     _weights        Weighted, Accumulator: the only mean
     _random         forked, recorded, replayed draws    _report     tables and JSON    _rounding   error bounds
     _tree           arithmetic on {name: tensor}, batches as pytrees
     _errors         the grammar of messages
+
+A call of a stateless model runs on a replica of the module's tree that holds the tensors of that call: what the forward
+pass assigns stays off the module, and what runs again in the backward pass (a checkpointed block) finds them.
 """
 
 from . import audit as audit
