@@ -853,3 +853,15 @@ def test_losses_and_weights_are_copies():
     g.weights.add_(100)
     assert torch.equal(g.losses, torch.full((3,), 2.0))
     assert torch.equal(g.weights, torch.ones(3))
+
+
+def test_running_out_of_memory_is_no_limitation():
+    """One sample would fit, but falling to the loop would answer a question nobody asked."""
+
+    def loss(params, x):
+        if torch._C._functorch.is_batchedtensor(x):
+            raise torch.OutOfMemoryError("no memory for the batch")
+        return (params["w"] * x).sum()
+
+    with pytest.raises(torch.OutOfMemoryError, match="no memory for the batch"):
+        gf.per_sample_grads(loss)({"w": torch.ones(3)}, torch.ones(2, 3))

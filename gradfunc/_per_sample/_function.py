@@ -71,6 +71,8 @@ class PerSampleGradsFunction:
         """
         if (known := limitation(error)) is not None or not isinstance(error, (RuntimeError, NotImplementedError)):
             return known
+        if isinstance(error, torch.OutOfMemoryError):  # one sample would fit: no limitation, and a loop no answer
+            return None
         try:
             self._source(made, "loop").rows(0, 1)
         except Exception:

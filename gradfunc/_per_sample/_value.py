@@ -19,13 +19,6 @@ from .._weights import ratio, total
 class PerSampleGrads:
     """The gradients of every sample of a batch, as one immutable value. Made by `gf.per_sample_grads`.
 
-    Example:
-        >>> import gradfunc as gf
-        >>> f = gf.per_sample_grads(lambda params, x: (params["w"] * x).sum())
-        >>> g = f({"w": torch.zeros(2)}, torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
-        >>> g.norms(), g.mean()["w"], g.materialize()["w"].shape
-        (tensor([5., 1.]), tensor([1.5000, 2.5000]), torch.Size([2, 2]))
-
     Row i is the gradient of sample i's numerator. Where the rows fit in one chunk they are kept; otherwise each
     query runs the model again, chunk by chunk, and holds a small multiple of one chunk of rows.
 
@@ -33,6 +26,13 @@ class PerSampleGrads:
         names: the parameters differentiated, in the order of `params`.
         batch_size: B.
         engine: "vmap" or "loop".
+
+    Example:
+        >>> import gradfunc as gf
+        >>> f = gf.per_sample_grads(lambda params, x: (params["w"] * x).sum())
+        >>> g = f({"w": torch.zeros(2)}, torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
+        >>> g.norms(), g.mean()["w"], g.materialize()["w"].shape
+        (tensor([5., 1.]), tensor([1.5000, 2.5000]), torch.Size([2, 2]))
     """
 
     names: tuple[str, ...]
