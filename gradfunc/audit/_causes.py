@@ -10,7 +10,6 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 from torch import Tensor
 
@@ -60,6 +59,7 @@ class Search:
     def __init__(self, low: Measured, high: Measured) -> None:
         self.low, self.high = low, high
         self.predict_low, self.predict_high = Predictor(low), Predictor(high)
+        self._products: dict[int, tuple[float, float, float]] = {}
 
     def causes(self, a: str, b: str) -> tuple[Cause, ...]:
         """Every match of the smallest size for the pair (a, b); none where nothing matches.
@@ -138,8 +138,8 @@ class Search:
             return subtract(_mean(predictor), scale(direction, factor))
 
         def plausible() -> bool:
-            # |yours - factor * direction|^2 from three inner products, kept by direction. What cancels in it is some
-            # 1e-15 of its terms, so 1e-10 lets every match through and stops nearly everything else.
+            # |yours - factor * direction|^2 from three inner products, kept by direction. It is off by a few unit
+            # roundoffs of its terms; half of the digits lets every match through and stops nearly everything else.
             direction, factor = self.predict_high.loop(high, forwards)
             if factor == 0:
                 return True
@@ -147,13 +147,10 @@ class Search:
                 yours = self.high.grads("yours")
                 self._products[id(direction)] = (dot(yours, yours), dot(yours, direction), dot(direction, direction))
             yy, yd, dd = self._products[id(direction)]
-            return not abs(yy - 2 * factor * yd + factor**2 * dd) > 1e-10 * (yy + factor**2 * dd)
+            distance, terms = yy - 2 * factor * yd + factor**2 * dd, yy + factor**2 * dd
+            return not abs(distance) > math.sqrt(self.high.u) * terms
 
         return Candidate(names, detail, difference, plausible)
-
-    @cached_property
-    def _products(self) -> dict[int, tuple[float, float, float]]:
-        return {}
 
     def _matched(self, candidate: Candidate, a: str, b: str) -> Cause | None:
         try:
