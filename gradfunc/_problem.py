@@ -132,15 +132,17 @@ class Problem:
     def rearranged(self, fn: Callable[[Tensor, int], Tensor], *, inputs_only: bool = False) -> Problem:
         """The same problem with `fn(tensor, dimension of the samples)` applied to the batch."""
         call = "batch"
-        given = fn
-        fn = lambda tensor, dim: given(tensor, dim) if tensor.dim() else tensor  # noqa: E731  # shared by all samples
+
+        def each(tensor: Tensor, dim: int) -> Tensor:
+            return fn(tensor, dim) if tensor.dim() else tensor  # a number is shared by all samples
+
         if self.criterion.form == "whole":
-            batch = map_with_dims(call, fn, self.batch, 0)
+            batch = map_with_dims(call, each, self.batch, 0)
             return dataclasses.replace(self, _whole=batch, size=tensors_of(batch)[0].shape[0])
         named = 0 if isinstance(self.model.in_dims, (tuple, list)) else self.model.in_dims
-        args = map_with_dims(call, fn, self.args, self.model.in_dims)
-        kwargs = map_with_dims(call, fn, self.kwargs, named)
-        target = self.target if inputs_only else map_with_dims(call, fn, self.target, 0)
+        args = map_with_dims(call, each, self.args, self.model.in_dims)
+        kwargs = map_with_dims(call, each, self.kwargs, named)
+        target = self.target if inputs_only else map_with_dims(call, each, self.target, 0)
         size = _size("batch", args, kwargs, self.model.in_dims)
         return dataclasses.replace(self, args=args, kwargs=kwargs, target=target, size=size)
 
@@ -152,7 +154,10 @@ class Problem:
 
     def output_rows(self, output: Any, start: int, stop: int) -> Any:
         """Rows of an output that was computed for the whole batch."""
-        cut = lambda tensor, dim: tensor.narrow(dim, start, stop - start)  # noqa: E731
+
+        def cut(tensor: Tensor, dim: int) -> Tensor:
+            return tensor.narrow(dim, start, stop - start)
+
         return map_with_dims("model(params, ...)", cut, output, self.model.out_dims)
 
     def cast(self, dtype: torch.dtype | None, device: torch.device | str | None = None) -> Problem:

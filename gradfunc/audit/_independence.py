@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -90,21 +91,20 @@ def _run(problem: Problem, names: dict[nn.Module, str], seed: int) -> tuple[Tens
     trace: Trace = []
     parents: list[str] = []
 
-    def before(name: str, args: Any, kwargs: Any) -> None:
+    def before(name: str, layer: nn.Module, args: Any, kwargs: Any) -> None:
         inside = parents[-1] if parents else name
         trace.append((f"{inside} (its own forward, before {name})", _copies((args, kwargs))))
         parents.append(name)
 
-    def after(name: str, out: Any) -> None:
+    def after(name: str, layer: nn.Module, args: Any, out: Any) -> None:
         parents.pop()
         trace.append((name, _copies(out)))
 
     handles = []
     for layer, name in names.items():
-        enter = lambda _, args, kwargs, name=name: before(name, args, kwargs)  # noqa: E731
-        leave = lambda _, args, out, name=name: after(name, out)  # noqa: E731
-        handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
-        handles.append(layer.register_forward_hook(leave))
+        # The name goes with the hook: a call runs on a replica, which is no key of `names`.
+        handles.append(layer.register_forward_pre_hook(partial(before, name), with_kwargs=True))
+        handles.append(layer.register_forward_hook(partial(after, name)))
     with torch.no_grad(), forked(seed, 0, devices_of(problem)):
         forward = run(problem, problem.model.params)
     for handle in handles:
