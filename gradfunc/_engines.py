@@ -191,9 +191,7 @@ class LoopSource:
             leaves, out = self._run(i)
             grads.append(gradients(out.numerator, leaves))
             values.append(Weighted(out.numerator.detach(), out.weight))
-        stacked = {name: torch.stack([_filled(g[name], value) for g in grads]) for name, value in leaves.items()}
-        unused = tuple(name for name in leaves if all(g[name] is None for g in grads))
-        return Rows(stacked, *_stacked(values), unused)
+        return _rows_of(_stacked_grads(grads, leaves), leaves, stop - start, _stacked(values))
 
     def losses(self, start: int, stop: int) -> Weighted:
         """One forward pass a sample."""
@@ -248,10 +246,8 @@ class CotangentSource:
             grads = gradients(losses, self.leaves, cotangents, is_grads_batched=True)
         else:
             each = [gradients(losses, self.leaves, cotangent) for cotangent in cotangents]
-            grads = {name: _stacked_grads([g[name] for g in each], value) for name, value in self.leaves.items()}
-        unused = tuple(name for name, value in grads.items() if value is None)
-        full = {name: _filled(grads[name], value, (stop - start,)) for name, value in self.leaves.items()}
-        return Rows(full, *self.losses(start, stop), unused)
+            grads = _stacked_grads(each, self.leaves)
+        return _rows_of(grads, self.leaves, stop - start, self.losses(start, stop))
 
     def losses(self, start: int, stop: int) -> Weighted:
         """Read off the one forward pass."""
@@ -298,14 +294,27 @@ def gradients(
     return dict(zip(leaves, dense, strict=True))
 
 
-def _stacked_grads(grads: list[Tensor | None], like: Tensor) -> Tensor | None:
-    if all(grad is None for grad in grads):
-        return None
-    return torch.stack([_filled(grad, like) for grad in grads])
+def _stacked_grads(each: list[dict[str, Tensor | None]], leaves: Tensors) -> dict[str, Tensor | None]:
+    """One gradient a sample, stacked by name; None where no sample has one."""
+    used = {name for grads in each for name, grad in grads.items() if grad is not None}
+    return {
+        name: torch.stack([torch.zeros_like(leaf) if (g := grads[name]) is None else g for grads in each])
+        if name in used
+        else None
+        for name, leaf in leaves.items()
+    }
 
 
-def _filled(grad: Tensor | None, like: Tensor, rows: tuple[int, ...] = ()) -> Tensor:
-    return torch.zeros((*rows, *like.shape), dtype=like.dtype, device=like.device) if grad is None else grad
+def _rows_of(grads: dict[str, Tensor | None], leaves: Tensors, size: int, values: Weighted) -> Rows:
+    """Rows with zeros for what is unused."""
+    unused = tuple(name for name, grad in grads.items() if grad is None)
+    full = {
+        name: torch.zeros((size, *leaf.shape), dtype=leaf.dtype, device=leaf.device)
+        if (g := grads[name]) is None
+        else g
+        for name, leaf in leaves.items()
+    }
+    return Rows(full, *values, unused)
 
 
 def _stacked(values: list[Weighted]) -> Weighted:

@@ -60,15 +60,10 @@ class Criterion:
         return "batchmean" if self.option("reduction") == "batchmean" else "mean"
 
     def reduced(self, output: Any, target: Any, reduction: str) -> Tensor:
-        """The loss under "none" (elements, or numerators `[B]`), "sum" or "mean"."""
-        if self.form == "reducible":
-            reduction = self.given_mean if reduction == "mean" else reduction
-            out: Tensor = _varied(self.given, reduction)(*_arguments(output, target))
-            return out
-        rows = self.rows(output, target)
-        if reduction == "none":
-            return rows.numerator
-        return rows.numerator.sum() / (rows.weight.sum() if reduction == "mean" else 1)
+        """The loss of a reducible criterion under "none" (elements), "sum" or "mean"."""
+        reduction = self.given_mean if reduction == "mean" else reduction
+        out: Tensor = _varied(self.given, reduction)(*_arguments(output, target))
+        return out
 
     def rows(self, output: Any, target: Any) -> Weighted:
         """Numerators and weights `[B]` of a criterion of the form "rows"."""

@@ -58,8 +58,9 @@ def audit(
     # What the user's own code prints must not mix with the report.
     with _progress() as note, redirect_stdout(sys.stderr):
         if model is None:
-            chosen = {"dtype": dtype or "float32", "device": device, "batch_size": batch_size or 64, "seed": seed}
-            report: Report = _demo.demo(**chosen, progress=note)  # type: ignore[arg-type]
+            report: Report = _demo.demo(
+                dtype=dtype or "float32", device=device, batch_size=batch_size or 64, seed=seed, progress=note
+            )
         else:
             made, criterion, batch, yours = _load(model)
             report = reductions(

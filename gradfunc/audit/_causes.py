@@ -174,10 +174,16 @@ class Search:
         return Cause(candidate.mechanisms, candidate.detail, largest(predicted[1]), norm(high) / size if size else 0.0)
 
 
+def worst(difference: Tensors) -> tuple[str, float]:
+    """The parameter with the largest absolute entry, and that entry: NaN if there is one, 0 for no entries."""
+    sizes = {name: float(value.abs().max()) if value.numel() else -1.0 for name, value in difference.items()}
+    name = max(sizes, key=lambda name: math.inf if math.isnan(sizes[name]) else sizes[name])
+    return name, sizes[name] if math.isnan(sizes[name]) else max(sizes[name], 0.0)
+
+
 def largest(difference: Tensors) -> float:
     """Largest absolute entry; NaN if there is one, 0 for no entries."""
-    values = [float(value.abs().max()) for value in difference.values() if value.numel()]
-    return math.nan if any(map(math.isnan, values)) else max(values, default=0.0)
+    return worst(difference)[1]
 
 
 def _difference(a: str, b: str, active: Active) -> Callable[[Predictor], Tensors]:

@@ -81,11 +81,9 @@ def measure(problem: Problem, yours: _loops.YourLoop | None, seed: int, note: Ca
         each = per_sample(case)
         estimates["none"] = Estimate(scale(each.total, 1 / n))
         estimates["sum / n"] = _estimate(lambda: reduced(case, "sum"))
+        estimates["sliced"] = _estimate(lambda: sliced(case))
     estimates["mean"] = _estimate(lambda: reduced(case, "mean"))
     note("one sample at a time")
-    if case.forward.elements is not None:
-        needs_rows = case.forward.output is None and case.forward.weights is None
-        estimates["sliced"] = Estimate(None, "no output to slice") if needs_rows else _estimate(lambda: sliced(case))
     passes: dict[str, Passes] = {}
     again, why_not = attempt(lambda: refed(case))
     estimates["re-fed"] = Estimate(None if again is None else again[0], why_not)

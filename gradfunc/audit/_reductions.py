@@ -20,7 +20,7 @@ from .._rounding import is_rounding, pair_factor
 from .._stateless import PureModel, Stateless
 from .._tree import Tensors, subtract, tensors_of
 from ._case import attempt, devices_of, value_of
-from ._causes import Cause, Search, largest
+from ._causes import Cause, Search, largest, worst
 from ._independence import Independence, independence
 from ._loops import YourLoop
 from ._measure import ESTIMATORS, Measured, measure, measure_refed
@@ -163,16 +163,16 @@ def _pair(a: str, b: str, first: Measured, second: Measured | None, search: Sear
     if not (first.ran(a) and first.ran(b)):
         return Pair(a, b, None, None, None, None, "not run", (), None, demonstration)
     difference = subtract(first.grads(a), first.grads(b))
-    size = largest(difference)
-    worst = max(difference, key=lambda name: _size_of(difference, name))
-    parameter = worst if size else None
-    repeated = second is not None and second.ran(a) and second.ran(b)
-    other = largest(subtract(second.grads(a), second.grads(b))) if repeated and second is not None else None
-    bound, holds = _bound(a, b, first, difference, worst)
-    if repeated and second is not None and second.u < first.u:
-        # Where a finer measurement exists its bound decides: in bfloat16 the bound at n = 64 hides almost anything.
-        finer = subtract(second.grads(a), second.grads(b))
-        _, holds = _bound(a, b, second, finer, max(finer, key=lambda name: _size_of(finer, name)))
+    name, size = worst(difference)
+    parameter = name if size else None
+    bound, holds = _bound(a, b, first, difference, name)
+    other: float | None = None
+    if second is not None and second.ran(a) and second.ran(b):
+        repeated = subtract(second.grads(a), second.grads(b))
+        there, other = worst(repeated)
+        if second.u < first.u:
+            # Where a finer measurement exists its bound decides: in bfloat16 that at n = 64 hides almost anything.
+            _, holds = _bound(a, b, second, repeated, there)
     causes: tuple[Cause, ...] = ()
     if size == 0:
         verdict = "exact"
@@ -190,19 +190,19 @@ def _pair(a: str, b: str, first: Measured, second: Measured | None, search: Sear
     return Pair(a, b, size, parameter, bound if size else None, other, verdict, causes, unexplained, demonstration)
 
 
-def _bound(a: str, b: str, first: Measured, difference: Tensors, worst: str) -> tuple[float | None, bool]:
-    """The bound at the worst parameter, and whether it covers and holds for every parameter."""
-    if not {a, b} <= {"none", "sum / n", "mean", "sliced"} or first.per_sample is None or not first.bounded:
+def _bound(a: str, b: str, measured: Measured, difference: Tensors, name: str) -> tuple[float | None, bool]:
+    """The bound at the largest entry of one parameter, and whether it covers and holds for every parameter."""
+    if not {a, b} <= {"none", "sum / n", "mean", "sliced"} or measured.per_sample is None or not measured.bounded:
         return None, False
-    n = first.case.size
+    n = measured.case.size
     factor = max(pair_factor(n, value.dtype) for value in difference.values())
     if factor == float("inf"):
         return None, False
-    limits = {name: factor * first.per_sample.magnitude[name] / n for name in first.bounded}
-    holds = all(name in limits and bool((value.abs() <= limits[name]).all()) for name, value in difference.items())
-    if worst not in limits:
+    limits = {key: factor * measured.per_sample.magnitude[key] / n for key in measured.bounded}
+    holds = all(key in limits and bool((value.abs() <= limits[key]).all()) for key, value in difference.items())
+    if name not in limits:
         return None, holds
-    return float(limits[worst].reshape(-1)[int(difference[worst].abs().reshape(-1).argmax())]), holds
+    return float(limits[name].reshape(-1)[int(difference[name].abs().reshape(-1).argmax())]), holds
 
 
 def _invitations(measured: Measured, seed: int) -> tuple[Invitation, ...]:
@@ -212,7 +212,7 @@ def _invitations(measured: Measured, seed: int) -> tuple[Invitation, ...]:
         if why is None:
             continue
         acts = mechanism.applies(measured.case)
-        size, _ = attempt(lambda m=mechanism, now=acts: _size(measured, m, now, seed))  # type: ignore[misc]
+        size, _ = attempt(functools.partial(_size, measured, mechanism, acts, seed))
         out.append(Invitation(mechanism.name, why, size, acts))
     return tuple(out)
 
@@ -239,14 +239,6 @@ def _trained(problem: Problem, mechanism: Mechanism) -> Problem:
         if mechanism.layers(layer):
             layer.training = True
     return problem.on(module)
-
-
-def _size_of(difference: Tensors, name: str) -> float:
-    value = difference[name]
-    if not value.numel():
-        return -1.0
-    size = float(value.abs().max())
-    return size if size == size else float("inf")
 
 
 def _dtype(call: str, dtype: str | torch.dtype) -> torch.dtype:

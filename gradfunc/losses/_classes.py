@@ -50,8 +50,9 @@ def cross_entropy(
     """
     call = "gf.losses.cross_entropy(output, target)"
     logits, target = _classes_first(call, output, target, dim, batched, probabilities=True)
-    options = {"weight": weight, "ignore_index": ignore_index, "label_smoothing": label_smoothing}
-    elements = F.cross_entropy(logits, target, reduction="none", **options)  # type: ignore[arg-type]
+    elements = F.cross_entropy(
+        logits, target, weight, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="none"
+    )
     if target.is_floating_point():
         return counted(elements, batched)
     return rowwise(elements, class_weights(target, weight, ignore_index, like=elements), batched)

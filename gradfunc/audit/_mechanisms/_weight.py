@@ -100,6 +100,11 @@ def same_rows(case: Case, parts: Parts) -> list[Tensor]:
     return [(output == k) & (target == k) for k in range(len(parts))]
 
 
+def _declared_weight(case: Case) -> Tensor:
+    assert case.forward.weights is not None
+    return case.forward.weights
+
+
 def _target_lengths(case: Case) -> Tensor:
     lengths = case.problem.target[2]
     assert case.forward.elements is not None
@@ -226,7 +231,7 @@ WEIGHT: tuple[Mechanism, ...] = (
         remedy="g.mean() divides by the weights; sum / n is another quantity",
         invited=lambda case: "weights of the loss" if case.forward.weights is not None else None,
         applies=lambda case: case.forward.weights is not None and bool((case.forward.weights != 1).any()),
-        weight=lambda case: case.forward.weights,  # type: ignore[arg-type,return-value]
+        weight=_declared_weight,
         declared=True,
     ),
 )
