@@ -22,10 +22,12 @@ Files, in the order in which data flows (a row imports only rows below it; `pypr
     _reduce         reductions by name                  models      small models as functions
     _per_sample/    PerSampleGrads, the value; per_sample_grads: the choice of engine and of chunks
     _engines        vmap(grad), loop, rows of cotangents
+    _swap/          a function mode inside a loss: draws become keyed ones, recurrent operators become scans
     _problem        what tools take: (model, criterion, batch), read once
     _stateless      nn.Module -> a pure function        losses/     losses that carry their weight, a family a file
     _weights        Weighted, Accumulator: the only mean
-    _random         forked, recorded, replayed draws    _report     tables and JSON    _rounding   error bounds
+    _random/        draws keyed by (seed, step, sample, use); generators forked; draws refused, recorded, replayed
+    _recurrent      lstm, gru, rnn as scans             _report     tables and JSON    _rounding   error bounds
     _tree           arithmetic on {name: tensor}, batches as pytrees
     _errors         the grammar of messages
 

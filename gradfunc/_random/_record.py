@@ -1,13 +1,12 @@
-"""Random draws of a function under our control: forked, refused, recorded, replayed.
+"""Random draws of a function under our control: refused, recorded, replayed.
 
-Global generators are left as they were. What counts as a draw is read off the operator (torch tags those
+What counts as a draw is read off the operator (torch tags those
 that consume a generator), below autograd, so it makes no difference which layer or call asked for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,23 +14,19 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ._errors import message
+from .._errors import message
 
 
-@contextmanager
-def forked(seed: int, stream: int, devices: Iterable[torch.device]) -> Iterator[None]:
-    """Draw from generators seeded by (seed, stream) inside; restore the global ones after.
-
-    Only the generators of the CPU and of `devices` are touched.
-    """
-    # splitmix64's increment keeps neighbouring streams apart; 63 bits is what manual_seed takes.
-    value = (seed * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9) % 2**63
-    cuda = sorted({device.index or 0 for device in devices if device.type == "cuda"})
-    with torch.random.fork_rng(devices=cuda):
-        torch.default_generator.manual_seed(value)
-        for index in cuda:
-            torch.cuda.default_generators[index].manual_seed(value)
-        yield
+def refused_draw(call: str, func: Any) -> RuntimeError:
+    """The error of a draw under `randomness="error"`, naming what draws."""
+    return RuntimeError(
+        message(
+            call,
+            got=f"a loss that draws random numbers ({func}) under randomness='error'",
+            expected="a deterministic loss",
+            do="Use .eval(), or randomness='different' or 'same'.",
+        )
+    )
 
 
 class CannotReplay(RuntimeError):
@@ -69,14 +64,7 @@ class RefuseDraws(_Draws):
 
     def drawn(self, func: Any, args: tuple[Any, ...], out: Any) -> Any:
         """Raise."""
-        raise RuntimeError(
-            message(
-                self.call,
-                got=f"a loss that draws random numbers ({func}) under randomness='error'",
-                expected="a deterministic loss",
-                do="Use .eval(), or randomness='different' or 'same'.",
-            )
-        )
+        raise refused_draw(self.call, func)
 
 
 @dataclass

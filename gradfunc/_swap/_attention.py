@@ -1,0 +1,60 @@
+"""Attention with dropout on keyed numbers: the formula written out, since torch's fused kernels draw inside."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ._dropout import Drawer, dropped
+
+
+def attention(
+    draw: Drawer,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """`F.scaled_dot_product_attention` with `dropout_p > 0`, by the formula in its documentation.
+
+    As there, a query that may look nowhere gets zeros, and half types are computed in float32.
+    """
+    if not 0 < dropout_p <= 1 or (is_causal and attn_mask is not None):
+        return NotImplemented
+    dtype = query.dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        query, key, value = query.float(), key.float(), value.float()
+    if enable_gqa:
+        key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
+    # Half of the scale on each side: nothing larger than it need be is ever formed.
+    root = math.sqrt(1 / math.sqrt(query.shape[-1]) if scale is None else abs(scale))
+    sign = -1 if scale is not None and scale < 0 else 1
+    scores = (query * (sign * root)) @ (key.transpose(-2, -1) * root)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is None:
+        weights = scores.softmax(-1)
+    else:
+        if attn_mask.dtype == torch.bool:
+            scores = scores.masked_fill(~attn_mask, -math.inf)
+        else:
+            scores = scores + attn_mask.to(scores.dtype)
+        blind = (scores.detach() == -math.inf).all(-1, keepdim=True)
+        weights = scores.masked_fill(blind, 0).softmax(-1).masked_fill(blind, 0)
+    thinned = dropped(draw, weights, dropout_p, True, feature=False, alpha=False, inplace=False)
+    if thinned is NotImplemented:  # p = 1, or nothing there
+        thinned = torch.dropout(weights, dropout_p, True)
+    return (thinned @ value).to(dtype)
+
+
+HANDLERS: dict[Any, Callable[..., Any]] = {F.scaled_dot_product_attention: attention}

@@ -1,0 +1,19 @@
+"""The transforms of torch.func that are running, outermost first: a private list of torch's, asked for here alone."""
+
+from __future__ import annotations
+
+import torch
+
+
+def levels() -> list[str]:
+    """For each transform "error", "same" or "different", the randomness of a vmap, or "" for any other.
+
+    Empty where torch has no such list: nested vmaps then go unnoticed, and repeat draws over their lanes.
+    """
+    functorch = getattr(torch._C, "_functorch", None)
+    stack = getattr(functorch, "get_interpreter_stack", None)
+    pointer = getattr(functorch, "CVmapInterpreterPtr", None)
+    kinds = getattr(functorch, "TransformType", None)
+    if stack is None or pointer is None or kinds is None:
+        return []
+    return [pointer(i).randomness().name.lower() if i.key() == kinds.Vmap else "" for i in stack() or ()]
