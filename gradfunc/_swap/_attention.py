@@ -32,7 +32,8 @@ def attention(
     if not 0 < dropout_p <= 1 or (is_causal and attn_mask is not None):
         return NotImplemented
     dtype = query.dtype
-    if dtype in (torch.float16, torch.bfloat16):
+    half = dtype in (torch.float16, torch.bfloat16)
+    if half:
         query, key, value = query.float(), key.float(), value.float()
     if enable_gqa:
         key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
@@ -54,7 +55,8 @@ def attention(
     thinned = dropped(draw, weights, dropout_p, True, feature=False, alpha=False, inplace=False)
     if thinned is NotImplemented:  # p = 1, or nothing there
         thinned = torch.dropout(weights, dropout_p, True)
-    return (thinned @ value).to(dtype)
+    out = thinned @ value
+    return out.to(dtype) if half else out  # autocast has chosen the type already
 
 
 HANDLERS: dict[Any, Callable[..., Any]] = {F.scaled_dot_product_attention: attention}

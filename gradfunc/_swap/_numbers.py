@@ -18,7 +18,7 @@ from ._dropout import Drawer
 def _made(like: Tensor, values: Tensor, options: dict[str, Any]) -> Tensor:
     """What a factory returns: `values`, or `like` filled with them where torch made it to special order."""
     values = values.to(like.dtype)
-    if any(options.get(name) for name in ("out", "names", "pin_memory")):
+    if options.get("out") is not None or options.get("pin_memory"):
         with torch.no_grad():
             return like.copy_(values)
     return values.requires_grad_() if options.get("requires_grad") else values

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .._errors import message
-from .._random import forked
+from .._random import derived_key, forked
 
 
 @dataclass
@@ -37,10 +37,11 @@ class Ordinals:
 
     def begin(self, sample: int | Tensor) -> None:
         """A forward pass begins."""
-        base = torch.default_generator.initial_seed()
-        # Seeds that another sample's draws took would be ambiguous later.
-        while any(f.base <= base < f.base + f.count and f.sample is not sample for f in self._forwards):
-            base = (base + 2**32) % 2**63
+        # A seed that no one else is likely to set, derived from the fork's: seeds near 0 are popular.
+        high, low = derived_key(torch.default_generator.initial_seed(), 0)
+        base = (high << 32 | low) >> 2
+        while any(_told_apart(f.sample, sample) and f.base <= base < f.base + f.count for f in self._forwards):
+            base = (base + 2**32) % 2**62
         torch.default_generator.manual_seed(base)
         self._forwards.append(Forward(sample, base))
 
@@ -87,3 +88,8 @@ class Ordinals:
             )
         self._extra = extra + 1
         return self._forwards[-1].sample, self._forwards[-1].count + extra
+
+
+def _told_apart(a: int | Tensor, b: int | Tensor) -> bool:
+    """Whether two passes are of different samples. Passes under vmap are not run again, so need no seeds apart."""
+    return isinstance(a, int) and isinstance(b, int) and a != b

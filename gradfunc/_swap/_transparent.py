@@ -1,5 +1,7 @@
 """torch's Python functions that hide a draw from a function mode, as copies that do not.
 
+A backward pass is one of them: it may run forward again, or a backward written in Python.
+
 Such a function hands itself to the mode whole, and what it calls is then out of the mode's sight. A copy of it whose
 globals say that no mode is there goes on to its body, whose calls the mode sees. Nothing of torch's is changed.
 """
@@ -11,6 +13,7 @@ from functools import cache
 from types import FunctionType
 from typing import Any
 
+import torch
 from torch.nn import functional as F
 
 # What a mode is handed -> the function whose body is meant.
@@ -28,6 +31,9 @@ COMPOSITES: dict[Any, Any] = {
         F.multi_head_attention_forward,
         F.fractional_max_pool2d_with_indices,
         F.fractional_max_pool3d_with_indices,
+        torch.autograd.grad,
+        torch.autograd.backward,
+        torch.Tensor.backward,
     )
 } | {getattr(F, name): getattr(F, f"_{name}") for name in ("fractional_max_pool2d", "fractional_max_pool3d")}
 
