@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from test_keyed import check_distribution, check_frequency, check_layout, check_samples_are_lanes, drawn
 from test_philox import check_known_answers
 from test_recurrent import check_cell, check_no_product_of_parameters_alone, check_packed, check_padded
 from test_swap import (
+    check_a_backward_that_draws,
     check_a_vmap_inside_the_loss,
     check_checkpoint,
-    check_global_state_is_unchanged,
     check_model,
     check_operation,
     check_uses_differ,
@@ -23,20 +25,28 @@ from gradfunc import _recurrent
 from gradfunc._random import Draw, _keyed, _philox
 from gradfunc._swap import _attention, _dropout, _mode, _ordinals
 
-lstm_step, gru_step, layers = _recurrent._lstm_step, _recurrent._gru_step, _recurrent._layers
+lstm_step, gru_step = _recurrent._lstm_step, _recurrent._gru_step
 next_forward, dropped = _ordinals.Ordinals._next_forward, _dropout.dropped
 
 
 def id_ignored(self, func):
-    sample, use = self._ordinals.next()
-    return Draw(self._key, use, 0)
+    return Draw(self._key, self._ordinals.next()[1], 0)
 
 
-def id_of_a_chunk(self, sample, begin=_ordinals.Ordinals.begin):
-    """Ids counted from the first of the chunk."""
-    if isinstance(sample, torch.Tensor) and torch._C._functorch.is_batchedtensor(sample):
-        sample = sample - torch._C._functorch.get_unwrapped(sample)[0]
-    begin(self, sample)
+def id_of_a_chunk(self, sample, run=_keyed._Plan.run):
+    """Ids counted from the start of the chunk."""
+    lanes = isinstance(sample, torch.Tensor) and sample.dim() == 1
+    return run(self, torch.arange(len(sample), device=sample.device) if lanes else sample)
+
+
+def unseen(body):
+    """A composite run out of the mode's sight."""
+
+    def run(*args, **kwargs):
+        with torch._C.DisableTorchFunction():
+            return body(*args, **kwargs)
+
+    return run
 
 
 def id_truncated(self, func):
@@ -54,8 +64,7 @@ def step_ignored(seed, step, derived=_mode.derived_key):
 
 def last_begun(self, extra):
     """Backward passes taken for those of the pass begun last."""
-    sample, use = next_backward(self, extra)
-    return self._forwards[-1].sample, use
+    return self._forwards[-1].sample, next_backward(self, extra)[1]
 
 
 next_backward = _ordinals.Ordinals._next_backward
@@ -81,19 +90,12 @@ def candidate_bias_merged(gates, state, cell):
 
 def gates_swapped(gates, state, cell):
     i, f, g, o = gates.chunk(4, -1)
-    return lstm_step(torch.cat([f, i, g, o], -1), state, cell._replace(w_hh=cell.w_hh.roll(len(cell.w_hh) // 4, 0)))
+    return lstm_step(torch.cat([f, i, g, o], -1), state, cell)
 
 
 def ended_in_the_order_of_time(steps, state, cell, step, *, reverse, scan=_recurrent._scan):
     outputs, (h, *rest) = scan(steps, state, cell, step, reverse=reverse)
     return outputs, ((h if reverse else h.flip(0)), *rest)
-
-
-def causal_lost(draw, q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, **options):
-    return attention(draw, q, k, v, attn_mask, dropout_p, False, **options)
-
-
-attention = _attention.attention
 
 
 def unscaled(draw, input, p, train, **how):
@@ -105,24 +107,12 @@ def channels_ignored(draw, input, p, train, *, feature, alpha, inplace):
     return dropped(draw, input, p, train, feature=False, alpha=alpha, inplace=inplace)
 
 
-def nine_rounds(counter, key, weyl=_philox._WEYL):
-    *_, words = [None, _philox_of(counter, key, 9)]
-    return words
-
-
-def _philox_of(counter, key, rounds):
-    a, b, c, d = counter
-    k0, k1 = key
-    for _ in range(rounds):
-        p, q = a * 0xD2511F53, c * 0xCD9E8D57
-        a, b, c, d = (
-            (q >> 32 & _philox.MASK) ^ b ^ k0,
-            q & _philox.MASK,
-            (p >> 32 & _philox.MASK) ^ d ^ k1,
-            p & _philox.MASK,
-        )
-        k0, k1 = (k0 + 0x9E3779B9) & _philox.MASK, (k1 + 0xBB67AE85) & _philox.MASK
-    return a, b, c, d
+def key_not_bumped(counter, key, philox=_philox.philox4x32):
+    weyl, _philox._WEYL = _philox._WEYL, (0, 0)
+    try:
+        return philox(counter, key)
+    finally:
+        _philox._WEYL = weyl
 
 
 def keep_inverted(self, shape, p, device="cpu", keep=Draw.keep):
@@ -143,17 +133,9 @@ def check_distribution_of_normal():
     check_distribution(drawn().normal((20_000,), torch.float64), torch.special.ndtr)
 
 
-def check_seeds_and_steps():
-    check_operation("F.dropout")
-
-
-def check_several_vmaps():
-    check_a_vmap_inside_the_loss()
-
-
 # mutant -> (where, attribute, the mistake, the property)
 MUTANTS = {
-    "nine rounds": (_philox, "philox4x32", nine_rounds, check_known_answers),
+    "key not bumped": (_philox, "philox4x32", key_not_bumped, check_known_answers),
     "first word of each block": (Draw, "bits", words_repeated, check_layout),
     "keep inverted": (Draw, "keep", keep_inverted, lambda: check_frequency(drawn().keep((20_000,), 0.1), 0.9)),
     "not normal": (Draw, "normal", unrounded_tail, check_distribution_of_normal),
@@ -164,30 +146,30 @@ MUTANTS = {
         lambda: check_samples_are_lanes("bits"),
     ),
     "id ignored": (_mode.Swap, "_draw", id_ignored, lambda: check_operation("F.dropout")),
-    "id relative to the chunk": (_mode.Ordinals, "begin", id_of_a_chunk, lambda: check_operation("rand")),
+    "id relative to the chunk": (_keyed._Plan, "run", id_of_a_chunk, lambda: check_operation("rand")),
     "high bits of an id lost": (
         _mode.Swap,
         "_draw",
         id_truncated,
         lambda: check_operation("rand", ids=(0, 255, 3, 2**40)),
     ),
-    "step ignored": (_mode, "derived_key", step_ignored, check_seeds_and_steps),
+    "step ignored": (_mode, "derived_key", step_ignored, lambda: check_operation("F.dropout")),
     "use not advanced": (_ordinals.Ordinals, "_next_forward", use_not_advanced, check_uses_differ),
     "ordinal not in the generator": (_ordinals.Ordinals, "_next_forward", counted_on, check_checkpoint),
     "backward of another sample": (_ordinals.Ordinals, "_next_backward", last_begun, check_checkpoint),
-    "vmaps in the loss not noticed": (_mode.Swap, "_theirs", lambda self: False, check_several_vmaps),
+    "vmaps in the loss not noticed": (_mode.Swap, "_theirs", lambda self: False, check_a_vmap_inside_the_loss),
     "backward not forked": (
         _ordinals,
         "forked",
-        lambda seed, stream, devices: torch.random.fork_rng(devices=[], enabled=False),
-        None,
+        lambda *_: contextlib.nullcontext(),
+        check_a_backward_that_draws,
     ),
     "dropout not scaled": (_dropout, "dropped", unscaled, test_dropouts_are_torchs),
     "channels ignored": (_dropout, "dropped", channels_ignored, test_dropouts_are_torchs),
-    "causal mask lost": (
-        _mode._Handler,
-        "run",
-        None,
+    "attention's dropout not scaled": (
+        _attention,
+        "dropped",
+        unscaled,
         lambda: test_attention_is_torchs_with_the_mask_of_its_draw({"is_causal": True}, "cpu"),
     ),
     "hidden bias twice": (_recurrent, "_input_gates", hidden_bias_twice, lambda: check_cell("lstm_cell", True, True)),
@@ -210,5 +192,17 @@ MUTANTS = {
         lambda: check_packed("gru", 1, True, True, True, [4, 3, 1]),
     ),
     "state not batched": (_recurrent, "_beside", lambda gates, state: state, check_no_product_of_parameters_alone),
+    "attention not looked into": (_mode, "transparent", unseen, lambda: check_model("attention")),
     "no dropout between layers": (_mode.Swap, "_drop", lambda self, x, p: x, lambda: check_model("lstm")),
 }
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_planted_mistake_is_noticed(name, monkeypatch):
+    where, attribute, mistake, law = MUTANTS[name]
+    torch.manual_seed(0)
+    law()
+    monkeypatch.setattr(where, attribute, mistake)
+    torch.manual_seed(0)
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        law()
