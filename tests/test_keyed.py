@@ -15,7 +15,7 @@ import torch
 from oracle import same_bits
 from torch.func import grad, hessian, jvp, vmap
 
-from gradfunc._random import Draw, derived_key
+from gradfunc._random import Draw, _keyed, derived_key
 from gradfunc._random._philox import MASK, philox4x32
 
 ALARM = 1e-9
@@ -113,11 +113,18 @@ def test_every_part_of_the_name_counts(name):
     assert all(not torch.equal(a, DRAWS[name](other, (64,), "cpu")) for other in others)
 
 
+@pytest.mark.parametrize("numpy", [False, True])
 @pytest.mark.parametrize("name", DRAWS)
-def test_the_same_bits_for_any_number_of_threads_and_passes(name, monkeypatch):
-    whole = DRAWS[name](drawn(), (1001,), "cpu")
-    monkeypatch.setattr("gradfunc._random._keyed._LANES", 7)
-    assert same_bits([whole], [DRAWS[name](drawn(), (1001,), "cpu")])
+def test_the_same_bits_by_any_library_threads_and_passes(name, numpy, monkeypatch):
+    def both():
+        lanes = vmap(lambda i: DRAWS[name](drawn(sample=i), (1001,), "cpu"))(torch.arange(3))
+        return [lanes, DRAWS[name](drawn(), (1001,), "cpu")]
+
+    whole = both()
+    monkeypatch.setattr(_keyed._Plan, "_suits_numpy", lambda self, blocks: numpy)
+    assert same_bits(whole, both())
+    monkeypatch.setattr(_keyed, "_LANES_NUMPY" if numpy else "_LANES_THREAD", 7)
+    assert same_bits(whole, both())
 
 
 @pytest.mark.parametrize("name", [n for n in DRAWS if not n.startswith(("normal", "exponential"))])

@@ -17,14 +17,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ._philox import MASK, philox4x32
 
-# Lanes a pass and thread: small enough for a core's cache, which halves the time; no smaller than what torch gives a
-# thread. On other devices passes are limited by memory alone.
-_LANES = 32768
+# Blocks a pass: few enough for a core's cache, which halves the time, in torch as many for each thread as it takes to
+# wake one. On other devices passes are limited by memory alone.
+_LANES_NUMPY = 1 << 14
+_LANES_THREAD = 1 << 15
 _LANES_ELSEWHERE = 1 << 24
 # Bits of a uniform number: what the mantissa holds below 1.
 _UNIFORM_BITS = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
@@ -166,19 +168,36 @@ class _Plan:
 
     def run(self, sample: int | Tensor) -> Tensor:
         """`[*sample.shape, size]`, in passes over blocks."""
-        ids = sample.unsqueeze(-1) if isinstance(sample, Tensor) else sample
         batch, rows = (sample.shape, sample.numel()) if isinstance(sample, Tensor) else ((), 1)
         each = 4 // self.words  # elements a block
         blocks = -(-self.size // each)
-        lanes = _LANES * torch.get_num_threads() if self.device.type == "cpu" else _LANES_ELSEWHERE
-        step = max(1, lanes // max(1, rows))
         out = torch.empty((*batch, blocks, each), dtype=self.dtype, device=self.device)
+        numpy = self._suits_numpy(rows * blocks)
+        words, lanes = (self._by_numpy, _LANES_NUMPY) if numpy else (self._by_torch, self._lanes)
+        step = max(1, lanes // max(1, rows))
         for start in range(0, blocks, step):
-            index = torch.arange(start, min(start + step, blocks), device=self.device)
-            drawn = philox4x32((index, self.use, ids & MASK, ids >> 32 & MASK), self.key)
+            drawn = words(sample, start, min(start + step, blocks))
             for k in range(each):
                 out[..., start : start + step, k] = self.finish(*drawn[k * self.words : (k + 1) * self.words])
         return out.flatten(-2)[..., : self.size]
+
+    @property
+    def _lanes(self) -> int:
+        return _LANES_THREAD * torch.get_num_threads() if self.device.type == "cpu" else _LANES_ELSEWHERE
+
+    def _suits_numpy(self, blocks: int) -> bool:
+        """Whether numpy is quicker: at these integers it is on one core what torch is on two, and calls cost less."""
+        return self.device.type == "cpu" and min(torch.get_num_threads(), blocks // _LANES_THREAD) <= 2
+
+    def _by_numpy(self, sample: int | Tensor, start: int, stop: int) -> list[Tensor]:
+        ids = sample.numpy()[..., None] if isinstance(sample, Tensor) else sample
+        counter = (np.arange(start, stop), self.use, ids & MASK, ids >> 32 & MASK)
+        return [torch.from_numpy(word) for word in philox4x32(counter, self.key)]
+
+    def _by_torch(self, sample: int | Tensor, start: int, stop: int) -> tuple[Tensor, ...]:
+        ids = sample.unsqueeze(-1) if isinstance(sample, Tensor) else sample
+        index = torch.arange(start, stop, device=self.device)
+        return philox4x32((index, self.use, ids & MASK, ids >> 32 & MASK), self.key)
 
 
 class _Filled(torch.autograd.Function):
