@@ -172,6 +172,17 @@ def test_begin_starts_anew():
     assert not torch.equal(draws[0], draws[1])
 
 
+def test_a_draw_before_begin_is_refused():
+    with swapped(), pytest.raises(RuntimeError, match="begin"):
+        torch.rand(3)
+
+
+def test_a_sample_may_be_a_tensor_outside_vmap():
+    net = MODELS["encoder"]()
+    a, b = (once(net, torch.ones(2, 8), sample=s) for s in (3, torch.tensor(3)))
+    assert torch.equal(a, b)
+
+
 def test_drew():
     with swapped() as swap:
         swap.begin(0)

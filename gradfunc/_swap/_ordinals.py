@@ -55,15 +55,21 @@ class Ordinals:
         devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
         outer = self._extra
         # This seed is no forward pass's, but for a chance of about 2^-63 a draw.
-        with forked(self._forwards[-1].base, 1, [torch.device("cuda", i) for i in devices]):
+        with forked(self._now.base, 1, [torch.device("cuda", i) for i in devices]):
             self._extra = 0
             try:
                 yield
             finally:
                 self._extra = outer
 
+    @property
+    def _now(self) -> Forward:
+        if not self._forwards:
+            raise RuntimeError("a draw before begin(sample)")
+        return self._forwards[-1]
+
     def _next_forward(self) -> tuple[int | Tensor, int]:
-        now = self._forwards[-1]
+        now = self._now
         use = torch.default_generator.initial_seed() - now.base
         if not 0 <= use <= now.count:  # the loss seeded the generator itself
             use = now.count
@@ -87,7 +93,7 @@ class Ordinals:
                 )
             )
         self._extra = extra + 1
-        return self._forwards[-1].sample, self._forwards[-1].count + extra
+        return self._now.sample, self._now.count + extra
 
 
 def _told_apart(a: int | Tensor, b: int | Tensor) -> bool:
