@@ -75,9 +75,12 @@ def _input_gates(x: Tensor, cell: _Cell, step: Step) -> Tensor:
 
 
 def _beside(gates: Tensor, state: State) -> State:
-    """The same state, batched under vmap where the input is: else the first product would be of parameters alone."""
+    """The same state, batched under vmap where the input is: else the first product would be of parameters alone.
+
+    And of the gates' type, the lower one under autocast, as in torch's own operators on CUDA.
+    """
     zero = torch.zeros_like(gates[..., :1])
-    return tuple(s + zero.to(s.dtype) for s in state)
+    return tuple(s.to(zero.dtype) + zero for s in state)
 
 
 def _scan(

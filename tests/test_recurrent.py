@@ -204,6 +204,14 @@ def test_vmap_of_grad_is_the_loop(name, given):
         assert all((rows[k][i] - g).abs().max() <= 1e-12 * scale for k, g in zip(leaves, alone, strict=True))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_autocast_computes_in_the_lower_type(name):
+    net, x = MODULES[name](3, 5), torch.randn(4, 2, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = tensors(scanned(net, x))
+    assert {t.dtype for t in out} == {torch.bfloat16}
+
+
 def check_no_product_of_parameters_alone():
     """Under vmap every product with a recurrent weight has a batched partner, the first step's too."""
     net = net_of("gru")
