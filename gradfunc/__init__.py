@@ -21,14 +21,14 @@ Files, in the order in which data flows (a row imports only rows below it; `pypr
     audit/          why sum, mean and per-sample gradients disagree: estimators, verdicts, causes
     _reduce         reductions by name                  models      small models as functions
     _per_sample/    PerSampleGrads, the value; per_sample_grads: the choice of engine and of chunks
-    _engines        vmap(grad), loop, rows of cotangents
+    _engines/       vmap(grad), loop, rows of cotangents; kept, selected and joined rows
     _swap/          a function mode inside a loss: draws become keyed ones, recurrent operators become scans
     _problem        what tools take: (model, criterion, batch), read once
     _stateless      nn.Module -> a pure function        losses/     losses that carry their weight, a family a file
     _weights        Weighted, Accumulator: the only mean
     _random/        draws keyed by (seed, step, sample, use); generators forked; draws refused, recorded, replayed
     _recurrent      lstm, gru, rnn as scans             _report     tables and JSON    _rounding   error bounds
-    _tree           arithmetic on {name: tensor}, batches as pytrees
+    _tree/          arithmetic on {name: tensor} and on rows of them; batches as pytrees, static and ragged arguments
     _errors         the grammar of messages
 
 A call of a stateless model runs on a replica of the module's tree that holds the tensors of that call: what the forward
@@ -40,10 +40,14 @@ from . import losses as losses
 from . import models as models
 from ._errors import GradfuncWarning as GradfuncWarning
 from ._per_sample import PerSampleGrads as PerSampleGrads
+from ._per_sample import concatenate as concatenate
 from ._per_sample import per_sample_grads as per_sample_grads
+from ._per_sample import row_grads as row_grads
 from ._reduce import reduce as reduce
 from ._stateless import Stateless as Stateless
 from ._stateless import stateless as stateless
+from ._tree import ragged as ragged
+from ._tree import static as static
 from ._weights import Accumulator as Accumulator
 from ._weights import Weighted as Weighted
 from .losses import whole as whole

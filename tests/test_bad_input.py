@@ -95,7 +95,7 @@ BATCHES = {
     "a scalar tensor": (
         lambda: call(loss, P, X, torch.tensor(1.0)),
         ValueError,
-        r"args\[1\] without a dimension.*closure",
+        r"args\[1\] without a dimension.*gf\.static",
     ),
     "numpy": (lambda: call(loss, P, X, np.ones(4)), TypeError, r"a numpy array in the batch.*torch\.as_tensor"),
     "numpy, batched": (lambda: call(loss, P, X, np.ones(4), batched=True), TypeError, r"numpy array"),

@@ -27,6 +27,7 @@ from test_weights import check_half_types_accumulate_in_float32
 
 import gradfunc as gf
 from gradfunc import _engines, _stateless, _tree, _weights
+from gradfunc._engines import _call, _vmap
 from gradfunc._per_sample import _value
 
 as_weighted, row_sum, total = _weights.as_weighted, _tree.row_sum, _weights.total
@@ -67,22 +68,28 @@ def norm_of_norms_lost(rows):
 
 
 def aliased(self):
-    return dict(self._kept.grads) if self._kept is not None else materialize(self)
+    source = self._source
+    return dict(source.kept.grads) if isinstance(source, _engines.KeptSource) else materialize(self)
 
 
 materialize = gf.PerSampleGrads.materialize
 
 
 def short_chunk_dropped(size, chunk):
-    return [(start, start + chunk) for start in range(0, size - chunk + 1, chunk)] or [(0, size)]
+    return [slice(start, start + chunk) for start in range(0, size - chunk + 1, chunk)] or [slice(0, size)]
 
 
-def rows_run_alone(call, *, vmapped):
+def rows_run_alone(call, *, vmapped, run=_engines.CotangentSource.run):
     """Each row beside a copy of itself, which is another function where rows are coupled."""
-    leaves, tensors = call.leaves(), call.batch.tensors
-    each = [call.value(leaves, [t[[i, i]] for t in tensors], batched=True) for i in range(len(tensors[0]))]
-    out = gf.Weighted(torch.stack([e.numerator[0] for e in each]), torch.stack([e.weight[0] for e in each]))
-    return _engines.CotangentSource(leaves, out, vmapped)
+    source = run(call, vmapped=vmapped)
+    tensors = call.batch.tensors
+    each = [call.value(source.leaves, [t[[i, i]] for t in tensors], batched=True) for i in range(len(tensors[0]))]
+    numerator, weight = (torch.stack([getattr(e, k)[0] for e in each]) for k in ("numerator", "weight"))
+    return dataclasses.replace(source, value=source.value._replace(numerator=numerator, weight=weight))
+
+
+def not_forked(*_, **__):
+    return contextlib.nullcontext()
 
 
 def live_buffers(self, params):
@@ -97,8 +104,8 @@ def split():
 # mutant -> (where, attribute, the mistake, the property)
 MUTANTS = {
     "mean of means": (_weights.Accumulator, "add", add_means, split),
-    "weight lost": (_engines, "as_weighted", weight_lost, split),
-    "weight applied twice": (_engines, "as_weighted", weight_twice, split),
+    "weight lost": (_call, "as_weighted", weight_lost, split),
+    "weight applied twice": (_call, "as_weighted", weight_twice, split),
     "sum / B for the mean": (
         _value,
         "total",
@@ -111,7 +118,7 @@ MUTANTS = {
         lambda rows, c=None: {k: v / 2 for k, v in row_sum(rows, c).items()},
         split,
     ),
-    "short last chunk dropped": (_value, "spans", short_chunk_dropped, split),
+    "short last chunk dropped": (_vmap, "spans", short_chunk_dropped, split),
     "0 * NaN": (_value, "row_sum", multiplied, check_zero_coefficient_leaves_out),
     "sign of a coefficient lost": (_value, "row_sum", absolute, lambda: check_case("linear", "vmap", 2)),
     "norms without scaling": (_value, "row_norms", naive_norms, check_norms_are_safe),
@@ -133,17 +140,22 @@ MUTANTS = {
         rows_run_alone,
         lambda: check_coupled_batch("loop", None),
     ),
-    "half types added in half types": (_tree, "wide", lambda dtype: dtype, check_half_types_accumulate_in_float32),
+    "half types added in half types": (
+        _tree._rows,
+        "wide",
+        lambda dtype: dtype,
+        check_half_types_accumulate_in_float32,
+    ),
     "draws not forked": (
-        _engines,
+        _call,
         "forked",
-        lambda *_: contextlib.nullcontext(),
+        not_forked,
         lambda: check_global_state_is_unchanged("loop"),
     ),
     "draws not seeded": (
-        _engines,
+        _call,
         "forked",
-        lambda *_: contextlib.nullcontext(),
+        not_forked,
         lambda: check_calling_twice_is_calling_once("vmap", 2),
     ),
     "stale values answered for": (

@@ -368,13 +368,13 @@ def test_buffers_among_params_are_passed_on_but_not_differentiated():
 
 
 def dropped(p, x, w):
-    return gf.Weighted((p["w"] * F.dropout(x, 0.5)).sum().square() + torch.rand(()) * p["w"].sum(), w)
+    return gf.Weighted((p["w"] * F.dropout(x, 0.5)).sum().square() + torch.poisson(x.abs()).sum() * p["w"].sum(), w)
 
 
 def drawn(engine, chunk_size, **options):
     params = {"w": torch.randn(3, dtype=F64)}
     batch = torch.randn(5, 3, dtype=F64), torch.rand(5, dtype=F64)
-    return gf.per_sample_grads(dropped, engine=engine, chunk_size=chunk_size, **options), params, batch
+    return gf.per_sample_grads(dropped, engine=engine, chunk_size=chunk_size, **options).at(0), params, batch
 
 
 def check_calling_twice_is_calling_once(engine, chunk_size):
@@ -664,10 +664,6 @@ def of_module(module, loss):
     return lambda p, x: loss(model, {k: p["w"].sum() * v for k, v in params.items()}, x)
 
 
-def recurrent(cell):
-    return of_module(cell(3, 2, batch_first=True), lambda m, p, x: m(p, x.expand(1, 4, 3))[0].square().sum())
-
-
 ONLY_THE_LOOP = {
     "item": lambda p, x: base(p, x) * (1.0 if x.sum().item() > 0 else 2.0),
     "if": lambda p, x: base(p, x) if x.sum() > 0 else 2 * base(p, x),
@@ -682,9 +678,6 @@ ONLY_THE_LOOP = {
     "Function without setup_context": lambda p, x: base({"w": NoSetup.apply(p["w"])}, x),
     "Function without a vmap rule": lambda p, x: base({"w": NoRule.apply(p["w"] * x)}, x),
     "checkpoint": lambda p, x: checkpoint(base, p, x, use_reentrant=False),
-    "GRU": recurrent(nn.GRU),
-    "RNN": recurrent(nn.RNN),
-    "LSTM cell": of_module(nn.LSTMCell(3, 2), lambda m, p, x: m(p, x.unsqueeze(0))[0].square().sum()),
     "instance norm that tracks": of_module(
         nn.InstanceNorm1d(1, affine=True, track_running_stats=True),
         lambda m, p, x: m.sample(p, x.unsqueeze(0)).pow(3).sum(),
@@ -778,7 +771,7 @@ def test_an_error_of_the_users_own_does_not_pin_the_loop():
     for _ in range(2):
         with pytest.raises(RuntimeError, match="broadcast shape"):
             f({"w": torch.ones(3)}, torch.ones(2, 3))
-    assert not f._refused
+    assert f._learnt.refused is None
 
 
 def test_containers_that_hide_tensors_are_refused():
@@ -837,7 +830,7 @@ def test_a_loss_that_writes_to_its_input_leaves_the_batch_alone(engine, batched)
 def test_kept_rows_hold_no_graph_and_know_what_is_unused():
     params, x = {"w": torch.ones(2), "idle": torch.ones(1)}, torch.ones(3, 2)
     g = gf.per_sample_grads(lambda p, x: (p["w"] * x).sum(-1), batched=True)(params, x)
-    assert g._source is None
+    assert g._source.origin is None
     params["w"].add_(1)
     assert g.unused == ("idle",)
 
@@ -863,5 +856,5 @@ def test_running_out_of_memory_is_no_limitation():
             raise torch.OutOfMemoryError("no memory for the batch")
         return (params["w"] * x).sum()
 
-    with pytest.raises(torch.OutOfMemoryError, match="no memory for the batch"):
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory with one sample at a time"):
         gf.per_sample_grads(loss)({"w": torch.ones(3)}, torch.ones(2, 3))

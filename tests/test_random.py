@@ -30,7 +30,7 @@ def noisy_batched(p, x):
 
 def asked(loss=noisy, size=6, width=32, **options):
     params = {"w": torch.ones(width, dtype=F64)}
-    return gf.per_sample_grads(loss, **options)(params, torch.ones(size, width, dtype=F64))
+    return gf.per_sample_grads(loss, **options).at(0)(params, torch.ones(size, width, dtype=F64))
 
 
 def global_states(device):
@@ -44,7 +44,7 @@ def check_global_state_is_unchanged(engine, batched=False, device="cpu"):
     f = gf.per_sample_grads(
         noisy_batched if batched else noisy, engine=engine, chunk_size=2, batched=batched, randomness="different"
     )
-    g = f(params, torch.ones(5, 4, device=device))
+    g = f.at(0)(params, torch.ones(5, 4, device=device))
     g.norms(), g.mean(), g.materialize(), g.unused
     assert all(torch.equal(a, b) for a, b in zip(before, global_states(device), strict=True))
 
@@ -137,7 +137,7 @@ def test_forked_repeats_and_restores():
     before = torch.random.get_rng_state()
     draws = []
     for seed, stream in ((0, 0), (0, 0), (0, 1), (1, 0), (1, 1)):
-        with forked(seed, stream, [torch.device("cpu")]):
+        with forked(seed, stream, devices=[torch.device("cpu")]):
             draws.append(tuple(torch.rand(4).tolist()))
     assert torch.equal(before, torch.random.get_rng_state())
     assert draws[0] == draws[1]

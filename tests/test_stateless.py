@@ -327,7 +327,7 @@ def test_the_module_is_left_as_it_was(engine, device):
     before = state(module)
     model = gf.stateless(module)
     f = gf.per_sample_grads(lambda p, x: model.sample(p, x).square().sum(), engine=engine, chunk_size=2)
-    g = f(model.params, torch.randn(3, 3, device=device))
+    g = f.at(0)(model.params, torch.randn(3, 3, device=device))
     g.norms(), g.mean(), g.materialize(), g.unused
     assert_same_state(before, state(module))
     assert not storages(g.materialize()) & storages(model.params)

@@ -23,7 +23,10 @@ IDS = (5, 0, 2**40 + 1, 3)
 
 @contextlib.contextmanager
 def swapped(seed=0, step=0, *, randomness="different", scan=True, device="cpu"):
-    with forked(seed, step, [torch.device(device)]), Swap("f", seed, step, randomness=randomness, scan=scan) as swap:
+    with (
+        forked(seed, step, devices=[torch.device(device)]),
+        Swap("f", seed, step, randomness=randomness, scan=scan) as swap,
+    ):
         yield swap
 
 

@@ -1,5 +1,7 @@
-"""`per_sample_grads(loss)` and its value, `PerSampleGrads`; the choice of engine."""
+"""`per_sample_grads(loss)` and its value, `PerSampleGrads`; the choice of engine and of chunks."""
 
 from ._function import PerSampleGradsFunction as PerSampleGradsFunction
 from ._function import per_sample_grads as per_sample_grads
+from ._join import concatenate as concatenate
+from ._join import row_grads as row_grads
 from ._value import PerSampleGrads as PerSampleGrads

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from .._engines import Rows, Source, VmapSource
+from .._engines import SelectedSource, Source
 from .._errors import kind_of, message
-from .._tree import Tensors, row_dots, row_norms, row_sum, wide
+from .._tree import (
+    At,
+    Tensors,
+    at_positions,
+    map_tensors,
+    row_dots,
+    row_norms,
+    row_scale,
+    row_sum,
+    scattered,
+    weighed,
+    wide,
+)
 from .._weights import ratio, total
+from ._chunks import Chunks
+from ._indices import coefficients, indices
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +40,7 @@ class PerSampleGrads:
     Attributes:
         names: the parameters differentiated, in the order of `params`.
         batch_size: B.
-        engine: "vmap" or "loop".
+        engine: "vmap" or "loop"; of joined values that differ, both.
 
     Example:
         >>> import gradfunc as gf
@@ -40,11 +55,16 @@ class PerSampleGrads:
     engine: str
     _losses: Tensor = field(repr=False)
     _weights: Tensor = field(repr=False)
-    _source: Source | None = field(repr=False)
+    _aux: Any = field(repr=False)
+    _source: Source = field(repr=False)
     _shapes: Tensors = field(repr=False)
-    _kept: Rows | None = field(repr=False)
-    _chunk: int
-    _reason: str
+    # Row i is the source's row i times this, [B]: clipping, masking and unscaling touch no row until a sum.
+    _scale: Tensor | None = field(repr=False)
+    _chunks: Chunks = field(repr=False)
+    _reason: str = field(repr=False)
+    # Operators that torch runs sample by sample under vmap; grows as they are met.
+    _slow: set[str] = field(repr=False)
+    # Tensors that a query reads again, with their versions; none where the rows are kept.
     _watched: tuple[tuple[Tensor, int], ...] = field(repr=False)
 
     @property
@@ -56,6 +76,11 @@ class PerSampleGrads:
     def weights(self) -> Tensor:
         """Weights, `[B]`; all 1 where the loss is a plain scalar."""
         return self._weights.clone()
+
+    @property
+    def aux(self) -> Any:
+        """What the loss returned beside its value (`has_aux=True`), the samples in dimension 0; None without."""
+        return map_tensors(torch.clone, self._aux)
 
     @property
     def mean_loss(self) -> Tensor:
@@ -71,12 +96,69 @@ class PerSampleGrads:
         Known where rows are kept by the loop; else it costs one forward and backward pass of one sample under vmap, of
         every sample in a loop. An empty batch uses nothing.
         """
-        if self._kept is not None and self._kept.unused is not None:
-            return self._kept.unused
-        assert self._source is not None
-        if self._kept is None:
-            self._check_unchanged("unused")
-        return self._source.unused()
+        self._check_unchanged("unused")
+        left = torch.ones(len(self.names), dtype=torch.bool)
+        for at in self._source.plan(self._chunks.size):
+            left &= self._source.unused(at).all(0)
+        return tuple(name for name, none in zip(self.names, left.tolist(), strict=True) if none)
+
+    # --- other values from this one ----------------------------------------------------------------
+
+    def select(self, index: Tensor | Sequence[int] | slice) -> PerSampleGrads:
+        """Some of the samples, in the order of `index`.
+
+        Args:
+            index: positions (negative ones count from the end, and may repeat), a mask `[B]` of bools, or a slice.
+
+        Raises:
+            TypeError: something else, such as one int.
+            IndexError: a position outside of the batch; a mask of another length.
+        """
+        chosen = indices("g.select(index)", index, self.batch_size)
+        return dataclasses.replace(
+            self,
+            batch_size=len(chosen),
+            _losses=self._losses[chosen],
+            _weights=self._weights[chosen],
+            _aux=map_tensors(lambda t: t[chosen], self._aux),
+            _scale=None if self._scale is None else self._scale[chosen],
+            _source=SelectedSource(self._source, chosen),
+        )
+
+    def split(self, size: int) -> list[PerSampleGrads]:
+        """Consecutive parts of `size` samples, the last one shorter.
+
+        Raises:
+            ValueError: `size` is not a positive int.
+        """
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ValueError(message("g.split(size)", got=f"{size!r}", expected="a positive int"))
+        return [self.select(slice(start, start + size)) for start in range(0, self.batch_size, size)]
+
+    def scaled(self, c: Tensor) -> PerSampleGrads:
+        """Gradients and losses times `c`, `[B]`; weights as they are. A 0 gives exact zeros, also for a NaN.
+
+        Raises:
+            TypeError: `c` is not a tensor.
+            ValueError: `c` has another shape, or an entry that is not finite.
+        """
+        return self._times(coefficients("g.scaled(c)", c, self._losses))
+
+    def weighted(self, c: Tensor) -> PerSampleGrads:
+        """Gradients, losses and weights times `c >= 0`, `[B]`: importance weights, or a mask. A 0 leaves a sample out.
+
+        Raises:
+            TypeError: `c` is not a tensor.
+            ValueError: `c` has another shape, or an entry that is negative or not finite.
+        """
+        factor = coefficients("g.weighted(c)", c, self._losses, negative=False)
+        return dataclasses.replace(self._times(factor), _weights=weighed(self._weights, factor))
+
+    def _times(self, c: Tensor) -> PerSampleGrads:
+        scale = c if self._scale is None else weighed(self._scale, c)
+        return dataclasses.replace(self, _losses=weighed(self._losses, c), _scale=scale)
+
+    # --- queries -----------------------------------------------------------------------------------
 
     @overload
     def norms(self, *, per_parameter: Literal[False] = False) -> Tensor: ...
@@ -85,9 +167,12 @@ class PerSampleGrads:
     def norms(self, *, per_parameter: bool = False) -> Tensor | dict[str, Tensor]:
         """Euclidean norm of each sample's gradient: `[B]`, or `{name: [B]}`; safe from overflow."""
         if per_parameter:
-            parts = [{name: row_norms({name: v}) for name, v in rows.items()} for _, rows in self._chunks("norms()")]
-            return {name: self._joined([part[name] for part in parts]) for name in self.names}
-        return self._joined([row_norms(rows) for _, rows in self._chunks("norms()")])
+            parts = [
+                (at, {k: self._scaled(row_norms({k: v}), at, norm=True) for k, v in rows.items()})
+                for at, rows in self._rows("norms()")
+            ]
+            return {name: self._joined([(at, part[name]) for at, part in parts]) for name in self.names}
+        return self._joined([(at, self._scaled(row_norms(rows), at, norm=True)) for at, rows in self._rows("norms()")])
 
     @overload
     def gram(self, other: PerSampleGrads | None = None, *, per_parameter: Literal[False] = False) -> Tensor: ...
@@ -113,13 +198,16 @@ class PerSampleGrads:
             )
             for name in self.names
         }
-        for (a, b), rows in self._chunks("gram()"):
-            for (c, d), columns in right._chunks("gram()", start=a if other is None else 0):
-                for name, block in out.items():
-                    left = rows[name].reshape(b - a, -1).to(block.dtype)
-                    block[a:b, c:d] = left @ columns[name].reshape(d - c, -1).to(block.dtype).T
-                    if other is None and c > a:
-                        block[c:d, a:b] = block[a:b, c:d].T
+        for done, (at, rows) in enumerate(self._rows("gram()")):
+            i = at_positions(at)
+            for later, (across, columns) in enumerate(right._rows("gram()", skip=done if other is None else 0)):
+                j = at_positions(across)
+                for name, whole in out.items():
+                    left, top = (_flat(r[name], whole.dtype) for r in (rows, columns))
+                    block = self._scaled(right._scaled(left @ top.T, across, dim=1), at)
+                    whole[i[:, None], j] = block
+                    if other is None and later:
+                        whole[j[:, None], i] = block.T
         if per_parameter:
             return out
         return torch.stack(list(out.values())).sum(0)
@@ -139,7 +227,7 @@ class PerSampleGrads:
                 came = f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else "nothing"
                 expected = f"shape {tuple(like.shape)}, the parameter's"
                 raise ValueError(message("g.dot(direction)", got=f"{came} for '{name}'", expected=expected))
-        return self._joined([row_dots(rows, direction) for _, rows in self._chunks("dot()")])
+        return self._joined([(at, self._scaled(row_dots(rows, direction), at)) for at, rows in self._rows("dot()")])
 
     def sum(self, *, wide: bool = False) -> Tensors:
         """Sum of the rows, `{name: tensor}`: the gradient of torch's `reduction="sum"`.
@@ -180,44 +268,56 @@ class PerSampleGrads:
 
     def materialize(self) -> Tensors:
         """Every row: `{name: [B, *shape]}`, fresh tensors of B times the parameters' size."""
-        parts = [rows for _, rows in self._chunks("materialize()")]
+        parts = [
+            (at, rows if self._scale is None else row_scale(rows, self._scale_at(at)))
+            for at, rows in self._rows("materialize()")
+        ]
         if len(parts) == 1:
-            return {name: value.clone() for name, value in parts[0].items()}
+            return {name: value.clone() for name, value in parts[0][1].items()}
         return {
-            name: torch.cat([part[name] for part in parts]) if parts else like.new_zeros((0, *like.shape))
+            name: scattered([(at, rows[name]) for at, rows in parts]) if parts else like.new_zeros((0, *like.shape))
             for name, like in self._shapes.items()
         }
 
     def explain(self) -> str:
         """The engine and why it was chosen, and what is kept, in words."""
-        entries = sum(value.numel() for value in self._shapes.values())
-        kept = "kept" if self._kept is not None else f"computed again at each query, {self._chunk} at a time"
-        slow = sorted(self._source.slow) if isinstance(self._source, VmapSource) else []
-        looped = f" torch has no batching rule for {', '.join(slow)} and runs it sample by sample." if slow else ""
+        kept = f"computed again at each query, {self._chunks.size} at a time" if self._watched else "kept"
+        slow = ", ".join(sorted(self._slow))
+        looped = f" torch has no batching rule for {slow} and runs it sample by sample." if slow else ""
         return (
-            f"engine {self.engine}: {self._reason}. {self.batch_size} rows of {entries:,} entries in "
+            f"engine {self.engine}: {self._reason}. {self.batch_size} rows of {self._chunks.entries:,} entries in "
             f"{len(self.names)} parameters, {kept}.{looped}"
         )
 
     def _summed(self, c: Tensor | None, query: str, keep_wide: bool) -> Tensors:
         sums = {name: torch.zeros_like(like, dtype=wide(like.dtype)) for name, like in self._shapes.items()}
-        for (a, b), rows in self._chunks(query):
-            part = row_sum(rows, None if c is None else c[a:b])
+        if self._scale is not None:
+            c = self._scale if c is None else weighed(self._scale, c)
+        for at, rows in self._rows(query):
+            part = row_sum(rows, None if c is None else c[at])
             sums = {name: value + part[name] for name, value in sums.items()}
         return sums if keep_wide else {name: sums[name].to(like.dtype) for name, like in self._shapes.items()}
 
-    def _chunks(self, query: str, start: int = 0) -> Iterator[tuple[tuple[int, int], Tensors]]:
-        if self._kept is not None:
-            yield (0, self.batch_size), self._kept.grads
-            return
+    def _rows(self, query: str, skip: int = 0) -> Iterator[tuple[At, Tensors]]:
+        """Rows as the source has them, before `_scale`; the first `skip` chunks of the plan are left out."""
         self._check_unchanged(query)
-        assert self._source is not None
-        for a, b in spans(self.batch_size, self._chunk):
-            if a >= start:
-                yield (a, b), self._source.rows(a, b).grads
+        for at in self._source.plan(self._chunks.size)[skip:]:
+            for piece, rows in self._chunks.computed(f"g.{query}", self._source.rows, at, self.batch_size):
+                yield piece, rows.grads
 
-    def _joined(self, parts: list[Tensor]) -> Tensor:
-        return torch.cat(parts) if parts else torch.zeros_like(self.losses, dtype=wide(self.losses.dtype))
+    def _scaled(self, values: Tensor, at: At, *, norm: bool = False, dim: int = 0) -> Tensor:
+        """`values`, one a sample along `dim`, times the samples' factors."""
+        if self._scale is None:
+            return values
+        c = self._scale_at(at)
+        return weighed(values, c.abs() if norm else c, dim)
+
+    def _scale_at(self, at: At) -> Tensor:
+        assert self._scale is not None
+        return self._scale[at]
+
+    def _joined(self, parts: list[tuple[At, Tensor]]) -> Tensor:
+        return scattered(parts) if parts else torch.zeros_like(self.losses, dtype=wide(self.losses.dtype))
 
     def _check_unchanged(self, query: str) -> None:
         if any(tensor._version != version for tensor, version in self._watched):
@@ -231,5 +331,5 @@ class PerSampleGrads:
             )
 
 
-def spans(size: int, chunk: int) -> list[tuple[int, int]]:
-    return [(start, min(start + chunk, size)) for start in range(0, size, chunk)]
+def _flat(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.reshape(len(value), -1).to(dtype)

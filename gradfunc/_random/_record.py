@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .._errors import message
+from ._forked import generator_states, same_states
 
 
 def refused_draw(call: str, func: Any) -> RuntimeError:
@@ -45,10 +46,10 @@ class _Draws(TorchDispatchMode):
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
-        before = _generator_states()
+        before = generator_states()
         out = func(*args, **kwargs)
         # Some operators have the tag and draw only when asked to, such as attention with its dropout.
-        unchanged = all(torch.equal(a, b) for a, b in zip(before, _generator_states(), strict=True))
+        unchanged = same_states(before, generator_states())
         return out if unchanged and kwargs.get("generator") is None else self.drawn(func, args, out)
 
     def drawn(self, func: Any, args: tuple[Any, ...], out: Any) -> Any:
@@ -125,11 +126,6 @@ class ReplayDraws(_Draws):
             args[0].copy_(_joined(pieces, args[0].shape))
             return args[0]
         return _joined(pieces, out.shape).to(out.dtype)
-
-
-def _generator_states() -> list[Tensor]:
-    cuda = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
-    return [generator.get_state() for generator in (torch.default_generator, *cuda)]
 
 
 def _writes_elsewhere(func: Any) -> bool:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from .. import _recurrent
-from .._random import Draw, derived_key, refused_draw
+from .._random import Draw, derived_key, generator_states, refused_draw, same_states
 from . import _attention, _dropout, _numbers
 from ._levels import levels
 from ._ordinals import Ordinals
@@ -44,7 +44,7 @@ class Swap(TorchFunctionMode):
     >>> def noise(sample):
     ...     swap.begin(sample)
     ...     return torch.rand(2)
-    >>> with forked(0, 0, []), Swap("noise", 0, 0, randomness="different", scan=True) as swap:
+    >>> with forked(0, 0, devices=[]), Swap("noise", 0, 0, randomness="different", scan=True) as swap:
     ...     rows = torch.func.vmap(noise)(torch.tensor([7, 3]))
     ...     alone = noise(3)
     >>> bool((rows[1] == alone).all())
@@ -59,16 +59,18 @@ class Swap(TorchFunctionMode):
         self._depth = 0
         self._foreign: tuple[str, ...] = ("error", "different")
         self._drew = False
+        self._started: list[Tensor] = []
 
     @property
     def drew(self) -> bool:
-        """Whether a keyed draw has happened."""
-        return self._drew
+        """Whether anything was drawn since `begin`, by key or from a generator; asked before the fork ends."""
+        return self._drew or not same_states(self._started, generator_states())
 
     def begin(self, sample: int | Tensor) -> None:
         """A forward pass of `sample` begins: an integer, or an int64 tensor of no dimensions (batched under vmap)."""
         self._depth = len(levels())
         self._ordinals.begin(sample)
+        self._started = generator_states()
 
     @contextmanager
     def backward(self) -> Iterator[None]:

@@ -55,7 +55,7 @@ class Ordinals:
         devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
         outer = self._extra
         # This seed is no forward pass's, but for a chance of about 2^-63 a draw.
-        with forked(self._now.base, 1, [torch.device("cuda", i) for i in devices]):
+        with forked(self._now.base, 1, devices=[torch.device("cuda", i) for i in devices]):
             self._extra = 0
             try:
                 yield

@@ -80,7 +80,7 @@ class Case:
     def of(cls, problem: Problem, seed: int) -> Case:
         """Run the forward pass."""
         leaves = {name: value.detach().requires_grad_() for name, value in problem.model.params.items()}
-        with torch.enable_grad(), forked(seed, 0, devices_of(problem)), recorded() as records:
+        with torch.enable_grad(), forked(seed, 0, devices=devices_of(problem)), recorded() as records:
             forward = run(problem, leaves)
         return cls(problem, seed, leaves, forward, records[0] if records else None)
 
@@ -91,7 +91,7 @@ class Case:
 
     def elements_under(self, context: AbstractContextManager[Any]) -> Tensor:
         """The elements (or the scalar of a whole criterion) of another forward pass, under an intervention."""
-        with torch.enable_grad(), forked(self.seed, 0, devices_of(self.problem)), context:
+        with torch.enable_grad(), forked(self.seed, 0, devices=devices_of(self.problem)), context:
             forward = run(self.problem, self.leaves)
         return value_of(forward)
 
@@ -209,7 +209,7 @@ def refed(case: Case) -> tuple[Grads, float, Passes]:
 
 def _refed(case: Case, sizes: list[int]) -> tuple[Grads, float, Passes]:
     total, norms, start, records = case.zeros(), 0.0, 0, []
-    with forked(case.seed, 1, devices_of(case.problem)):
+    with forked(case.seed, 1, devices=devices_of(case.problem)):
         for size in sizes:
             part = case.problem.rows(start, start + size)
             with torch.enable_grad(), recorded() as record:

@@ -243,5 +243,5 @@ def _yours(d: Draw, name: str, collect: Any, even: bool = False) -> Example:
 
 def example(mechanism: str, n: int = 7, seed: int = 0) -> Example:
     """A problem of n (or n + 1) samples in which `mechanism` acts. Needs n >= 5."""
-    with forked(seed, 17, []):
+    with forked(seed, 17, devices=[]):
         return _MAKERS[mechanism](Draw(n, seed))

@@ -105,7 +105,7 @@ def _run(problem: Problem, names: dict[nn.Module, str], seed: int) -> tuple[Tens
         # The name goes with the hook: a call runs on a replica, which is no key of `names`.
         handles.append(layer.register_forward_pre_hook(partial(before, name), with_kwargs=True))
         handles.append(layer.register_forward_hook(partial(after, name)))
-    with torch.no_grad(), forked(seed, 0, devices_of(problem)):
+    with torch.no_grad(), forked(seed, 0, devices=devices_of(problem)):
         forward = run(problem, problem.model.params)
     for handle in handles:
         handle.remove()

@@ -67,7 +67,7 @@ def yours(case: Case, loop: YourLoop) -> tuple[Tensors, Passes]:
         starts.append(len(mode.record.draws))
 
     model.register_forward_pre_hook(note, with_kwargs=True)  # on our copy
-    with torch.enable_grad(), forked(case.seed, 2, devices_of(problem)), mode:
+    with torch.enable_grad(), forked(case.seed, 2, devices=devices_of(problem)), mode:
         returned = loop(model, problem.criterion.given, map_tensors(copy_of, problem.batch))
     if returned is None:
         returned = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}

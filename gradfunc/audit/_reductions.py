@@ -89,7 +89,11 @@ def reductions(
     asked = _dtype(call, dtype) if dtype is not None else next(iter(problem.model.params.values())).dtype
     problem = problem.cast(asked if dtype is not None else None, _device(call, device))
     # The outer fork is for what a criterion or a loop draws on its own; every pass of the model has its own stream.
-    with warnings.catch_warnings(record=True) as caught, torch.enable_grad(), forked(seed, 3, devices_of(problem)):
+    with (
+        warnings.catch_warnings(record=True) as caught,
+        torch.enable_grad(),
+        forked(seed, 3, devices=devices_of(problem)),
+    ):
         warnings.simplefilter("always")
         note(f"estimators in {_name(asked)}")
         first = measure(problem, yours, seed, note)

@@ -1,0 +1,137 @@
+"""Sources made of sources: rows that are kept, a selection of samples, several batches in one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .._tree import At, at_positions, compact, map_nests, map_tensors, scattered
+from ._source import Rows, Source, spans
+
+
+@dataclass(frozen=True)
+class KeptSource:
+    """Rows that were computed and are held. `origin` is asked what they do not tell, None where they tell all."""
+
+    kept: Rows
+    origin: Source | None
+
+    @property
+    def size(self) -> int:
+        """Number of samples."""
+        return len(self.kept.losses)
+
+    def plan(self, chunk: int) -> list[At]:
+        """All at once: they are there."""
+        return spans(self.size, max(self.size, 1))
+
+    def rows(self, at: At) -> Rows:
+        """The rows themselves for a stretch, copies for a selection."""
+        grads = {name: value[at] for name, value in self.kept.grads.items()}
+        return self.values(at)._replace(grads=grads)
+
+    def values(self, at: At) -> Rows:
+        """Losses, weights and auxiliary values."""
+        unused = None if self.kept.unused is None else self.kept.unused[at]
+        aux = map_tensors(lambda t: t[at], self.kept.aux)
+        return Rows({}, self.kept.losses[at], self.kept.weights[at], unused, aux)
+
+    def unused(self, at: At) -> Tensor:
+        """Known, or asked of the source that computed the rows."""
+        if self.kept.unused is not None:
+            return self.kept.unused[at]
+        assert self.origin is not None
+        return self.origin.unused(at)
+
+
+@dataclass(frozen=True)
+class SelectedSource:
+    """Samples `index`, `[b]`, of another source."""
+
+    source: Source
+    index: Tensor
+
+    @property
+    def size(self) -> int:
+        """Number of samples."""
+        return len(self.index)
+
+    def plan(self, chunk: int) -> list[At]:
+        """Stretches."""
+        return spans(self.size, chunk)
+
+    def rows(self, at: At) -> Rows:
+        """Computed for the selected samples only."""
+        return self.source.rows(compact(self.index[at]))
+
+    def values(self, at: At) -> Rows:
+        """Likewise."""
+        return self.source.values(compact(self.index[at]))
+
+    def unused(self, at: At) -> Tensor:
+        """Likewise."""
+        return self.source.unused(self.index[at])
+
+
+@dataclass(frozen=True)
+class JoinedSource:
+    """Several sources; part k holds the samples `positions[k]` of the whole."""
+
+    parts: Sequence[Source]
+    positions: Sequence[Tensor]
+
+    @property
+    def size(self) -> int:
+        """Number of samples."""
+        return sum(len(positions) for positions in self.positions)
+
+    def plan(self, chunk: int) -> list[At]:
+        """Part by part, each as it is cheapest."""
+        parts = zip(self.parts, self.positions, strict=True)
+        return [positions[at] for source, positions in parts for at in source.plan(chunk)]
+
+    def rows(self, at: At) -> Rows:
+        """Each part's own samples by that part, then in the order asked for."""
+        return self._gathered(lambda source, own: source.rows(own), at)
+
+    def values(self, at: At) -> Rows:
+        """Likewise."""
+        return self._gathered(lambda source, own: source.values(own), at)
+
+    def unused(self, at: At) -> Tensor:
+        """Likewise."""
+        return scattered([(where, source.unused(own)) for source, where, own in self._shares(at)])
+
+    def _shares(self, at: At) -> list[tuple[Source, Tensor, At]]:
+        """For each part that has some of the samples `at`: where in `at` they are, and its own positions of them."""
+        part = torch.empty(self.size, dtype=torch.int64)
+        local = torch.empty(self.size, dtype=torch.int64)
+        for k, positions in enumerate(self.positions):
+            part[positions] = k
+            local[positions] = torch.arange(len(positions))
+        wanted = at_positions(at)
+        shares = []
+        for k, source in enumerate(self.parts):
+            where = (part[wanted] == k).nonzero()[:, 0]
+            if len(where):
+                shares.append((source, where, compact(local[wanted[where]])))
+        return shares
+
+    def _gathered(self, compute: Callable[[Source, At], Rows], at: At) -> Rows:
+        shares = self._shares(at)
+        each = [compute(source, own) for source, _, own in shares]
+
+        def ordered(values: list[Tensor]) -> Tensor:
+            return scattered([(where, value) for (_, where, _), value in zip(shares, values, strict=True)])
+
+        told = [rows.unused for rows in each if rows.unused is not None]
+        return Rows(
+            {name: ordered([rows.grads[name] for rows in each]) for name in each[0].grads},
+            ordered([rows.losses for rows in each]),
+            ordered([rows.weights for rows in each]),
+            ordered(told) if len(told) == len(each) else None,
+            None if each[0].aux is None else map_nests(ordered, [rows.aux for rows in each]),
+        )

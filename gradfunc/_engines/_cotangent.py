@@ -1,0 +1,87 @@
+"""A batch run natively once, then one vjp a row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .._swap import Swap
+from .._tree import At, Tensors, at_positions, count, map_tensors
+from ._call import Call, Value
+from ._source import Rows, Traced, absent, gradients, spans, stacked_grads
+
+
+@dataclass(frozen=True)
+class CotangentSource:
+    """The gradient of `losses[i]` with the whole batch in place, coupling included."""
+
+    call: Call
+    leaves: Tensors
+    value: Value
+    vmapped: bool
+    swap: Swap
+
+    @classmethod
+    def run(cls, call: Call, *, vmapped: bool) -> CotangentSource:
+        """Run the loss on the whole batch."""
+        # torch has no batching rule for the backward pass of its fused recurrences
+        leaves, swap = call.leaves(), call.swap(scan=vmapped)
+        with torch.enable_grad(), call.running(swap, 0, vmapped=False):
+            swap.begin(0)
+            value = call.value(leaves, [t.clone() for t in call.batch.tensors], batched=True)
+        return cls(call, leaves, value, vmapped, swap)
+
+    @property
+    def size(self) -> int:
+        """Number of samples."""
+        return len(self.value.numerator)
+
+    def plan(self, chunk: int) -> list[At]:
+        """Stretches."""
+        return spans(self.size, chunk)
+
+    def rows(self, at: At) -> Rows:
+        """One vjp a row, vmapped or in a loop."""
+        losses, size = self.value.numerator, count(at)
+        cotangents = torch.zeros(size, self.size, dtype=losses.dtype, device=losses.device)
+        cotangents[torch.arange(size), at_positions(at)] = self.call.loss_scale
+        with self.swap.backward():
+            if self.vmapped:
+                grads = gradients(losses, self.leaves, cotangents, is_grads_batched=True)
+                unused = absent([grads]).expand(size, -1)
+                return self._rows(_filled(grads, self.leaves, size), at, unused)
+            each = [gradients(losses, self.leaves, cotangent) for cotangent in cotangents]
+        return self._rows(stacked_grads(each, self.leaves), at, absent(each))
+
+    def values(self, at: At) -> Rows:
+        """Read off the one forward pass."""
+        return self._rows({}, at, None)
+
+    def unused(self, at: At) -> Tensor:
+        """Parameters with no path to the losses."""
+        losses = self.value.numerator
+        with self.swap.backward():
+            grads = gradients(losses, self.leaves, torch.ones_like(losses))
+        return absent([grads]).expand(count(at), -1)
+
+    def traced(self, at: At) -> Traced:
+        """The graph that is there."""
+        return Traced(self.leaves, self.value.numerator[at], self.swap, self.call.loss_scale)
+
+    def _rows(self, grads: Tensors, at: At, unused: Tensor | None) -> Rows:
+        def fresh(tensor: Tensor) -> Tensor:
+            return tensor.detach()[at].clone()
+
+        return Rows(
+            grads, fresh(self.value.numerator), fresh(self.value.weight), unused, map_tensors(fresh, self.value.aux)
+        )
+
+
+def _filled(grads: dict[str, Tensor | None], leaves: Tensors, size: int) -> Tensors:
+    """Zeros for what is unused."""
+    return {
+        name: leaf.detach().new_zeros((size, *leaf.shape)) if (g := grads[name]) is None else g
+        for name, leaf in leaves.items()
+    }

@@ -1,0 +1,83 @@
+"""Reading what users pass to name samples (`[b]` positions) and to weigh them (`[B]` coefficients)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._errors import kind_of, message
+
+
+def indices(call: str, index: Any, size: int) -> Tensor:
+    """Positions `[b]` among `size` samples, on the CPU.
+
+    Raises:
+        TypeError: no sequence of ints, mask or slice.
+        IndexError: a position that is not there, or a mask of another length.
+    """
+    if isinstance(index, slice):
+        return torch.tensor(range(size)[index], dtype=torch.int64)  # torch's own slices take no negative step
+    given = _one_dimension(call, index, "positions, a mask or a slice")
+    if given.dtype == torch.bool:
+        if len(given) != size:
+            raise IndexError(message(call, got=f"a mask of {len(given)} samples", expected=f"one of {size}"))
+        return given.nonzero()[:, 0]
+    if bad := [i for i in given.tolist() if not -size <= i < size]:
+        raise IndexError(message(call, got=f"position {bad[0]}", expected=f"one of a batch of {size} samples"))
+    return torch.where(given < 0, given + size, given)
+
+
+def sample_ids(call: str, index: Any, size: int) -> Tensor:
+    """Ids of the samples, `[B]` integers of any value; their positions if `index` is None.
+
+    Raises:
+        TypeError: no sequence of ints.
+        ValueError: not one for each sample.
+    """
+    if index is None:
+        return torch.arange(size)
+    ids = _one_dimension(call, index, "one integer a sample")
+    if ids.dtype == torch.bool:
+        raise TypeError(message(call, got="bools as index", expected="one integer a sample"))
+    if len(ids) != size:
+        raise ValueError(
+            message(call, got=f"index of {len(ids)} samples", expected=f"one id for each of {size} samples")
+        )
+    return ids
+
+
+def coefficients(call: str, c: Any, losses: Tensor, *, negative: bool = True) -> Tensor:
+    """One finite constant a sample, `[B]` in float64, where `losses` are.
+
+    Raises:
+        TypeError: `c` is not a tensor.
+        ValueError: another shape; an entry that is not finite, or negative where that is not allowed.
+    """
+    if not isinstance(c, Tensor):
+        raise TypeError(message(call, got=kind_of(c), expected=f"a tensor of shape [{len(losses)}]"))
+    if c.shape != losses.shape or c.is_complex():
+        raise ValueError(
+            message(call, got=f"c of shape {tuple(c.shape)}", expected=f"one number a sample: [{len(losses)}]")
+        )
+    factors: Tensor = c.detach().to(losses.device, torch.float64)
+    bad = ~(factors.isfinite() if negative else factors.isfinite() & (factors >= 0))
+    if bool(bad.any()):
+        i = int(bad.nonzero()[0])
+        expected = "finite coefficients" if negative else "finite coefficients >= 0"
+        raise ValueError(message(call, got=f"coefficient {float(factors[i])} for sample {i}", expected=expected))
+    return factors
+
+
+def _one_dimension(call: str, index: Any, expected: str) -> Tensor:
+    if not isinstance(index, (Tensor, np.ndarray, list, tuple, range)):
+        raise TypeError(message(call, got=kind_of(index), expected=expected))
+    given = torch.as_tensor(list(index) if isinstance(index, (list, tuple, range)) else index).detach().cpu()
+    if given.numel() == 0:
+        given = given.long().reshape(-1)
+    if given.dim() != 1 or given.is_floating_point() or given.is_complex():
+        got = f"index of shape {tuple(given.shape)} and dtype {given.dtype}"
+        raise TypeError(message(call, got=got, expected=f"{expected}, in one dimension"))
+    return given.to(torch.bool if given.dtype == torch.bool else torch.int64)
