@@ -13,28 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._engines import (
-    Call,
-    CotangentSource,
-    Draws,
-    JoinedSource,
-    KeptSource,
-    LoopSource,
-    Noticed,
-    Rows,
-    Source,
-    VmapSource,
-    limitation,
-    out_of_memory,
-)
+from .._engines import Call, Draws, Noticed
 from .._errors import GradfuncWarning, kind_of, message, one_of
-from .._tree import At, Group, Tensors, count, map_nests, read_batch, read_groups, scattered, tensors_of, wide
-from .._weights import check_weights
-from ._chunks import Chunks
+from .._tree import Group, read_batch, read_groups, tensors_of
+from ._evaluation import Evaluation, Options, Selection
 from ._indices import sample_ids
 from ._value import PerSampleGrads
-
-Selection = str | Sequence[str] | Callable[[str, Tensor], bool]
 
 
 @dataclass
@@ -43,20 +27,6 @@ class _Learnt:
 
     refused: str | None = None  # why vmap could not run the loss: later calls go to the loop at once, without a warning
     warned_of_draws: bool = False
-
-
-@dataclass(frozen=True)
-class Options:
-    """The keyword options of `gf.per_sample_grads`."""
-
-    wrt: Selection | None = None
-    engine: str = "auto"
-    chunk_size: str | int | None = "auto"
-    has_aux: bool = False
-    randomness: str = "different"
-    seed: int = 0
-    loss_scale: float | None = None
-    batched: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,38 +73,32 @@ class PerSampleGradsFunction:
 
     def __call__(self, params: Mapping[str, Tensor], /, *args: Any, **kwargs: Any) -> PerSampleGrads:
         """The gradients of every sample of the batch `args, kwargs` at `params`."""
-        call = f"{self.call}(params, ...)"
-        _check_modes(call, params, args, kwargs)
-        selected = _selected(call, params, self.options.wrt)
-        fixed = {name: value.detach() for name, value in params.items()}
-        if self.options.batched:
-            batch = read_batch(call, args, kwargs, rows=False)
-            groups = [Group(torch.arange(1), batch)]
-        else:
-            groups = read_groups(call, args, kwargs)
-        size = sum(len(group.positions) for group in groups)
-        ids = sample_ids(call, self.index, size)
-        noticed = Noticed()
-        calls = [
-            Call(
-                call,
-                self.loss,
-                {name: fixed[name] for name in selected},
-                fixed,
-                group.batch,
-                Draws(self.options.randomness, self.options.seed, self.step or 0, ids[group.positions], noticed),
-                self.options.has_aux,
-                self.options.loss_scale or 1.0,
-            )
-            for group in groups
-        ]
-        watched = [*fixed.values(), *tensors_of((args, kwargs))]
-        run = _Evaluation(self.options, call, calls, [group.positions for group in groups], watched)
+        run = self._prepared(params, args, kwargs)
         value = self._chosen(run)
-        self._warn_of_draws(call, noticed)
+        self._warn_of_draws(run)
         return value
 
-    def _chosen(self, run: _Evaluation) -> PerSampleGrads:
+    def _prepared(self, params: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Evaluation:
+        call, options = f"{self.call}(params, ...)", self.options
+        _check_modes(call, params, args, kwargs)
+        selected = _selected(call, params, options.wrt)
+        fixed = {name: value.detach() for name, value in params.items()}
+        if options.batched:
+            groups = [Group(torch.arange(1), read_batch(call, args, kwargs, rows=False))]
+        else:
+            groups = read_groups(call, args, kwargs)
+        ids = sample_ids(call, self.index, sum(len(group.positions) for group in groups))
+        noticed = Noticed()
+        calls = []
+        for positions, batch in groups:
+            draws = Draws(options.randomness, options.seed, self.step or 0, ids[positions], noticed)
+            chosen = {name: fixed[name] for name in selected}
+            scale = options.loss_scale or 1.0
+            calls.append(Call(call, self.loss, chosen, fixed, batch, draws, options.has_aux, scale))
+        watched = [*fixed.values(), *tensors_of((args, kwargs))]
+        return Evaluation(options, call, calls, [group.positions for group in groups], watched, noticed)
+
+    def _chosen(self, run: Evaluation) -> PerSampleGrads:
         if self.options.engine != "auto":
             return run.value(self.options.engine, "as asked")
         if self._learnt.refused:
@@ -151,109 +115,13 @@ class PerSampleGradsFunction:
         warnings.warn(f"{run.call}: {reason}; using one autograd call a sample. {do}", GradfuncWarning, stacklevel=3)
         return value
 
-    def _warn_of_draws(self, call: str, noticed: Noticed) -> None:
-        if not noticed.drew or self.step is not None or self._learnt.warned_of_draws:
+    def _warn_of_draws(self, run: Evaluation) -> None:
+        if not run.noticed.drew or self.step is not None or self._learnt.warned_of_draws:
             return
         self._learnt.warned_of_draws = True
         do = "Name the draws with f.at(step, index=ids)(params, ...), or use .eval()."
-        text = f"{call}: the loss draws random numbers, and without a step every call draws the same. {do}"
+        text = f"{run.call}: the loss draws random numbers, and without a step every call draws the same. {do}"
         warnings.warn(text, GradfuncWarning, stacklevel=3)
-
-
-@dataclass(frozen=True)
-class _Evaluation:
-    """One call, by whichever engine."""
-
-    options: Options
-    call: str
-    calls: list[Call]
-    positions: list[Tensor]
-    watched: list[Tensor]
-    slow: set[str] = field(default_factory=set)
-
-    def value(self, engine: str, reason: str) -> PerSampleGrads:
-        """The gradients by this engine."""
-        source = self._source(engine)
-        params = self.calls[0].params
-        chunks = Chunks.choose(self.options.chunk_size, params, source.size)
-        whole = slice(0, source.size)
-        parts: list[tuple[At, Rows]] = []
-        # Rows of the first chunk are computed to learn whether they can be; they are kept if they are all.
-        for at in [whole] if 0 < source.size <= chunks.size else source.plan(chunks.size):
-            compute = source.values if parts else source.rows
-            parts += chunks.computed(self.call, compute, at, source.size)
-            if count(parts[-1][0]) < source.size:
-                parts = [(piece, rows._replace(grads={})) for piece, rows in parts]
-        values = _values(parts, params)
-        check_weights(self.call, values.weights)
-        kept = bool(values.grads)
-        scale = self.options.loss_scale
-        held = KeptSource(values, source if values.unused is None else None) if kept else source
-        return PerSampleGrads(
-            names=tuple(params),
-            batch_size=source.size,
-            engine=engine,
-            _losses=values.losses,
-            _weights=values.weights,
-            _aux=values.aux,
-            _source=held,
-            _shapes=params,
-            _scale=None if scale is None else torch.full_like(values.losses, 1 / scale, dtype=torch.float64),
-            _chunks=chunks,
-            _reason=reason,
-            _slow=self.slow,
-            _watched=() if kept else tuple((tensor, tensor._version) for tensor in self.watched),
-        )
-
-    def limit(self, error: Exception) -> str | None:
-        """Why torch.func cannot run the loss; None for the user's own error.
-
-        What torch says of itself is known by its words, and else by trying: an error that sample 0 alone does not raise
-        outside of vmap is a limitation.
-        """
-        if (known := limitation(error)) is not None or not isinstance(error, (RuntimeError, NotImplementedError)):
-            return known
-        if out_of_memory(error):  # one sample would fit: no limitation, and a loop no answer
-            return None
-        try:
-            self._source("loop").rows(slice(0, 1))
-        except Exception:
-            return None
-        return " ".join(str(error).split())[:200]
-
-    def _source(self, engine: str) -> Source:
-        if self.options.batched:
-            return self._native(vmapped=engine == "vmap")
-        parts = [VmapSource(call, self.slow) if engine == "vmap" else LoopSource(call) for call in self.calls]
-        return parts[0] if len(parts) == 1 else JoinedSource(parts, self.positions)
-
-    def _native(self, *, vmapped: bool) -> Source:
-        try:
-            return CotangentSource.run(self.calls[0], vmapped=vmapped)
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            got = "out of memory in the forward pass of the whole batch, which batched=True runs as one"
-            do = "Pass a smaller batch and join with gf.concatenate or gf.Accumulator, or write the loss of one sample."
-            text = message(self.call, got=got, expected="a batch that fits", do=do)
-            raise torch.OutOfMemoryError(text) from error
-
-
-def _values(parts: list[tuple[At, Rows]], params: Tensors) -> Rows:
-    """The parts in the order of the samples; gradients only where one part is all."""
-    if not parts:
-        like = next(iter(params.values()))
-        return Rows({}, like.new_zeros(0), like.new_zeros(0, dtype=wide(like.dtype)))
-    if len(parts) == 1:
-        return parts[0][1]
-    where = [at for at, _ in parts]
-
-    def joined(values: list[Tensor]) -> Tensor:
-        return scattered(list(zip(where, values, strict=True)))
-
-    rows = [rows for _, rows in parts]
-    aux = None if rows[0].aux is None else map_nests(joined, [r.aux for r in rows])
-    return Rows({}, joined([r.losses for r in rows]), joined([r.weights for r in rows]), None, aux)
 
 
 def per_sample_grads(

@@ -14,7 +14,8 @@ from .._errors import kind_of, message
 from .._tree import map_nests, same_structure
 from .._weights import Weighted, as_weighted
 from ._chunks import Chunks
-from ._function import Options, PerSampleGradsFunction, Selection, check_options
+from ._evaluation import Options, Selection
+from ._function import PerSampleGradsFunction, check_options
 from ._value import PerSampleGrads
 
 

@@ -14,9 +14,13 @@ from ._marks import Ragged, Static
 
 
 def cast(tree: Any, dtype: torch.dtype | None, device: torch.device | str | None = None) -> Any:
-    """Move every tensor to `device`, and the floating ones to `dtype`; anything else passes through."""
+    """Move every tensor to `device`, and the floating ones to `dtype`, also inside marked arguments."""
 
     def move(leaf: Any) -> Any:
+        if isinstance(leaf, Static):
+            return Static(cast(leaf.value, dtype, device))
+        if isinstance(leaf, Ragged):
+            return Ragged(cast(leaf.samples, dtype, device))
         if not isinstance(leaf, Tensor):
             return leaf
         return leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else None)

@@ -1,0 +1,153 @@
+"""One call of a per-sample gradient function, by whichever engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .._engines import (
+    Call,
+    CotangentSource,
+    JoinedSource,
+    KeptSource,
+    LoopSource,
+    Noticed,
+    Rows,
+    Source,
+    Traceable,
+    Traced,
+    VmapSource,
+    limitation,
+    out_of_memory,
+)
+from .._errors import message
+from .._tree import At, Tensors, count, map_nests, scattered, wide
+from .._weights import check_weights
+from ._chunks import Chunks
+from ._value import PerSampleGrads
+
+Selection = str | Sequence[str] | Callable[[str, Tensor], bool]
+
+
+@dataclass(frozen=True)
+class Options:
+    """The keyword options of `gf.per_sample_grads`."""
+
+    wrt: Selection | None = None
+    engine: str = "auto"
+    chunk_size: str | int | None = "auto"
+    has_aux: bool = False
+    randomness: str = "different"
+    seed: int = 0
+    loss_scale: float | None = None
+    batched: bool = False
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One call, by whichever engine."""
+
+    options: Options
+    call: str
+    calls: list[Call]
+    positions: list[Tensor]
+    watched: list[Tensor]
+    noticed: Noticed
+    slow: set[str] = field(default_factory=set)
+
+    def value(self, engine: str, reason: str) -> PerSampleGrads:
+        """The gradients by this engine."""
+        source = self._source(engine)
+        params = self.calls[0].params
+        chunks = Chunks.choose(self.options.chunk_size, params, source.size)
+        whole = slice(0, source.size)
+        parts: list[tuple[At, Rows]] = []
+        # Rows of the first chunk are computed to learn whether they can be; they are kept if they are all.
+        for at in [whole] if 0 < source.size <= chunks.size else source.plan(chunks.size):
+            compute = source.values if parts else source.rows
+            parts += chunks.computed(self.call, compute, at, source.size)
+            if count(parts[-1][0]) < source.size:
+                parts = [(piece, rows._replace(grads={})) for piece, rows in parts]
+        values = _values(parts, params)
+        check_weights(self.call, values.weights)
+        kept = bool(values.grads)
+        scale = self.options.loss_scale
+        held = KeptSource(values, source if values.unused is None else None) if kept else source
+        return PerSampleGrads(
+            names=tuple(params),
+            batch_size=source.size,
+            engine=engine,
+            _losses=values.losses,
+            _weights=values.weights,
+            _aux=values.aux,
+            _source=held,
+            _shapes=params,
+            _scale=None if scale is None else torch.full_like(values.losses, 1 / scale, dtype=torch.float64),
+            _chunks=chunks,
+            _reason=reason,
+            _slow=self.slow,
+            _watched=() if kept else tuple((tensor, tensor._version) for tensor in self.watched),
+        )
+
+    def limit(self, error: Exception) -> str | None:
+        """Why torch.func cannot run the loss; None for the user's own error.
+
+        What torch says of itself is known by its words, and else by trying: an error that sample 0 alone does not raise
+        outside of vmap is a limitation.
+        """
+        if (known := limitation(error)) is not None or not isinstance(error, (RuntimeError, NotImplementedError)):
+            return known
+        if out_of_memory(error):  # one sample would fit: no limitation, and a loop no answer
+            return None
+        try:
+            self._source("loop").rows(slice(0, 1))
+        except Exception:
+            return None
+        return " ".join(str(error).split())[:200]
+
+    def graphs(self, value: PerSampleGrads) -> Iterator[tuple[Tensor, Traced]]:
+        """The losses of `value` again, a chunk at a time, with an ordinary graph behind them, and whose they are."""
+        for source, positions in zip(self._parts(value.engine), self.positions, strict=True):
+            own = torch.arange(source.size) if self.options.batched else positions
+            for at in source.plan(value._chunks.size):
+                yield own[at], source.traced(at)
+
+    def _source(self, engine: str) -> Source:
+        parts = self._parts(engine)
+        return parts[0] if len(parts) == 1 else JoinedSource(parts, self.positions)
+
+    def _parts(self, engine: str) -> Sequence[Traceable]:
+        if self.options.batched:
+            return [self._native(vmapped=engine == "vmap")]
+        return [VmapSource(call, self.slow) if engine == "vmap" else LoopSource(call) for call in self.calls]
+
+    def _native(self, *, vmapped: bool) -> Traceable:
+        try:
+            return CotangentSource.run(self.calls[0], vmapped=vmapped)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            got = "out of memory in the forward pass of the whole batch, which batched=True runs as one"
+            do = "Pass a smaller batch and join with gf.concatenate or gf.Accumulator, or write the loss of one sample."
+            text = message(self.call, got=got, expected="a batch that fits", do=do)
+            raise torch.OutOfMemoryError(text) from error
+
+
+def _values(parts: list[tuple[At, Rows]], params: Tensors) -> Rows:
+    """The parts in the order of the samples; gradients only where one part is all."""
+    if not parts:
+        like = next(iter(params.values()))
+        return Rows({}, like.new_zeros(0), like.new_zeros(0, dtype=wide(like.dtype)))
+    if len(parts) == 1:
+        return parts[0][1]
+    where = [at for at, _ in parts]
+
+    def joined(values: list[Tensor]) -> Tensor:
+        return scattered(list(zip(where, values, strict=True)))
+
+    rows = [rows for _, rows in parts]
+    aux = None if rows[0].aux is None else map_nests(joined, [r.aux for r in rows])
+    return Rows({}, joined([r.losses for r in rows]), joined([r.weights for r in rows]), None, aux)
