@@ -156,6 +156,11 @@ BAD_RAGGED = {
         ValueError,
         r"arguments of \[1, 2\] samples",
     ),
+    "beside a number": (
+        lambda: gf.per_sample_grads(lambda p, x, y: x)(W, gf.ragged([rows(3)]), torch.tensor(1.0)),
+        ValueError,
+        r"args\[1\] without a dimension",
+    ),
     "beside a native batch": (
         lambda: gf.per_sample_grads(lambda p, x: x, batched=True)(W, gf.ragged([rows(3)])),
         TypeError,

@@ -88,7 +88,7 @@ def read_groups(call: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> lis
     groups = []
     for positions in kinds.values() or [[]]:
         chosen = torch.tensor(positions, dtype=torch.int64)
-        cut = [leaf[chosen] if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        cut = [leaf[chosen] if isinstance(leaf, Tensor) and leaf.dim() else leaf for leaf in leaves]
         for k in where:
             cut[k] = map_nests(_stacked, [leaves[k].samples[i] for i in positions]) if positions else torch.zeros(0)
         group_args, group_kwargs = pytree.tree_unflatten(cut, spec)
