@@ -38,6 +38,7 @@ pass assigns stays off the module, and what runs again in the backward pass (a c
 from . import audit as audit
 from . import losses as losses
 from . import models as models
+from . import testing as testing
 from ._errors import GradfuncWarning as GradfuncWarning
 from ._per_sample import PerSampleGrads as PerSampleGrads
 from ._per_sample import concatenate as concatenate

@@ -9,8 +9,10 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .._rounding import unit_roundoff
+from .._tree import Tensors
 from ._case import Case, value_of
 
 _PRODUCTS = {"AddmmBackward0", "MmBackward0"}
@@ -40,8 +42,13 @@ def nodes(root: Any) -> list[Any]:
 
 def coarsest_roundoff(case: Case) -> float:
     """The largest unit roundoff of any floating value in the graph: a float32 island in a float64 model counts."""
-    root = value_of(case.forward).grad_fn
-    dtypes = {value.dtype for value in case.leaves.values()}
+    return coarsest_in(value_of(case.forward), case.leaves)
+
+
+def coarsest_in(value: Tensor, leaves: Tensors) -> float:
+    """The largest unit roundoff of the leaves and of any floating value in the graph of `value`."""
+    root = value.grad_fn
+    dtypes = {leaf.dtype for leaf in leaves.values()}
     for node in nodes(root) if root is not None else []:
         dtypes |= {meta.dtype for meta in getattr(node, "_input_metadata", ()) if meta is not None}
     return max(unit_roundoff(dtype) for dtype in dtypes if dtype.is_floating_point)
