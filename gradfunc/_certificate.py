@@ -126,8 +126,8 @@ def norms(g: Queries, samples: Iterable[int]) -> Difference:
 
 def dot(g: Queries, rows: Tensors, block: list[int], v: Tensors) -> Difference:
     """(iii): `dot(v)` against the rows of a block."""
-    exact = sum((value.double().flatten(1) @ v[name].double().flatten() for name, value in rows.items()), start=0)
-    assert isinstance(exact, Tensor)
+    parts = [value.double().reshape(len(value), -1) @ v[name].double().flatten() for name, value in rows.items()]
+    exact = torch.stack(parts).sum(0)
     found = worst_sample(g.dot(v)[block].double(), exact, row_norms(_double(rows)) * norm(v))
     return found if found.sample is None else found._replace(sample=block[found.sample])
 

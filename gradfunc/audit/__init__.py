@@ -1,5 +1,6 @@
 """Why sum, mean and per-sample gradients disagree: estimators, verdicts, causes.
 
+_options       precision, device, samples and seed, read once
 _case          one problem at one precision: the forward pass, and the plain estimators
 _loops         the forum's loop and the user's own
 _graph         the lowest precision in a graph; where rounding has a bound

@@ -20,7 +20,8 @@ from ._causes import largest
 from ._examples import example
 from ._measure import forum_one_at_a_time, measure
 from ._mechanisms import BY_NAME, MECHANISMS
-from ._reductions import DTYPES, reductions
+from ._options import DTYPES
+from ._reductions import reductions
 from ._report import ReductionReport
 
 PUBLISHED = (0.0316, 0.0316, 0.0, 0.0, 0.0316, 0.0316)

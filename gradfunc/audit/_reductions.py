@@ -13,22 +13,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._errors import kind_of, message, one_of
-from .._problem import Problem, read
+from .._errors import kind_of, message
+from .._problem import Problem
 from .._random import forked
 from .._rounding import is_rounding, pair_factor
 from .._stateless import PureModel, Stateless
-from .._tree import Tensors, subtract, tensors_of
+from .._tree import Tensors, subtract
 from ._case import attempt, devices_of, value_of
 from ._causes import Cause, Search, largest, worst
 from ._independence import Independence, independence
 from ._loops import YourLoop
 from ._measure import ESTIMATORS, Measured, measure, measure_refed
 from ._mechanisms import MECHANISMS, Mechanism
+from ._options import asked_problem, name_of, others
 from ._predict import Predictor
 from ._report import DEMONSTRATION, Invitation, Pair, ReductionReport, estimator_rows
-
-DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def reductions(
@@ -81,13 +80,11 @@ def reductions(
     """
     call = "gf.audit.reductions(model, criterion, batch)"
     note = progress or (lambda stage: None)
-    _check_options(call, batch_size, seed, yours)
-    problem = read(call, model, criterion, batch)
-    _check_parameters(call, problem)
-    if batch_size is not None:
-        problem = problem.rows(0, min(batch_size, problem.size))
-    asked = _dtype(call, dtype) if dtype is not None else next(iter(problem.model.params.values())).dtype
-    problem = problem.cast(asked if dtype is not None else None, _device(call, device))
+    if yours is not None and not callable(yours):
+        expected = "a function yours(module, criterion, batch)"
+        raise TypeError(message(call, got=f"{kind_of(yours)} as yours", expected=expected))
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "batch_size": batch_size, "seed": seed}
+    problem, asked = asked_problem(call, model, criterion, batch, **options)
     # The outer fork is for what a criterion or a loop draws on its own; every pass of the model has its own stream.
     with (
         warnings.catch_warnings(record=True) as caught,
@@ -95,7 +92,7 @@ def reductions(
         forked(seed, 3, devices=devices_of(problem)),
     ):
         warnings.simplefilter("always")
-        note(f"estimators in {_name(asked)}")
+        note(f"estimators in {name_of(asked)}")
         first = measure(problem, yours, seed, note)
         if not value_of(first.case.forward).requires_grad:
             expected = "a loss that depends on at least one of them"
@@ -110,10 +107,10 @@ def reductions(
         note("independence of samples")
         check, failed = attempt(lambda: independence(problem, seed))
     notes = [f"{type(w.message).__name__} raised: {w.message}" for w in caught]
-    notes += _notes(first, second, search, _name(asked), repeated)
+    notes += _notes(first, second, search, name_of(asked), repeated)
     return ReductionReport(
         batch_size=problem.size,
-        dtype=_name(asked),
+        dtype=name_of(asked),
         other_dtype=repeated if second is not None else None,
         estimators=estimator_rows({k: (e.norm, e.why_not) for k, e in first.estimates.items()}),
         pairs=pairs,
@@ -128,13 +125,13 @@ def _repeat(
 ) -> tuple[Measured | None, str]:
     """The same at another precision, the first that runs: `(measured, its name)`, or `(None, why not)`."""
     why_not = ""
-    for other in _others(asked):
-        note(f"estimators in {_name(other)}")
+    for other in others(asked):
+        note(f"estimators in {name_of(other)}")
         again = functools.partial(measure, problem.cast(other), yours, seed, lambda stage: None)
         measured, failure = attempt(again)
         if measured is not None:
-            return measured, _name(other)
-        why_not = why_not or f"{_name(other)} ({failure})"
+            return measured, name_of(other)
+        why_not = why_not or f"{name_of(other)} ({failure})"
     return None, why_not
 
 
@@ -243,60 +240,3 @@ def _trained(problem: Problem, mechanism: Mechanism) -> Problem:
         if mechanism.layers(layer):
             layer.training = True
     return problem.on(module)
-
-
-def _dtype(call: str, dtype: str | torch.dtype) -> torch.dtype:
-    if isinstance(dtype, torch.dtype):
-        dtype = _name(dtype)
-    one_of(call, "dtype", dtype, DTYPES)
-    return DTYPES[dtype]
-
-
-def _others(asked: torch.dtype) -> tuple[torch.dtype, ...]:
-    """Precisions to repeat in, the first that runs."""
-    if asked == torch.float64:
-        return (torch.float32,)
-    return (torch.float64,) if asked == torch.float32 else (torch.float64, torch.float32)
-
-
-def _check_parameters(call: str, problem: Problem) -> None:
-    params = problem.model.params
-    if not params:
-        raise ValueError(message(call, got="no trainable parameter", expected="at least one"))
-    if odd := [name for name, value in params.items() if not value.is_floating_point()]:
-        raise ValueError(
-            message(call, got=f"parameters {odd} that are not real floating tensors", expected="real ones")
-        )
-    given = (params, problem.args, problem.kwargs, problem.target, problem.batch)
-    if torch.is_inference_mode_enabled() or any(tensor.is_inference() for tensor in tensors_of(given)):
-        got = "inference mode, or a tensor made under it"
-        do = "Leave torch.inference_mode(), and clone tensors that were made in it."
-        raise RuntimeError(message(call, got=got, expected="tensors that autograd can record", do=do))
-
-
-def _check_options(call: str, batch_size: int | None, seed: int, yours: YourLoop | None) -> None:
-    if isinstance(batch_size, bool) or (
-        batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1)
-    ):
-        raise ValueError(message(call, got=f"batch_size={batch_size!r}", expected="a positive int"))
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise TypeError(message(call, got=f"seed={seed!r}", expected="an int"))
-    if yours is not None and not callable(yours):
-        expected = "a function yours(module, criterion, batch)"
-        raise TypeError(message(call, got=f"{kind_of(yours)} as yours", expected=expected))
-
-
-def _device(call: str, device: torch.device | str | None) -> torch.device | None:
-    if device is None:
-        return None
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            message(call, got=f"device={str(device)!r} ({reason})", expected="a device of this machine")
-        ) from error
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -1,10 +1,19 @@
 """Checks for your own tests: are these gradients right, on this model?
 
-_verdict     rounding or wrong, by two precisions
 _report      one row a check
+_verdict     rounding or wrong, by two precisions
 _certify     per-sample gradients against autograd and against themselves
+_side        a problem at one precision: its losses as functions, its rows by every engine
+_agreement   engines, reductions, splits, orders, weights
+_effects     dtypes, shared storage, repetition, purity
+_slopes      is the gradient the derivative, layer by layer
+_hooks       hooks that change gradients
+_check       all of it on one model
+_planted     every kind of fault, planted once
+_demo        what the command shows without a model
 """
 
 from ._certify import certify as certify
+from ._check import check_gradients as check_gradients
 from ._report import CheckReport as CheckReport
 from ._report import CheckRow as CheckRow

@@ -22,6 +22,7 @@ from .._per_sample._value import spans
 from .._tree import Tensors, cast, read_batch
 from ..audit._case import attempt
 from ..audit._graph import coarsest_in
+from ..audit._options import name_of, others
 from ._report import CheckReport, CheckRow
 from ._verdict import Judge
 
@@ -163,18 +164,6 @@ def splatted(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(batch, Mapping):
         return (), dict(batch)
     return (tuple(batch), {}) if isinstance(batch, (tuple, list)) else ((batch,), {})
-
-
-def others(asked: torch.dtype) -> tuple[torch.dtype, ...]:
-    """Precisions to repeat in, the first that runs."""
-    if asked == torch.float64:
-        return (torch.float32,)
-    return (torch.float64,) if asked == torch.float32 else (torch.float64, torch.float32)
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """`float32` for `torch.float32`."""
-    return str(dtype).removeprefix("torch.")
 
 
 def _repeated(

@@ -1,0 +1,53 @@
+"""`gradfunc check`."""
+
+from __future__ import annotations
+
+import sys
+
+from .._report import Report
+from ..testing import _demo, check_gradients
+from ._shared import DType, Size, load, running, show
+
+
+def check(
+    *,
+    model: str | None = None,
+    dtype: DType | None = None,
+    device: str | None = None,
+    batch_size: Size | None = None,
+    seed: int = 0,
+    json: bool = False,
+) -> int:
+    """Check the gradients of a model: engines, reductions, independence, weights, hooks, and slopes layer by layer.
+
+    Without --model: a healthy perceptron on the digits data, and every kind of fault planted once.
+
+    Args:
+        model: package.module:factory, a function returning (model, criterion, batch); a fourth entry, the loop that
+            `audit` takes, is not used. Files beside you are found.
+        dtype: precision to check in; it is repeated in another one. Default: the model's own.
+        device: where to run, such as cuda:0. Default: where the model is.
+        batch_size: use the first samples of the batch only.
+        seed: of dropout and other draws, and of random directions.
+        json: print JSON instead of tables.
+    """
+    with running() as note:
+        if model is None:
+            report: Report = _demo.demo(
+                dtype=dtype or "float32", device=device, batch_size=batch_size or 16, seed=seed, progress=note
+            )
+        else:
+            made, criterion, batch, yours = load(model)
+            if yours is not None:
+                print("gradfunc check: the fourth entry, a loop, is not used; gradfunc audit takes it", file=sys.stderr)
+            report = check_gradients(
+                made,
+                criterion,
+                batch,
+                dtype=dtype,
+                device=device,
+                batch_size=batch_size,
+                seed=seed,
+                progress=note,
+            )
+    return show(report, json)
