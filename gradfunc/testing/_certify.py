@@ -207,5 +207,8 @@ def _vmapped(made: Call, leaves: Tensors, tensors: list[Tensor]) -> Tensor:
     def numerator(*sample: Tensor) -> Tensor:
         return made.value(leaves, list(sample), batched=False).numerator
 
-    losses: Tensor = torch.func.vmap(numerator, randomness=made.randomness)(*tensors)
+    with warnings.catch_warnings():
+        # g.explain() says which operators torch runs sample by sample
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        losses: Tensor = torch.func.vmap(numerator, randomness=made.randomness)(*tensors)
     return losses

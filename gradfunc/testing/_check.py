@@ -148,6 +148,9 @@ def _independence(sides: Sides, seed: int) -> CheckRow:
         return CheckRow("independence", compares, verdict="not run", cause=failed or found.why)
     if found.independent:
         return CheckRow("independence", compares)
+    if sides.asked.case.draws is None:  # RReLU draws for negative inputs only: one sample's shift those of the next
+        cause = "losses moved, but the model's random draws may depend on its inputs; use .eval()"
+        return CheckRow("independence", compares, verdict="cannot tell", cause=cause)
     sample = None if found.coupled is None else found.coupled[0]
     cause = f"Samples meet in {found.layer}: {found.why}."
     return CheckRow("independence", compares, verdict="wrong", parameter=found.layer, sample=sample, cause=cause)
