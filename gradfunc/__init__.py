@@ -17,10 +17,12 @@ faster or more general way equals it.
 
 Files, in the order in which data flows (a row imports only rows below it; `pyproject.toml` holds the contract):
 
-    cli             parse, call one function, print
+    cli/            parse, call one function, print; one command a file
+    testing/        are these gradients right, on this model: certificate, checks, slopes layer by layer
     audit/          why sum, mean and per-sample gradients disagree: estimators, verdicts, causes
     _reduce         reductions by name                  models      small models as functions
     _per_sample/    PerSampleGrads, the value; per_sample_grads: the choice of engine and of chunks
+    _certificate    what must hold between the answers of per-sample gradients
     _engines/       vmap(grad), loop, rows of cotangents; kept, selected and joined rows
     _swap/          a function mode inside a loss: draws become keyed ones, recurrent operators become scans
     _problem        what tools take: (model, criterion, batch), read once

@@ -286,7 +286,7 @@ FAULTS = {
         "0.weight",
     ),
     "a hook once the gradient is there": (
-        lambda: hooked(lambda m: m[3].bias.register_post_accumulate_grad_hook(lambda p: p.grad.mul_(0.1))),
+        lambda: hooked(lambda m: m[3].bias.register_post_accumulate_grad_hook(lambda p: p.grad.mul_(0.1) is None or None)),
         CE,
         "hooks",
         "3.bias",
