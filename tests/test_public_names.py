@@ -31,12 +31,14 @@ NAMES = {
     **{
         f"gf.losses.{name}": value for name, value in public(gf.losses).items() if value.__module__ == "gradfunc.losses"
     },
+    **{f"gf.testing.{name}": value for name, value in public(gf.testing).items()},
     **{
         f"gf.models.{name}": value for name, value in public(gf.models).items() if value.__module__ == "gradfunc.models"
     },
 }
 # Made by other functions, which have the example; internal helpers of the losses.
 MADE = {"gf.losses.Whole", "gf.models.Pure", "gf.losses.class_weights"}
+MADE |= {"gf.testing.CheckReport", "gf.testing.CheckRow"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -76,3 +78,4 @@ def test_the_package_has_examples_at_all():
     assert examples("gradfunc._per_sample") >= 1
     assert examples("gradfunc._weights") >= 2
     assert examples("gradfunc.audit") >= 1
+    assert examples("gradfunc.testing") >= 2

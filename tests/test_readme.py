@@ -10,6 +10,7 @@ from sybil.parsers.markdown import PythonCodeBlockParser
 
 import gradfunc as gf
 from gradfunc.audit._demo import demo
+from gradfunc.testing._demo import demo as check_demo
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -30,6 +31,13 @@ def test_the_audit_prints_what_readme_shows() -> None:
     for line in shown.group(1).splitlines():
         words = re.sub(r"\d\.\d\de-\d\d", "x", line).rstrip()  # measured digits may move with torch
         assert words in {re.sub(r"\d\.\d\de-\d\d", "x", printed_line) for printed_line in printed.splitlines()}, line
+
+
+def test_the_check_prints_what_readme_shows() -> None:
+    shown = re.findall(r"```text\n(.*?)```", README.read_text(), re.DOTALL)[1]
+    printed = {re.sub(r"\d\.\d\de-\d\d", "x", line) for line in str(check_demo()).splitlines()}
+    for line in shown.splitlines():
+        assert re.sub(r"\d\.\d\de-\d\d", "x", line).rstrip() in printed, line
 
 
 def test_the_numbers_in_words() -> None:

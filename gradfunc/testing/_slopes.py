@@ -32,6 +32,7 @@ from ._report import CheckRow
 
 STEPS = [2.0**-4 / 4**k for k in range(8)]  # 6e-2 to 4e-6 of the size of the parameters
 DIRECTIONS = 3
+LAYER = "a layer's own backward pass, and central differences of its own forward pass"
 CAUSE = (
     "It is {measured:.6g} where autograd says {claimed:.6g}: a custom backward, a hook or a detach changes the "
     "gradient on its way to this layer."
@@ -135,7 +136,8 @@ def slopes(problem: Problem, seed: int) -> Iterator[CheckRow]:
             cause=_says(found),
         )
     if wrong:
-        yield from _culprits(problem, seed)
+        rows, failed = attempt(lambda: list(_culprits(problem, seed)))
+        yield from rows if rows is not None else [CheckRow("layer", LAYER, verdict="not run", cause=failed or "")]
 
 
 def groups(problem: Problem) -> dict[str, list[str]]:
@@ -185,9 +187,8 @@ def _direction(like: Tensor, generator: torch.Generator) -> Tensor:
 
 def _culprits(problem: Problem, seed: int) -> Iterator[CheckRow]:
     """Layers whose own backward pass is not the derivative of their own forward pass, the innermost ones."""
-    compares = "each layer's own backward pass, and central differences of its own forward pass"
     if problem.model.module is None:
-        yield CheckRow("layer", compares, verdict="not run", cause="the model has no layers that could be run alone")
+        yield CheckRow("layer", LAYER, verdict="not run", cause="the model has no layers that could be run alone")
         return
     seen = _seen(problem, seed)
     guilty: list[str] = []
@@ -199,7 +200,7 @@ def _culprits(problem: Problem, seed: int) -> Iterator[CheckRow]:
             guilty.append(name)
             yield CheckRow(
                 "layer",
-                "the layer's own backward pass, and central differences of its own forward pass",
+                LAYER,
                 abs(found.measured - found.claimed),
                 found.scale,
                 None,
@@ -210,7 +211,7 @@ def _culprits(problem: Problem, seed: int) -> Iterator[CheckRow]:
             )
     if not guilty:
         cause = "no layer's own backward pass is at fault: look at the criterion, and at hooks on parameters"
-        yield CheckRow("layer", compares, verdict="cannot tell", cause=cause)
+        yield CheckRow("layer", LAYER, verdict="cannot tell", cause=cause)
 
 
 def _seen(problem: Problem, seed: int) -> dict[str, tuple[nn.Module, Any, Any]]:
@@ -228,7 +229,7 @@ def _seen(problem: Problem, seed: int) -> dict[str, tuple[nn.Module, Any, Any]]:
         for name, layer in module.named_modules()
     ]
     with torch.enable_grad(), forked(seed, 0, devices_of(problem)):
-        run(problem.on(module), problem.model.params)
+        run(problem.on(module), {k: value.detach().requires_grad_() for k, value in problem.model.params.items()})
     for handle in handles:
         handle.remove()
     return {name: (layer, *inputs[name]) for name, layer in module.named_modules() if name in inputs}

@@ -226,6 +226,10 @@ def hooked(make) -> nn.Module:
     return model
 
 
+def shrink(parameter) -> None:
+    parameter.grad.mul_(0.1)
+
+
 def doubled(inputs):
     return tuple(2 * g for g in inputs)
 
@@ -286,7 +290,7 @@ FAULTS = {
         "0.weight",
     ),
     "a hook once the gradient is there": (
-        lambda: hooked(lambda m: m[3].bias.register_post_accumulate_grad_hook(lambda p: p.grad.mul_(0.1) is None or None)),
+        lambda: hooked(lambda m: m[3].bias.register_post_accumulate_grad_hook(shrink)),
         CE,
         "hooks",
         "3.bias",
