@@ -79,7 +79,11 @@ def check_gradients(
     problem, asked = asked_problem(call, model, criterion, batch, **options)
     module = problem.model.module
     before = Snapshot.of(module, batch)
-    with warnings.catch_warnings(record=True) as caught, torch.enable_grad(), forked(seed, 3, devices_of(problem)):
+    with (
+        warnings.catch_warnings(record=True) as caught,
+        torch.enable_grad(),
+        forked(seed, 3, devices=devices_of(problem)),
+    ):
         warnings.simplefilter("always")
         note("the forward pass")
         sides, other = _sides(problem, asked, seed)

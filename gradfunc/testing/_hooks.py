@@ -120,7 +120,7 @@ def _gradient(side: Side, kept: Hook | None) -> Tensors:
         register: Callable[..., Any] = leaf.register_hook if own else leaf.register_post_accumulate_grad_hook
         for function in kept.functions:
             register(function)
-    with torch.enable_grad(), forked(side.case.seed, 0, devices_of(problem)):
+    with torch.enable_grad(), forked(side.case.seed, 0, devices=devices_of(problem)):
         loss = value_of(run(problem.on(module), leaves)).sum()
         torch.autograd.backward(loss)
     return {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}

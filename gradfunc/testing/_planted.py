@@ -63,7 +63,7 @@ def divided_by_n(output: Tensor, target: Tensor) -> Tensor:
 
 
 def _net(*middle: nn.Module) -> nn.Sequential:
-    with forked(0, 23, []):
+    with forked(0, 23, devices=[]):
         return nn.Sequential(nn.Linear(64, 16), *middle, nn.Tanh(), nn.Linear(16, 10))
 
 

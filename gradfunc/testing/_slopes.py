@@ -167,7 +167,7 @@ def _judged(case: Case, gradient: Tensors, names: list[str], seed: int) -> Slope
         def phi(t: float, v: Tensors = v) -> float:
             moved = {name: value + t * v[name] if name in v else value for name, value in params.items()}
             leaves = {name: value.detach().requires_grad_() for name, value in moved.items()}
-            with torch.enable_grad(), forked(case.seed, 0, devices_of(case.problem)):
+            with torch.enable_grad(), forked(case.seed, 0, devices=devices_of(case.problem)):
                 return float(value_of(run(case.problem, leaves)).detach().sum())
 
         found = slope(phi, dot({name: gradient[name] for name in names}, v), norm(gradient) * norm(v))
@@ -228,7 +228,7 @@ def _seen(problem: Problem, seed: int) -> dict[str, tuple[nn.Module, Any, Any]]:
         layer.register_forward_pre_hook(partial(note, name), with_kwargs=True, prepend=True)
         for name, layer in module.named_modules()
     ]
-    with torch.enable_grad(), forked(seed, 0, devices_of(problem)):
+    with torch.enable_grad(), forked(seed, 0, devices=devices_of(problem)):
         run(problem.on(module), {k: value.detach().requires_grad_() for k, value in problem.model.params.items()})
     for handle in handles:
         handle.remove()
@@ -250,7 +250,7 @@ def _own_slope(layer: nn.Module, args: Any, kwargs: Any, seed: int) -> Slope | N
         given = iter([values[f" {i}"] for i in range(len(floating))])
         # A layer may write to its input, which must not be a leaf.
         a, k = map_tensors(lambda t: next(given).clone() if t.is_floating_point() else t.clone(), (args, kwargs))
-        with torch.enable_grad(), forked(seed, 0, {value.device for value in values.values()}):
+        with torch.enable_grad(), forked(seed, 0, devices={value.device for value in values.values()}):
             out = model({name: values[name] for name in model.params}, *a, **k)
         outputs = [tensor for tensor in tensors_of(out) if tensor.is_floating_point()]
         if not weights:
