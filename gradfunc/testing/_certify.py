@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,13 @@ from torch import Tensor
 
 from .. import _certificate
 from .._certificate import CHECKS, Difference
-from .._engines import Call, CotangentSource, gradients
+from .._engines import Call, CotangentSource, Draws, LoopSource, Noticed, VmapSource
+from .._engines._source import Traceable, Traced
 from .._errors import message
 from .._per_sample import PerSampleGrads, per_sample_grads
 from .._per_sample._function import PerSampleGradsFunction
-from .._per_sample._value import spans
-from .._tree import Tensors, cast, read_batch
+from .._per_sample._indices import sample_ids
+from .._tree import Group, Ragged, Static, Tensors, cast, read_batch, read_groups
 from ..audit._case import attempt
 from ..audit._graph import coarsest_in
 from ..audit._options import name_of, others
@@ -105,21 +106,15 @@ class Certified:
         g = f(params, *args, **kwargs)
         if g.batch_size == 0:
             raise ValueError(message(CALL, got="a batch of 0 samples", expected="at least one"))
-        made = _call(f, g, params, args, kwargs)
-        leaves, parts = _graphs(f, g, made)
+        graphs = list(_graphs(f, g, params, args, kwargs))
 
         def weighted_grad(r: Tensor) -> Tensors:
-            total = {name: torch.zeros_like(leaf).detach() for name, leaf in leaves.items()}
-            start = 0
-            for part in parts:
-                grads = gradients(part, leaves, r[start : start + len(part)].to(part.dtype))
-                total = {name: value if (h := grads[name]) is None else value + h for name, value in total.items()}
-                start += len(part)
-            return total
+            parts = [traced.weighted_grad(r[at.to(r.device)]) for at, traced in graphs]
+            return {name: torch.stack([part[name] for part in parts]).sum(0) for name in g.names}
 
-        u = max(coarsest_in(part, leaves) for part in parts)
-        found = _certificate.certificate(g, weighted_grad, seed=f.seed)
-        return cls(g, next(iter(leaves.values())).dtype, weighted_grad, u, found)
+        u = max(coarsest_in(traced.losses, traced.leaves) for _, traced in graphs)
+        found = _certificate.certificate(g, weighted_grad, seed=f.options.seed)
+        return cls(g, params[g.names[0]].dtype, weighted_grad, u, found)
 
     def upto(self, stop: int) -> Difference:
         """The first check, on the samples before `stop` alone."""
@@ -171,44 +166,42 @@ def _repeated(
 ) -> tuple[Certified | None, str, torch.dtype]:
     why_not = ""
     for dtype in others(asked):
-        moved = cast((dict(params), args, kwargs), dtype)
-        again, failure = attempt(functools.partial(Certified.of, f, *moved))
+        moved = tuple(_cast(value, dtype) for value in args), {k: _cast(value, dtype) for k, value in kwargs.items()}
+        again, failure = attempt(functools.partial(Certified.of, f, cast(dict(params), dtype), *moved))
         if again is not None:
             return again, "", dtype
         why_not = why_not or failure or ""
     return None, why_not, others(asked)[0]
 
 
-def _call(f: PerSampleGradsFunction, g: PerSampleGrads, params: Mapping[str, Tensor], args: Any, kwargs: Any) -> Call:
+def _cast(argument: Any, dtype: torch.dtype) -> Any:
+    """An argument in another precision, marked as it was."""
+    if isinstance(argument, Static):
+        return Static(cast(argument.value, dtype))
+    return Ragged(cast(argument.samples, dtype)) if isinstance(argument, Ragged) else cast(argument, dtype)
+
+
+def _graphs(
+    f: PerSampleGradsFunction, g: PerSampleGrads, params: Mapping[str, Tensor], args: Any, kwargs: Any
+) -> Iterator[tuple[Tensor, Traced]]:
+    """The losses of `g` again, drawn as `g` drew them, with an ordinary graph behind them, and whose they are."""
+    options = f.options
     fixed = {name: value.detach() for name, value in params.items()}
-    batch = read_batch(CALL, args, kwargs, rows=not f.batched)
-    return Call(CALL, f.loss, {name: fixed[name] for name in g.names}, fixed, batch, f.randomness, f.seed)
-
-
-def _graphs(f: PerSampleGradsFunction, g: PerSampleGrads, made: Call) -> tuple[Tensors, list[Tensor]]:
-    """Fresh leaves, and the losses with their graph, `[b]` each part, drawn as `g` drew them."""
-    if f.batched:
-        source = CotangentSource.run(made, vmapped=False)
-        return source.leaves, [source.out.numerator]
-    leaves, parts = made.leaves(), []
-    for a, b in spans(g.batch_size, g._chunk):
-        if g.engine == "vmap":
-            with torch.enable_grad(), made.draws(a):
-                parts.append(_vmapped(made, leaves, [tensor[a:b].clone() for tensor in made.batch.tensors]))
-            continue
-        for i in range(a, b):
-            with torch.enable_grad(), made.draws(i), made.guard():
-                sample = [tensor[i].clone() for tensor in made.batch.tensors]
-                parts.append(made.value(leaves, sample, batched=False).numerator[None])
-    return leaves, parts
-
-
-def _vmapped(made: Call, leaves: Tensors, tensors: list[Tensor]) -> Tensor:
-    def numerator(*sample: Tensor) -> Tensor:
-        return made.value(leaves, list(sample), batched=False).numerator
-
-    with warnings.catch_warnings():
-        # g.explain() says which operators torch runs sample by sample
-        warnings.filterwarnings("ignore", message="There is a performance drop")
-        losses: Tensor = torch.func.vmap(numerator, randomness=made.randomness)(*tensors)
-    return losses
+    chosen = {name: fixed[name] for name in g.names}
+    whole = torch.arange(g.batch_size)
+    groups = (
+        [Group(whole, read_batch(CALL, args, kwargs, rows=False))]
+        if options.batched
+        else read_groups(CALL, args, kwargs)
+    )
+    ids = sample_ids(CALL, f.index, g.batch_size)
+    for positions, batch in groups:
+        draws = Draws(options.randomness, options.seed, f.step or 0, ids[positions], Noticed())
+        call = Call(CALL, f.loss, chosen, fixed, batch, draws, options.has_aux, options.loss_scale or 1.0)
+        source: Traceable
+        if options.batched:
+            source = CotangentSource.run(call, vmapped=g.engine == "vmap")
+        else:
+            source = VmapSource(call) if g.engine == "vmap" else LoopSource(call)
+        for at in source.plan(g._chunks.size):
+            yield positions[at], source.traced(at)

@@ -164,8 +164,8 @@ rows_of = _engines.VmapSource.rows
 
 
 def changed_rows(change):
-    def rows(self, start, stop):
-        got = rows_of(self, start, stop)
+    def rows(self, at):
+        got = rows_of(self, at)
         return got._replace(grads=change(dict(got.grads)))
 
     return _engines.VmapSource, "rows", rows
@@ -282,13 +282,11 @@ def test_where_it_cannot_be_repeated_a_large_difference_is_still_wrong(monkeypat
 def test_other_draws_would_be_noticed(monkeypatch):
     """A second route that drew other masks than the engine did."""
     made = problem(dropout=0.5)
-    draws = _engines.Call.draws
     graphs = _certify._graphs
 
-    def elsewhere(f, g, call):
-        return graphs(f, g, dataclasses.replace(call, seed=call.seed + 1))
+    def elsewhere(f, *rest):
+        return graphs(f.at(7), *rest)
 
-    assert draws is _engines.Call.draws
     monkeypatch.setattr(_certify, "_graphs", elsewhere)
     assert gf.testing.certify(*made).row("weighted sum").verdict == "wrong"
 
@@ -316,3 +314,28 @@ def test_a_bad_call_is_told_what_is_wrong(name):
     call, error, match = BAD[name]
     with pytest.raises(error, match=match):
         call()
+
+
+# --- every form of a call ---------------------------------------------------------------------------------------
+
+
+def test_named_draws():
+    made, batch = problem(dropout=0.5)[:2], problem()[2]
+    f = gf.per_sample_grads(made[0], chunk_size=2).at(3, index=[9, 4, 1, 0, 7, 8])
+    report = gf.testing.certify(f, made[1], batch)
+    assert {row.verdict for row in report.rows} <= {"exact", "rounding"}, report
+
+
+@pytest.mark.parametrize("engine", ["vmap", "loop"])
+def test_static_ragged_aux_and_a_loss_scale(engine):
+    def loss(p, x, power):
+        value = torch.tanh(x @ p["w"]).pow(power).sum()
+        return value, value.detach()
+
+    lengths = [3, 2, 3, 5, 2]
+    batch = (gf.ragged([torch.randn(n, 4) for n in lengths]), gf.static(torch.tensor(2.0)))
+    report = gf.testing.certify(
+        loss, {"w": torch.randn(4)}, batch, engine=engine, has_aux=True, loss_scale=2.0**10, chunk_size=2
+    )
+    assert report.batch_size == 5
+    assert {row.verdict for row in report.rows} <= {"exact", "rounding"}, report
