@@ -1,7 +1,7 @@
 """What must hold between the answers of per-sample gradients, whatever engine gave them.
 
 Every check compares two routes to one number and gives how far they are apart, on which scale, and where it is worst.
-Nothing is judged here: whether a difference is rounding is told by precision (`_rounding`).
+Whether a difference is rounding is told by precision (`verdict`).
 
 (i)   One backward pass of `sum r_i loss_i`, r random, is `weighted_sum(r)`. Independent r catch what a plain sum does
       not: rows that are permuted, or each of which holds the total of the batch.
@@ -20,6 +20,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ._rounding import is_rounding
 from ._tree import Tensors, norm, row_norms, row_sum
 
 WeightedGrad = Callable[[Tensor], Tensors]
@@ -60,6 +61,9 @@ class Queries(Protocol):
 
     def weighted_sum(self, c: Tensor, *, wide: bool = False) -> Tensors:
         """Sum of `c[i]` times row i."""
+
+    def select(self, index: list[int]) -> Queries:
+        """Some of the samples."""
 
     def materialize(self) -> Tensors:
         """Every row."""
@@ -118,9 +122,9 @@ def diagonal(g: Queries) -> Difference:
 
 def norms(g: Queries, samples: Iterable[int]) -> Difference:
     """(ii): norms of some samples against those of their rows, each taken out by a coefficient of 1."""
-    claimed, chosen = g.norms().double(), list(samples)
+    claimed, chosen = g.norms(), list(samples)
     true = claimed.new_tensor([norm(g.weighted_sum(one_hot(g, i), wide=True)) for i in chosen])
-    found = worst_sample(claimed[chosen], true, true)
+    found = worst_sample(claimed[chosen].double(), true.double(), true.double())
     return found if found.sample is None else found._replace(sample=chosen[found.sample])
 
 
@@ -144,8 +148,7 @@ def certificate(g: Queries, weighted_grad: WeightedGrad, *, seed: int = 0, count
     r = coefficients(g.losses, seed)
     generator = torch.Generator().manual_seed(seed + 1)
     some = sorted(torch.randperm(g.batch_size, generator=generator)[:count].tolist())
-    everything = g.materialize()
-    rows = {name: value[some] for name, value in everything.items()}
+    rows = g.select(some).materialize()
     v = {
         name: coefficients(value[0], seed + 2 + i).reshape(value[0].shape)
         for i, (name, value) in enumerate(rows.items())
@@ -158,6 +161,31 @@ def certificate(g: Queries, weighted_grad: WeightedGrad, *, seed: int = 0, count
         "dot": dot(g, rows, some, v),
         "rows": block_sum(g, rows, some, r),
     }
+
+
+def verdict(asked: Difference, u: float, other: Difference | None, u_other: float | None) -> str:
+    """ "exact", "rounding", "wrong" or "cannot tell".
+
+    With two precisions that differ, `is_rounding` decides. With one, more than `sqrt(u)` of the scale, half of the
+    digits, is wrong; less cannot be told. A gradient that is not finite cannot be told either.
+    """
+    if asked.size == 0 and (other is None or other.size == 0):
+        return "exact"
+    if not math.isfinite(asked.scale) or (other is not None and not math.isfinite(other.scale)):
+        return "cannot tell"
+    if other is None or u_other is None or u == u_other:
+        within = asked.size <= math.sqrt(u) * asked.scale  # False for NaN
+        return "cannot tell" if within else "wrong"
+    low, high = (asked, other) if u > u_other else (other, asked)
+    rounding = is_rounding(
+        low=low.size,
+        high=high.size,
+        scale_low=low.scale,
+        scale_high=high.scale,
+        u_low=max(u, u_other),
+        u_high=min(u, u_other),
+    )
+    return "rounding" if rounding else "wrong"
 
 
 # --- differences --------------------------------------------------------------------------------------------------

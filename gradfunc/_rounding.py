@@ -23,6 +23,13 @@ def unit_roundoff(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2
 
 
+def other_precisions(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+    """Precisions to repeat a computation in, to tell rounding from an error of method; the first that runs will do."""
+    if dtype == torch.float64:
+        return (torch.float32,)
+    return (torch.float64,) if dtype == torch.float32 else (torch.float64, torch.float32)
+
+
 def gamma(k: int, u: float) -> float:
     """`k u / (1 - k u)`; inf (no bound) where `k u >= 1` (Higham, lemma 3.1)."""
     return k * u / (1 - k * u) if k * u < 1 else math.inf

@@ -110,7 +110,7 @@ def test_samples_of_one_shape_run_together():
         shapes.append(x.shape)
         return recurrent(p, x, y)
 
-    gf.per_sample_grads(loss, engine="vmap")(params, gf.ragged(x), y)
+    gf.per_sample_grads(loss, engine="vmap", verify=False)(params, gf.ragged(x), y)
     assert sorted(tuple(s) for s in shapes) == [(1, 3), (2, 3), (3, 3), (5, 3)]
     shapes.clear()
     g = gf.per_sample_grads(loss, engine="vmap", chunk_size=2)(params, gf.ragged(x), y)
@@ -290,7 +290,7 @@ def test_one_forward_pass_serves_all_losses():
         calls.append(1)
         return [(p["w"] * x).sum(), (p["w"] * x).square().sum(), p["w"].sum()]
 
-    gf.row_grads(tasks)(W, rows(3)).norms()
+    gf.row_grads(tasks, verify=False)(W, rows(3)).norms()
     assert len(calls) == 1
 
 

@@ -189,6 +189,15 @@ def test_a_planted_mistake_is_noticed(name, monkeypatch):
     law()
     plant(name, monkeypatch)
     torch.manual_seed(0)
-    # pytest.raises that did not see an error fails with a Failed, which is a red test as much as an AssertionError is.
-    with pytest.raises((AssertionError, pytest.fail.Exception)):
+    assert red(law)
+
+
+def red(law):
+    """Whether the law fails. An engine that is verified says so before any test looks at its answer."""
+    try:
         law()
+    except (AssertionError, pytest.fail.Exception):  # Failed: a pytest.raises that did not see an error
+        return True
+    except (RuntimeError, ValueError) as error:  # of the verification, or of a query that it makes
+        return "fail verification" in str(error) or "g.weighted_sum(c)" in str(error)
+    return False

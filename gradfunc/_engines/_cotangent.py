@@ -68,7 +68,8 @@ class CotangentSource:
 
     def traced(self, at: At) -> Traced:
         """The graph that is there."""
-        return Traced(self.leaves, self.value.numerator[at], self.swap, self.call.loss_scale)
+        with torch.enable_grad():
+            return Traced(self.leaves, self.value.numerator[at], self.swap, self.call.loss_scale)
 
     def _rows(self, grads: Tensors, at: At, unused: Tensor | None) -> Rows:
         def fresh(tensor: Tensor) -> Tensor:

@@ -98,14 +98,15 @@ def _rows(grads: Tensors, value: tuple[Any, ...]) -> Rows:
 def _noted_fallbacks(slow: set[str]) -> Iterator[None]:
     """Turn torch's warnings of a missing batching rule into entries of `slow`; other warnings pass."""
     pattern = "There is a performance drop because we have not yet implemented the batching rule for"
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.filterwarnings("always", message=pattern)
-        try:
+    caught: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.filterwarnings("always", message=pattern)
             yield
-        finally:
-            for warning in caught:
-                text = str(warning.message)
-                if text.startswith(pattern):
-                    slow.add(text.removeprefix(pattern).split()[0].rstrip("."))
-                else:
-                    warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    finally:  # outside of the recording, which would record them again
+        for warning in caught:
+            text = str(warning.message)
+            if text.startswith(pattern):
+                slow.add(text.removeprefix(pattern).split()[0].rstrip("."))
+            else:
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)

@@ -42,6 +42,7 @@ class Options:
     has_aux: bool = False
     randomness: str = "different"
     seed: int = 0
+    verify: str | bool = "first"
     loss_scale: float | None = None
     batched: bool = False
 

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from .._engines import Call, Draws, Noticed
 from .._errors import GradfuncWarning, kind_of, message, one_of
-from .._tree import Group, read_batch, read_groups, tensors_of
+from .._tree import Group, cast, read_batch, read_groups, tensors_of
 from ._evaluation import Evaluation, Options, Selection
 from ._indices import sample_ids
 from ._value import PerSampleGrads
+from ._verify import signature, verify
 
 
 @dataclass
@@ -27,6 +28,7 @@ class _Learnt:
 
     refused: str | None = None  # why vmap could not run the loss: later calls go to the loop at once, without a warning
     warned_of_draws: bool = False
+    verified: set[Any] = field(default_factory=set)  # signatures
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,14 +73,27 @@ class PerSampleGradsFunction:
             raise ValueError(message(call, got="an index beside batched=True", expected="index=None", do=do))
         return dataclasses.replace(self, step=step, index=index)
 
+    def unverified(self) -> PerSampleGradsFunction:
+        """The same function, for tools that check its answers themselves."""
+        return dataclasses.replace(self, options=dataclasses.replace(self.options, verify=False))
+
     def __call__(self, params: Mapping[str, Tensor], /, *args: Any, **kwargs: Any) -> PerSampleGrads:
         """The gradients of every sample of the batch `args, kwargs` at `params`."""
-        run = self._prepared(params, args, kwargs)
+        run = self.evaluation(params, args, kwargs)
         value = self._chosen(run)
         self._warn_of_draws(run)
+        if self.options.verify and (key := signature(run, value)) not in self._learnt.verified:
+            verify(run, value, lambda dtype: self._again(value.engine, cast((dict(params), args, kwargs), dtype)))
+            self._learnt.verified.add(key)
         return value
 
-    def _prepared(self, params: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Evaluation:
+    def _again(self, engine: str, given: tuple[Any, Any, Any]) -> tuple[Evaluation, PerSampleGrads]:
+        """The same engine on other data."""
+        run = self.evaluation(*given)
+        return run, run.value(engine, "repeated")
+
+    def evaluation(self, params: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Evaluation:
+        """One call, read and checked, for an engine to run."""
         call, options = f"{self.call}(params, ...)", self.options
         _check_modes(call, params, args, kwargs)
         selected = _selected(call, params, options.wrt)
@@ -133,6 +148,7 @@ def per_sample_grads(
     has_aux: bool = False,
     randomness: str = "different",
     seed: int = 0,
+    verify: str | bool = "first",
     loss_scale: float | None = None,
     batched: bool = False,
 ) -> PerSampleGradsFunction:
@@ -156,6 +172,8 @@ def per_sample_grads(
             and chunk size; `f.at(step, index=ids)` names step and ids. Draws that torch does by itself (such as
             `torch.multinomial`) come from a generator seeded by them. Global generators stay as they are.
         seed: of those draws.
+        verify: "first" checks an engine other than the loop against one extra backward pass, at the first call with
+            each shape of the input: a random weighted sum of the rows, and the norms of three of them. False does not.
         loss_scale: multiply each numerator by this before differentiating, so that half types do not underflow; the
             factor is taken out again in the accumulation dtype. A power of two is exact.
         batched: `loss` runs the whole batch natively and returns one loss a sample, `[B]` or `Weighted` of two.
@@ -165,7 +183,8 @@ def per_sample_grads(
         TypeError: `loss` is not callable; params is not `{name: tensor}`; the loss returns something else.
         ValueError: an unknown option; tensors that disagree in B; a loss of another shape; no differentiable
             parameter, or none that `wrt` matches; negative weights.
-        RuntimeError: inference mode; a query that must run the model again after something changed in place.
+        RuntimeError: inference mode; a query that must run the model again after something changed in place; an engine
+            that fails verification.
         torch.OutOfMemoryError: not even one sample fits, or not `chunk_size` of them.
 
     Example:
@@ -177,7 +196,7 @@ def per_sample_grads(
         >>> g.norms().shape, g.mean()["weight"].shape
         (torch.Size([5]), torch.Size([3, 4]))
     """
-    options = Options(wrt, engine, chunk_size, has_aux, randomness, seed, loss_scale, batched)
+    options = Options(wrt, engine, chunk_size, has_aux, randomness, seed, verify, loss_scale, batched)
     call = "gf.per_sample_grads(loss)"
     check_options(call, loss, options)
     return PerSampleGradsFunction(loss, options, call=call)
@@ -193,6 +212,8 @@ def check_options(call: str, loss: Any, options: Options) -> None:
     for name in ("has_aux", "batched"):
         if not isinstance(getattr(options, name), bool):
             raise TypeError(message(call, got=f"{name}={getattr(options, name)!r}", expected="True or False"))
+    if options.verify is not False and options.verify != "first":
+        raise ValueError(message(call, got=f"verify={options.verify!r}", expected="'first' or False"))
     wrt, chunk, scale = options.wrt, options.chunk_size, options.loss_scale
     if not (wrt is None or isinstance(wrt, (str, Sequence)) or callable(wrt)):
         expected = "a regex, a sequence of names, or a predicate(name, tensor)"

@@ -50,7 +50,7 @@ def concatenate(values: Sequence[PerSampleGrads]) -> PerSampleGrads:
     positions = [torch.arange(a, b) for a, b in itertools.pairwise(stops)]
     filled = [g for g in values if g.batch_size] or [first]
     scales = [torch.ones_like(g._losses, dtype=torch.float64) if g._scale is None else g._scale for g in values]
-    smallest = min((g._chunks for g in values), key=lambda chunks: chunks.size)
+    smallest = min((g._chunks for g in filled), key=lambda chunks: chunks.size)
     return PerSampleGrads(
         names=first.names,
         batch_size=stops[-1],
@@ -76,6 +76,7 @@ def row_grads(
     chunk_size: str | int | None = "auto",
     randomness: str = "different",
     seed: int = 0,
+    verify: str | bool = "first",
     loss_scale: float | None = None,
 ) -> PerSampleGradsFunction:
     """Several losses of one input as rows: a function `f(params, *args, **kwargs) -> PerSampleGrads` of K rows.
@@ -86,7 +87,7 @@ def row_grads(
     Args:
         losses: `losses(params, *args, **kwargs)` returns K losses: `[K]`, `Weighted` of two `[K]`, or a sequence or
             mapping of scalars (or of `Weighted` scalars).
-        wrt, engine, chunk_size, randomness, seed, loss_scale: as in `gf.per_sample_grads`; chunks are of rows.
+        wrt, engine, chunk_size, randomness, seed, verify, loss_scale: as in `gf.per_sample_grads`; chunks are of rows.
 
     Raises:
         TypeError, ValueError: as `gf.per_sample_grads`.
@@ -99,7 +100,7 @@ def row_grads(
                 [2., 8.]])
     """
     call = "gf.row_grads(losses)"
-    options = Options(wrt, engine, chunk_size, False, randomness, seed, loss_scale, True)
+    options = Options(wrt, engine, chunk_size, False, randomness, seed, verify, loss_scale, True)
     check_options(call, losses, options)
 
     def rows(*args: Any, **kwargs: Any) -> Tensor | Weighted:

@@ -98,7 +98,7 @@ class PerSampleGrads:
         """
         self._check_unchanged("unused")
         left = torch.ones(len(self.names), dtype=torch.bool)
-        for at in self._source.plan(self._chunks.size):
+        for at in self._plan():
             left &= self._source.unused(at).all(0)
         return tuple(name for name, none in zip(self.names, left.tolist(), strict=True) if none)
 
@@ -154,6 +154,10 @@ class PerSampleGrads:
         factor = coefficients("g.weighted(c)", c, self._losses, negative=False)
         return dataclasses.replace(self._times(factor), _weights=weighed(self._weights, factor))
 
+    def first_chunk(self) -> PerSampleGrads:
+        """The samples that are computed first, as a value of their own: cheap to ask, and with the same draws."""
+        return self.select(at_positions(self._plan()[0])) if self.batch_size else self
+
     def _times(self, c: Tensor) -> PerSampleGrads:
         scale = c if self._scale is None else weighed(self._scale, c)
         return dataclasses.replace(self, _losses=weighed(self._losses, c), _scale=scale)
@@ -198,16 +202,19 @@ class PerSampleGrads:
             )
             for name in self.names
         }
-        for done, (at, rows) in enumerate(self._rows("gram()")):
-            i = at_positions(at)
-            for later, (across, columns) in enumerate(right._rows("gram()", skip=done if other is None else 0)):
-                j = at_positions(across)
-                for name, whole in out.items():
-                    left, top = (_flat(r[name], whole.dtype) for r in (rows, columns))
-                    block = self._scaled(right._scaled(left @ top.T, across, dim=1), at)
-                    whole[i[:, None], j] = block
-                    if other is None and later:
-                        whole[j[:, None], i] = block.T
+        plan = self._plan()
+        for k, chunk in enumerate(plan):
+            for at, rows in self._rows("gram()", [chunk]):
+                i = at_positions(at)
+                # Its own Gram is symmetric: blocks left of the chunk's own are there already.
+                for across, columns in right._rows("gram()", plan[k:] if other is None else right._plan()):
+                    j = at_positions(across)
+                    for name, whole in out.items():
+                        left, top = (_flat(r[name], whole.dtype) for r in (rows, columns))
+                        block = self._scaled(right._scaled(left @ top.T, across, dim=1), at)
+                        whole[i[:, None], j] = block
+                        if other is None:
+                            whole[j[:, None], i] = block.T
         if per_parameter:
             return out
         return torch.stack(list(out.values())).sum(0)
@@ -298,10 +305,14 @@ class PerSampleGrads:
             sums = {name: value + part[name] for name, value in sums.items()}
         return sums if keep_wide else {name: sums[name].to(like.dtype) for name, like in self._shapes.items()}
 
-    def _rows(self, query: str, skip: int = 0) -> Iterator[tuple[At, Tensors]]:
-        """Rows as the source has them, before `_scale`; the first `skip` chunks of the plan are left out."""
+    def _plan(self) -> list[At]:
+        """Every sample once, a chunk at a time."""
+        return self._source.plan(self._chunks.size)
+
+    def _rows(self, query: str, plan: list[At] | None = None) -> Iterator[tuple[At, Tensors]]:
+        """Rows as the source has them, before `_scale`; a chunk comes in several pieces where memory is short."""
         self._check_unchanged(query)
-        for at in self._source.plan(self._chunks.size)[skip:]:
+        for at in self._plan() if plan is None else plan:
             for piece, rows in self._chunks.computed(f"g.{query}", self._source.rows, at, self.batch_size):
                 yield piece, rows.grads
 

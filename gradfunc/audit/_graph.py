@@ -9,10 +9,8 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from .._rounding import unit_roundoff
-from .._tree import Tensors
+from .._graph import coarsest_in, nodes
 from ._case import Case, value_of
 
 _PRODUCTS = {"AddmmBackward0", "MmBackward0"}
@@ -27,31 +25,9 @@ _ROWWISE_NAMES = """
 _ROWWISE = _PRODUCTS | {f"{name}Backward{i}" for i in (0, 1) for name in _ROWWISE_NAMES.split()}
 
 
-def nodes(root: Any) -> list[Any]:
-    """Every node from `root` down, each once. The list keeps their Python objects alive, so ids are good."""
-    found, stack, seen = [], [root], {root}
-    while stack:
-        node = stack.pop()
-        found.append(node)
-        for below, _ in node.next_functions:
-            if below is not None and below not in seen:
-                seen.add(below)
-                stack.append(below)
-    return found
-
-
 def coarsest_roundoff(case: Case) -> float:
     """The largest unit roundoff of any floating value in the graph: a float32 island in a float64 model counts."""
     return coarsest_in(value_of(case.forward), case.leaves)
-
-
-def coarsest_in(value: Tensor, leaves: Tensors) -> float:
-    """The largest unit roundoff of the leaves and of any floating value in the graph of `value`."""
-    root = value.grad_fn
-    dtypes = {leaf.dtype for leaf in leaves.values()}
-    for node in nodes(root) if root is not None else []:
-        dtypes |= {meta.dtype for meta in getattr(node, "_input_metadata", ()) if meta is not None}
-    return max(unit_roundoff(dtype) for dtype in dtypes if dtype.is_floating_point)
 
 
 def bounded_parameters(case: Case) -> set[str]:

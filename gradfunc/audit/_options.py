@@ -42,13 +42,6 @@ def asked_problem(
     return problem.cast(asked if dtype is not None else None, _device(call, device)), asked
 
 
-def others(asked: torch.dtype) -> tuple[torch.dtype, ...]:
-    """Precisions to repeat in, the first that runs."""
-    if asked == torch.float64:
-        return (torch.float32,)
-    return (torch.float64,) if asked == torch.float32 else (torch.float64, torch.float32)
-
-
 def name_of(dtype: torch.dtype) -> str:
     """`float32` for `torch.float32`."""
     return str(dtype).removeprefix("torch.")

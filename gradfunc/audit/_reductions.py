@@ -16,7 +16,7 @@ from torch import nn
 from .._errors import kind_of, message
 from .._problem import Problem
 from .._random import forked
-from .._rounding import is_rounding, pair_factor
+from .._rounding import is_rounding, other_precisions, pair_factor
 from .._stateless import PureModel, Stateless
 from .._tree import Tensors, subtract
 from ._case import attempt, devices_of, value_of
@@ -25,7 +25,7 @@ from ._independence import Independence, independence
 from ._loops import YourLoop
 from ._measure import ESTIMATORS, Measured, measure, measure_refed
 from ._mechanisms import MECHANISMS, Mechanism
-from ._options import asked_problem, name_of, others
+from ._options import asked_problem, name_of
 from ._predict import Predictor
 from ._report import DEMONSTRATION, Invitation, Pair, ReductionReport, estimator_rows
 
@@ -125,7 +125,7 @@ def _repeat(
 ) -> tuple[Measured | None, str]:
     """The same at another precision, the first that runs: `(measured, its name)`, or `(None, why not)`."""
     why_not = ""
-    for other in others(asked):
+    for other in other_precisions(asked):
         note(f"estimators in {name_of(other)}")
         again = functools.partial(measure, problem.cast(other), yours, seed, lambda stage: None)
         measured, failure = attempt(again)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,16 +14,14 @@ from torch import Tensor
 
 from .. import _certificate
 from .._certificate import CHECKS, Difference
-from .._engines import Call, CotangentSource, Draws, LoopSource, Noticed, VmapSource
-from .._engines._source import Traceable, Traced
 from .._errors import message
+from .._graph import coarsest_in
 from .._per_sample import PerSampleGrads, per_sample_grads
 from .._per_sample._function import PerSampleGradsFunction
-from .._per_sample._indices import sample_ids
-from .._tree import Group, Ragged, Static, Tensors, cast, read_batch, read_groups
+from .._rounding import other_precisions
+from .._tree import Tensors, cast
 from ..audit._case import attempt
-from ..audit._graph import coarsest_in
-from ..audit._options import name_of, others
+from ..audit._options import name_of
 from ._report import CheckReport, CheckRow
 from ._verdict import Judge
 
@@ -103,10 +101,10 @@ class Certified:
         cls, f: PerSampleGradsFunction, params: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Certified:
         """Run `f`, and the checks."""
-        g = f(params, *args, **kwargs)
+        g = f.unverified()(params, *args, **kwargs)
         if g.batch_size == 0:
             raise ValueError(message(CALL, got="a batch of 0 samples", expected="at least one"))
-        graphs = list(_graphs(f, g, params, args, kwargs))
+        graphs = list(f.evaluation(params, args, kwargs).graphs(g))
 
         def weighted_grad(r: Tensor) -> Tensors:
             parts = [traced.weighted_grad(r[at.to(r.device)]) for at, traced in graphs]
@@ -165,43 +163,9 @@ def _repeated(
     f: PerSampleGradsFunction, params: Mapping[str, Tensor], args: Any, kwargs: Any, asked: torch.dtype
 ) -> tuple[Certified | None, str, torch.dtype]:
     why_not = ""
-    for dtype in others(asked):
-        moved = tuple(_cast(value, dtype) for value in args), {k: _cast(value, dtype) for k, value in kwargs.items()}
-        again, failure = attempt(functools.partial(Certified.of, f, cast(dict(params), dtype), *moved))
+    for dtype in other_precisions(asked):
+        again, failure = attempt(functools.partial(Certified.of, f, *cast((dict(params), args, kwargs), dtype)))
         if again is not None:
             return again, "", dtype
         why_not = why_not or failure or ""
-    return None, why_not, others(asked)[0]
-
-
-def _cast(argument: Any, dtype: torch.dtype) -> Any:
-    """An argument in another precision, marked as it was."""
-    if isinstance(argument, Static):
-        return Static(cast(argument.value, dtype))
-    return Ragged(cast(argument.samples, dtype)) if isinstance(argument, Ragged) else cast(argument, dtype)
-
-
-def _graphs(
-    f: PerSampleGradsFunction, g: PerSampleGrads, params: Mapping[str, Tensor], args: Any, kwargs: Any
-) -> Iterator[tuple[Tensor, Traced]]:
-    """The losses of `g` again, drawn as `g` drew them, with an ordinary graph behind them, and whose they are."""
-    options = f.options
-    fixed = {name: value.detach() for name, value in params.items()}
-    chosen = {name: fixed[name] for name in g.names}
-    whole = torch.arange(g.batch_size)
-    groups = (
-        [Group(whole, read_batch(CALL, args, kwargs, rows=False))]
-        if options.batched
-        else read_groups(CALL, args, kwargs)
-    )
-    ids = sample_ids(CALL, f.index, g.batch_size)
-    for positions, batch in groups:
-        draws = Draws(options.randomness, options.seed, f.step or 0, ids[positions], Noticed())
-        call = Call(CALL, f.loss, chosen, fixed, batch, draws, options.has_aux, options.loss_scale or 1.0)
-        source: Traceable
-        if options.batched:
-            source = CotangentSource.run(call, vmapped=g.engine == "vmap")
-        else:
-            source = VmapSource(call) if g.engine == "vmap" else LoopSource(call)
-        for at in source.plan(g._chunks.size):
-            yield positions[at], source.traced(at)
+    return None, why_not, other_precisions(asked)[0]

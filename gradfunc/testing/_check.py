@@ -13,10 +13,11 @@ from torch import nn
 from .._errors import message
 from .._problem import Problem
 from .._random import forked
+from .._rounding import other_precisions
 from .._stateless import PureModel, Stateless
 from ..audit._case import attempt, devices_of, value_of
 from ..audit._independence import independence
-from ..audit._options import asked_problem, name_of, others
+from ..audit._options import asked_problem, name_of
 from ._agreement import engines, reductions, weights
 from ._certify import Certified, certificate_rows
 from ._effects import Snapshot, aliases, dtypes, purity, repetition
@@ -111,12 +112,12 @@ def check_gradients(
 def _sides(problem: Problem, asked: torch.dtype, seed: int) -> tuple[Sides, torch.dtype]:
     first = Side.of(problem, seed)
     why_not = ""
-    for dtype in others(asked):
+    for dtype in other_precisions(asked):
         second, failed = attempt(partial(_side, problem, dtype, seed))
         if second is not None:
             return Sides(first, second, ""), dtype
         why_not = why_not or failed or ""
-    return Sides(first, None, why_not), others(asked)[0]
+    return Sides(first, None, why_not), other_precisions(asked)[0]
 
 
 def _side(problem: Problem, dtype: torch.dtype, seed: int) -> Side:

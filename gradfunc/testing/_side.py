@@ -67,7 +67,7 @@ class Side:
         """Per-sample gradients by one engine, every sample under the same draws, so that any two can be compared."""
         batched, name = ENGINES[engine]
         options: dict[str, Any] = {"engine": name, "batched": batched, "randomness": "same", "seed": self.case.seed}
-        return per_sample_grads(self._losses if batched else self._loss, chunk_size=None, **options)
+        return per_sample_grads(self._losses if batched else self._loss, chunk_size=None, verify=False, **options)
 
     def rows(self, engine: str, order: Tensor | None = None) -> Tensors:
         """Every row, by one engine; with `order`, of the batch in that order.

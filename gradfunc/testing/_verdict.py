@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from .._certificate import Difference
-from .._rounding import is_rounding
+from .._certificate import Difference, verdict
 from ._report import CheckRow
 
 CANNOT_REPEAT = "it cannot be repeated at another precision, and at least half of the digits agree"
@@ -48,28 +47,3 @@ class Judge(NamedTuple):
         if self.u_other == self.u:
             return f"part of the computation has one precision, whatever is asked for; {CANNOT_REPEAT}"
         return f"{CANNOT_REPEAT} ({self.why_not})" if self.why_not else CANNOT_REPEAT
-
-
-def verdict(asked: Difference, u: float, other: Difference | None, u_other: float | None) -> str:
-    """ "exact", "rounding", "wrong" or "cannot tell".
-
-    With two precisions that differ, `is_rounding` decides. With one, more than `sqrt(u)` of the scale, half of the
-    digits, is wrong; less cannot be told. A gradient that is not finite cannot be told either.
-    """
-    if asked.size == 0 and (other is None or other.size == 0):
-        return "exact"
-    if not math.isfinite(asked.scale) or (other is not None and not math.isfinite(other.scale)):
-        return "cannot tell"
-    if other is None or u_other is None or u == u_other:
-        within = asked.size <= math.sqrt(u) * asked.scale  # False for NaN
-        return "cannot tell" if within else "wrong"
-    low, high = (asked, other) if u > u_other else (other, asked)
-    rounding = is_rounding(
-        low=low.size,
-        high=high.size,
-        scale_low=low.scale,
-        scale_high=high.scale,
-        u_low=max(u, u_other),
-        u_high=min(u, u_other),
-    )
-    return "rounding" if rounding else "wrong"

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 import gradfunc as gf
 from gradfunc import _certificate, _engines
-from gradfunc._per_sample import _value
-from gradfunc.testing import _certify
+from gradfunc._per_sample import PerSampleGradsFunction, _value
 
 VOCABULARY, WIDTH, TIME, N = 7, 4, 3, 6
 
@@ -282,12 +281,15 @@ def test_where_it_cannot_be_repeated_a_large_difference_is_still_wrong(monkeypat
 def test_other_draws_would_be_noticed(monkeypatch):
     """A second route that drew other masks than the engine did."""
     made = problem(dropout=0.5)
-    graphs = _certify._graphs
+    evaluation = PerSampleGradsFunction.evaluation
+    answered = []
 
-    def elsewhere(f, *rest):
-        return graphs(f.at(7), *rest)
+    def elsewhere(f, *given):
+        """The engine's own call draws as asked, the second route otherwise."""
+        answered.append(f)
+        return evaluation(f if len(answered) % 2 else f.at(7), *given)
 
-    monkeypatch.setattr(_certify, "_graphs", elsewhere)
+    monkeypatch.setattr(PerSampleGradsFunction, "evaluation", elsewhere)
     assert gf.testing.certify(*made).row("weighted sum").verdict == "wrong"
 
 

@@ -430,7 +430,6 @@ def test_a_model_of_one_precision():
     assert any("could not be repeated in float64" in note for note in report.notes)
 
 
-@pytest.mark.xfail(run=False, reason="under vmap, a loss that warns where warnings are always shown never ends")
 def test_warnings_of_the_model_become_notes():
     class Warning_(nn.Linear):
         def forward(self, h: Tensor) -> Tensor:

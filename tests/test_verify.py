@@ -1,0 +1,165 @@
+"""`verify="first"`: what it lets pass, what it catches and names, when it runs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import gradfunc as gf
+from gradfunc._engines import CotangentSource, VmapSource
+from gradfunc._per_sample import _value
+
+X, Y = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+def problem(dtype=torch.float32, device="cpu"):
+    torch.manual_seed(0)
+    model = gf.stateless(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).to(device, dtype))
+
+    def loss(p, x, y):
+        return gf.losses.cross_entropy(model.sample(p, x), y)
+
+    return loss, model.params, (X.to(device, dtype), Y.to(device))
+
+
+def losses(p, x):
+    return (x @ p["w"]).tanh().sum(1)
+
+
+def changed(source, change):
+    """`source.rows` with its gradients changed."""
+    rows = source.rows
+    return lambda self, at: (lambda made: made._replace(grads=change(made.grads)))(rows(self, at))
+
+
+MISTAKES = {
+    "rows permuted": (lambda g: {k: v.roll(1, 0) for k, v in g.items()}, r"weighted_sum\(r\) differ"),
+    "every row the mean": (lambda g: {k: v.mean(0).expand_as(v) for k, v in g.items()}, r"weighted_sum\(r\) differ"),
+    "one parameter half": (lambda g: {**g, "2.bias": g["2.bias"] / 2}, r"in '2\.bias'"),
+    "0.1% off": (lambda g: {k: v * 1.001 for k, v in g.items()}, r"and that is no rounding"),
+    "a sample lost": (lambda g: {k: v.index_fill(0, torch.tensor([4]), 0.0) for k, v in g.items()}, "differ"),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", MISTAKES)
+def test_an_engine_that_is_wrong_raises(name, dtype, monkeypatch):
+    change, text = MISTAKES[name]
+    loss, params, batch = problem(dtype)
+    gf.per_sample_grads(loss)(params, *batch)
+    monkeypatch.setattr(VmapSource, "rows", changed(VmapSource, change))
+    with pytest.raises(RuntimeError, match=rf"engine vmap that fail verification: .*{text}.*engine='loop'"):
+        gf.per_sample_grads(loss)(params, *batch)
+    gf.per_sample_grads(loss, verify=False)(params, *batch)
+    gf.per_sample_grads(loss, engine="loop")(params, *batch)
+
+
+def test_norms_that_are_wrong_raise(monkeypatch):
+    loss, params, batch = problem()
+    norms = _value.row_norms
+    monkeypatch.setattr(_value, "row_norms", lambda rows: norms(rows) * 1.01)
+    with pytest.raises(RuntimeError, match=r"norms\[i\], .* differ by .* for sample 0"):
+        gf.per_sample_grads(loss)(params, *batch)
+
+
+def test_rows_of_a_native_batch_are_verified(monkeypatch):
+    params = {"w": torch.randn(4, 3)}
+    gf.per_sample_grads(losses, batched=True)(params, X)
+    monkeypatch.setattr(CotangentSource, "rows", changed(CotangentSource, lambda g: {"w": g["w"].flip(0)}))
+    with pytest.raises(RuntimeError, match="fail verification"):
+        gf.per_sample_grads(losses, batched=True)(params, X)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_rounding_passes(dtype, device):
+    """Long sums, deep nets, cancellation: none of it is wrong."""
+    loss, params, batch = problem(dtype, device)
+    gf.per_sample_grads(loss)(params, *batch)
+    torch.manual_seed(1)
+    layers = [m for _ in range(12) for m in (nn.Linear(32, 32), nn.LayerNorm(32), nn.GELU())]
+    deep = gf.stateless(nn.Sequential(*layers).to(device, dtype))
+    x = torch.randn(16, 32, device=device, dtype=dtype)
+    gf.per_sample_grads(lambda p, x: deep.sample(p, x).sum().square())(deep.params, x)
+    shifted = gf.stateless(nn.Sequential(nn.Linear(32, 32), nn.LayerNorm(32)).to(device, dtype))
+    gf.per_sample_grads(lambda p, x: shifted.sample(p, x + 100).square().sum())(shifted.params, x)
+
+
+def test_gradients_that_are_not_finite_pass():
+    for bad in (torch.nan, torch.inf):
+        x = X.clone()
+        x[2, 1] = bad
+        g = gf.per_sample_grads(lambda p, x: (p["w"] * x).sum())({"w": torch.ones(4)}, x)
+        assert not g.norms()[2].isfinite()
+
+
+def test_a_loss_that_runs_in_one_precision_only():
+    """It cannot be repeated: half of its digits must agree."""
+
+    def loss(p, x):
+        if x.dtype != torch.float32:
+            raise ValueError("float32 only")
+        return torch.tanh(p["w"] @ x).sum() + (p["w"] @ (x + 1000)).sum() - (p["w"] @ (x + 1000)).sum()
+
+    gf.per_sample_grads(loss)({"w": torch.randn(5, 4)}, X)
+
+
+def test_a_loss_that_returns_something_else_each_time_is_told():
+    calls = []
+
+    def loss(p, x):
+        calls.append(1)
+        return (p["w"] * x).sum() * len(calls)
+
+    with pytest.raises(RuntimeError, match="unless the loss returns something else each time"):
+        gf.per_sample_grads(loss)({"w": torch.ones(4)}, X)
+
+
+def test_each_shape_is_verified_once():
+    calls = []
+
+    def loss(p, x):
+        calls.append(1)
+        return (p["w"] * x).sum()
+
+    f = gf.per_sample_grads(loss)
+    params = {"w": torch.ones(4)}
+
+    def asked(f, *given):
+        calls.clear()
+        f(*given)
+        return len(calls)
+
+    assert asked(f, params, X) > 1
+    assert asked(f, params, X[:3]) == 1  # another number of samples is the same graph
+    assert asked(f.at(2), params, X) == 1
+    assert asked(f, {"w": torch.ones(4, dtype=torch.float64)}, X.double()) > 1
+    assert asked(f, {"w": torch.ones(1)}, X) > 1
+    assert asked(gf.per_sample_grads(loss), params, X) > 1
+    assert asked(gf.per_sample_grads(loss, verify=False), params, X) == 1
+
+
+def test_running_out_of_memory_in_the_extra_pass_is_no_failure(monkeypatch):
+    def traced(self, at):
+        raise torch.OutOfMemoryError("no room for a graph")
+
+    monkeypatch.setattr(VmapSource, "traced", traced)
+    loss, params, batch = problem()
+    assert gf.per_sample_grads(loss)(params, *batch).batch_size == 6
+
+
+@pytest.mark.parametrize("options", [{"chunk_size": 4}, {"loss_scale": 256.0}, {"wrt": "2.*"}, {"chunk_size": 1}])
+def test_every_option_is_verified_as_it_is(options):
+    loss, params, batch = problem()
+    gf.per_sample_grads(loss, **options)(params, *batch)
+    noisy = gf.per_sample_grads(lambda p, x, y: loss(p, F.dropout(x, 0.5), y), **options)
+    noisy.at(1, index=[5, 1, 9, 2, 0, 3])(params, *batch)
+    rows = gf.ragged([x[: 2 + i % 3].repeat(2)[:4] for i, x in enumerate(X)])
+    gf.per_sample_grads(loss, **options)(params, rows, batch[1])
+
+
+@pytest.mark.parametrize("verify", [True, "always", None, 1])
+def test_bad_values_are_told_what_is_wrong(verify):
+    with pytest.raises(ValueError, match=r"verify=.*'first' or False"):
+        gf.per_sample_grads(losses, verify=verify)
