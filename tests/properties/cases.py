@@ -35,7 +35,7 @@ class Case:
         wrt: "all" parameters, or every other one of them: "half".
         values: of the inputs: "normal", "zeros", "repeated" (every sample the same), "huge" or "denormal".
         ragged: whether the lengths of sequences differ.
-        frozen: whether the first parameter is frozen.
+        frozen: whether the first parameter that is used is frozen.
         unused: whether there is a parameter that nothing uses.
     """
 
@@ -167,7 +167,7 @@ def built(case: Case, device: str = "cpu", dtype: torch.dtype | None = None) -> 
         return value.to(case.dtype).to(device, dtype or case.dtype)
 
     module.to(case.dtype).to(device, dtype or case.dtype)
-    next(module.parameters()).requires_grad_(not case.frozen)
+    next(module.body.parameters()).requires_grad_(not case.frozen)
     options = {key: cast(value) for key, value in tensors(case.options, generator).items()}
     lengths = torch.randint(1, 5, (max(case.size, 1),), generator=generator).tolist()
     samples = [_sample(case, generator, lengths[i if case.ragged else 0]) for i in range(len(lengths))]

@@ -214,9 +214,9 @@ def tied_is_the_sum_of_untied(b: Built) -> Iterator[Claim]:
     assert head not in b.params
     params = {name: b.params.get(name, b.params[embedding]) for name in model.params}
     two = b.grads(loss=separate, params=params, wrt=None).materialize()
-    want = {name: two[name].double() for name in b.names}
+    want = {name: two[name].double() for name in b.params}
     want[embedding] = two[embedding].double() + two[head].double()
-    yield from rows("embedding and head", b.grads().materialize(), want, norms(two))
+    yield from rows("embedding and head", b.grads(wrt=None).materialize(), want, norms(two))
 
 
 def rows_are_plain_autograd(b: Built) -> Iterator[Claim]:

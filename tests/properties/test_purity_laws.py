@@ -1,0 +1,16 @@
+"""A call touches nothing, shares nothing, and is the same when it is made twice."""
+
+from __future__ import annotations
+
+import pytest
+from examples import EXAMPLES, MANY, ask
+from purity import PURITY
+from strategies import cases
+
+NUMBERS = [pytest.param(EXAMPLES, id="some"), pytest.param(MANY, id="many", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("examples", NUMBERS)
+@pytest.mark.parametrize("law", PURITY, ids=lambda law: law.__name__)
+def test_purity(law, examples, device):
+    ask(law, cases(coupled_draws=True), device, examples)
