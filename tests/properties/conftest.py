@@ -1,13 +1,15 @@
-"""The examples that the laws saw, at the end of a run."""
+"""The examples that the laws saw, and which planted mistakes they noticed, at the end of a run."""
 
 from __future__ import annotations
 
 import pytest
 from examples import summary
+from matrix import table
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if lines := summary():
-        terminalreporter.section("examples of each law")
-        for line in lines:
-            terminalreporter.write_line(line)
+    for title, lines in (("examples of each law", summary()), ("laws that noticed a planted mistake", table())):
+        if lines:
+            terminalreporter.section(title)
+            for line in lines:
+                terminalreporter.write_line(line)

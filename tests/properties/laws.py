@@ -85,12 +85,12 @@ def scaling_the_loss_scales_the_gradient(b: Built) -> Iterator[Claim]:
     yield from rows("loss_scale", b.grads(loss_scale=2.0**4).materialize(), none)
     by_row, scale = g.scaled(c), (c.abs() * norms(none)).sum()
     yield from rows("scaled(c)", by_row.materialize(), times(none, c), c.abs() * norms(none), 1)
-    yield from sums("sum of scaled(c)", by_row.sum(), g.weighted_sum(c), scale, terms(b))
+    yield from sums("sum of scaled(c)", by_row.sum(), added(none, c), scale, terms(b))
     yield equal("weights of scaled(c)", by_row.weights, g.weights)
     yield Claim("losses of scaled(c)", by_row.losses, g.losses.double() * c, (g.losses * c).abs(), 1)
     weighted, weight = g.weighted(c.abs()), (b.weights() * c.abs()).sum()
     yield equal("weights of weighted(c)", weighted.weights.double(), b.weights() * c.abs())
-    want = {k: v.double() / weight if weight else v * 0 for k, v in g.weighted_sum(c.abs(), wide=True).items()}
+    want = {name: value / weight if weight else value * 0 for name, value in added(none, c.abs()).items()}
     mean = {k: v.double() for k, v in weighted.mean(on_zero_weight="zero").items()}
     yield from sums("mean of weighted(c)", mean, want, scale / weight if weight else scale, terms(b))
 

@@ -1,0 +1,45 @@
+"""Each planted mistake against each law: the law that must notice it does, and without mistakes none complains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from claims import Law, check
+from laws import LAWS, rows_are_plain_autograd
+from matrix import MATRIX
+from mutants import CASES, MUTANTS
+from purity import PURITY
+
+EVERY = [*LAWS, *PURITY]
+
+
+def verdicts(law: Law) -> Iterator[str]:
+    """For each case that the law can be asked of: "" for green, "!" for an error, "x" for red."""
+    for case in CASES:
+        if law is rows_are_plain_autograd and case.dropout:
+            continue
+        try:
+            check(law, case)
+        except (AssertionError, pytest.fail.Exception):
+            yield "x"
+        except Exception:
+            yield "!"
+        else:
+            yield ""
+
+
+@pytest.mark.parametrize("law", EVERY, ids=lambda law: law.__name__)
+def test_no_law_complains_without_a_mistake(law):
+    assert not any(verdicts(law))
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_law_notices(name, monkeypatch):
+    MUTANTS[name].plant(monkeypatch)
+    row = MATRIX[name] = {law.__name__: max(verdicts(law)) for law in EVERY}
+    assert row[MUTANTS[name].law.__name__] == "x"
+
+
+def test_every_law_is_broken_by_a_mistake():
+    assert {mutant.law for mutant in MUTANTS.values()} == set(EVERY)
