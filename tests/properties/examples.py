@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
 
-# One core runs the whole suite of properties in less than 100 s; ten times as many by -m slow, or in the profile.
-EXAMPLES = 300 if os.environ.get("GRADFUNC_PROFILE") == "nightly" else 30
-MANY = 300
+# Of each law with each family of engines. One core runs all properties in less than 100 s; ten times as many examples
+# are asked by `pytest -m slow`, and by any run with GRADFUNC_PROFILE=nightly.
+FEW, MANY = 12, 120
+EXAMPLES = MANY if os.environ.get("GRADFUNC_PROFILE") == "nightly" else FEW
 
 # (law, what was counted, of which kind) -> examples
 COUNTS: Counter[tuple[str, str, str]] = Counter()
@@ -39,6 +40,7 @@ def ask(law: Law, cases: st.SearchStrategy[Case], device: str, examples: int) ->
             "examples": "all",
             "models": case.model,
             "engines": case.engine,
+            "draws": "dropout" if case.dropout else "none",
             "types": str(case.dtype).removeprefix("torch."),
             "B": str(case.size) if case.size < 2 else "2..",
         }

@@ -10,35 +10,31 @@ from criteria import CRITERIA
 from hypothesis import strategies as st
 from models import KINDS
 
-BATCHED = ("batched vmap", "batched loop")
-# Small batches first, which is where hypothesis shrinks to; the large one now and then.
-SIZES = st.sampled_from([*range(8)] * 4 + [33])
+ENGINES = {"vmap": ("vmap", "auto"), "loop": ("loop",), "batched": ("batched vmap", "batched loop")}
+# Repeated entries come more often; hypothesis shrinks towards the first.
+SIZES = [0, 1, *[2, 3, 4, 5, 6, 7] * 3, 33]
+TYPES = [torch.float64, torch.float64, torch.float32, torch.bfloat16]
+SAMPLE_WEIGHTS = [*["none", "positive", "some 0"] * 3, "all 0"]
 
 
 @st.composite
 def cases(
-    draw: st.DrawFn,
-    *,
-    models: tuple[str, ...] = tuple(KINDS),
-    dropout: bool = True,
-    coupled_draws: bool = False,
-    huge: bool = True,
+    draw: st.DrawFn, engines: str, *, dropout: bool = True, coupled_draws: bool = False, huge: bool = True
 ) -> Case:
     """One case.
 
     Args:
-        models: to choose from.
+        engines: a family of them, of `ENGINES`: each is asked as often as the others.
         dropout: whether the model may draw random numbers.
         coupled_draws: whether it may where the batch runs as one, so that draws belong to the batch and not to samples.
         huge: whether inputs may be huge, whose squares are finite and whose fourth powers need not be.
     """
-    model = draw(st.sampled_from(models))
+    model = draw(st.sampled_from([name for name, kind in KINDS.items() if kind.vmap or engines != "vmap"]))
     kind = KINDS[model]
     loss = draw(st.sampled_from([name for name, c in CRITERIA.items() if kind.sequence or not c.sequence]))
-    engine = draw(st.sampled_from((*(("vmap", "auto") if kind.vmap else ()), "loop", *BATCHED)))
-    size = draw(SIZES)
-    draws = dropout and (coupled_draws or engine not in BATCHED)
-    values = ["normal", "repeated", *([] if kind.tokens else ["zeros"])]
+    size = draw(st.sampled_from(SIZES))
+    draws = dropout and (coupled_draws or engines != "batched")
+    values = [*["normal"] * 5, "repeated", *([] if kind.tokens else ["zeros"])]
     if kind.homogeneous and CRITERIA[loss].linear:
         values += ["denormal", *(["huge"] if huge else [])]
     return Case(
@@ -47,14 +43,14 @@ def cases(
         options=_options(draw, loss, kind.sequence),
         size=size,
         seed=draw(st.integers(0, 999)),
-        engine=engine,
+        engine=draw(st.sampled_from(ENGINES[engines])),
         chunk_size=draw(st.sampled_from([None, *range(1, size + 2), "auto"])),
-        dtype=draw(st.sampled_from([torch.float64, torch.float32, torch.bfloat16])),
-        sample_weights=draw(st.sampled_from(["none", "positive", "some 0", "all 0"])),
+        dtype=draw(st.sampled_from(TYPES)),
+        sample_weights=draw(st.sampled_from(SAMPLE_WEIGHTS)),
         wrt=draw(st.sampled_from(["all", "half"])),
         values=draw(st.sampled_from(values)),
         dropout=draw(st.sampled_from([0.0, 0.5])) if draws else 0.0,
-        ragged=kind.sequence and engine not in BATCHED and draw(st.booleans()),
+        ragged=kind.sequence and engines != "batched" and draw(st.booleans()),
         frozen=draw(st.booleans()),
         unused=draw(st.booleans()),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from examples import EXAMPLES, MANY, ask
 from laws import LAWS, a_sum_of_losses_gives_the_sum_of_gradients, rows_are_plain_autograd
-from strategies import cases
+from strategies import ENGINES, cases
 
 NUMBERS = [pytest.param(EXAMPLES, id="some"), pytest.param(MANY, id="many", marks=pytest.mark.slow)]
 # What a law cannot be asked of.
@@ -17,5 +17,6 @@ LIMITS = {
 
 @pytest.mark.parametrize("examples", NUMBERS)
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
-def test_law(law, examples, device):
-    ask(law, cases(**LIMITS.get(law, {})), device, examples)
+@pytest.mark.parametrize("engines", ENGINES)
+def test_law(law, engines, examples, device):
+    ask(law, cases(engines, **LIMITS.get(law, {})), device, examples)

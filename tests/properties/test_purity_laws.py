@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from examples import EXAMPLES, MANY, ask
 from purity import PURITY
-from strategies import cases
+from strategies import ENGINES, cases
 
 # Half as many as of an identity: every query is asked, two or three times over.
 NUMBERS = [pytest.param(EXAMPLES // 2, id="some"), pytest.param(MANY // 2, id="many", marks=pytest.mark.slow)]
@@ -13,5 +13,6 @@ NUMBERS = [pytest.param(EXAMPLES // 2, id="some"), pytest.param(MANY // 2, id="m
 
 @pytest.mark.parametrize("examples", NUMBERS)
 @pytest.mark.parametrize("law", PURITY, ids=lambda law: law.__name__)
-def test_purity(law, examples, device):
-    ask(law, cases(coupled_draws=True), device, examples)
+@pytest.mark.parametrize("engines", ENGINES)
+def test_purity(law, engines, examples, device):
+    ask(law, cases(engines, coupled_draws=True), device, examples)
