@@ -76,14 +76,12 @@ class Kind:
         shape: of one sample's input; "T" is the length of a sequence.
         tokens: how many different ones the input holds; 0 for numbers.
         homogeneous: whether its output scales with its input, so that huge and tiny inputs say something.
-        vmap: whether torch.func can run it.
     """
 
     body: Callable[[], nn.Module]
     shape: tuple[int | str, ...]
     tokens: int = 0
     homogeneous: bool = False
-    vmap: bool = True
 
     @property
     def sequence(self) -> bool:
@@ -115,7 +113,7 @@ KINDS = {
     ),
     "tied": Kind(Tied, ("T",), tokens=CLASSES),
     "scan": Kind(Scan, ("T", 2)),
-    "rnn": Kind(lambda: Recurrent(nn.RNN), ("T", 2), vmap=False),
-    "gru": Kind(lambda: Recurrent(nn.GRU), ("T", 2), vmap=False),
-    "lstm": Kind(lambda: Recurrent(nn.LSTM), ("T", 2), vmap=False),
+    "rnn": Kind(lambda: Recurrent(nn.RNN), ("T", 2)),
+    "gru": Kind(lambda: Recurrent(nn.GRU), ("T", 2)),
+    "lstm": Kind(lambda: Recurrent(nn.LSTM), ("T", 2)),
 }

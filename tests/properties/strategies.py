@@ -29,14 +29,15 @@ def cases(
         coupled_draws: whether it may where the batch runs as one, so that draws belong to the batch and not to samples.
         huge: whether inputs may be huge, whose squares are finite and whose fourth powers need not be.
     """
-    model = draw(st.sampled_from([name for name, kind in KINDS.items() if kind.vmap or engines != "vmap"]))
+    model = draw(st.sampled_from(list(KINDS)))
     kind = KINDS[model]
     loss = draw(st.sampled_from([name for name, c in CRITERIA.items() if kind.sequence or not c.sequence]))
     size = draw(st.sampled_from(SIZES))
     draws = dropout and (coupled_draws or engines != "batched")
-    values = [*["normal"] * 5, "repeated", *([] if kind.tokens else ["zeros"])]
+    choices = [*["normal"] * 5, "repeated", *([] if kind.tokens else ["zeros"])]
     if kind.homogeneous and CRITERIA[loss].linear:
-        values += ["denormal", *(["huge"] if huge else [])]
+        choices += ["denormal", *(["huge"] if huge else [])]
+    values = draw(st.sampled_from(choices))
     return Case(
         model=model,
         loss=loss,
@@ -47,8 +48,9 @@ def cases(
         chunk_size=draw(st.sampled_from([None, *range(1, size + 2), "auto"])),
         dtype=draw(st.sampled_from(TYPES)),
         sample_weights=draw(st.sampled_from(SAMPLE_WEIGHTS)),
-        wrt=draw(st.sampled_from(["all", "half"])),
-        values=draw(st.sampled_from(values)),
+        # A row of denormal numbers alone has no digits to compare; beside the bias's they must not disturb.
+        wrt="all" if values == "denormal" else draw(st.sampled_from(["all", "half"])),
+        values=values,
         dropout=draw(st.sampled_from([0.0, 0.5])) if draws else 0.0,
         ragged=kind.sequence and engines != "batched" and draw(st.booleans()),
         frozen=draw(st.booleans()),
