@@ -2,7 +2,8 @@
 
 A law yields claims, `got` is `want` on `scale`. In float64 they hold to 1e-12 of the scale. In a lower precision two
 sums of the same computed rows hold to the bound of their additions; where the two sides are computed otherwise there is
-no bound, and the verdict is by precision: the law is asked again of the same values in float64.
+no bound, and the verdict is by precision: the law is asked again of the same values in float64. On a GPU rows that are
+computed twice are never the same rows, since its atomic additions have no order.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def check(law: Law, case: Case, device: str = "cpu") -> None:
         relative = error(claim)
         if case.dtype == F64:
             assert relative <= TOLERANCE, f"{claim.what}: {relative:.2e} of the scale off"
-        elif claim.terms is not None:
+        elif claim.terms == 0 or (claim.terms is not None and device == "cpu"):
             allowed = bound(claim, case.dtype)
             off = (claim.got.double() - claim.want.double()).abs()
             assert bool((off <= allowed).all()), f"{claim.what}: {off.max():.2e} off, allowed {allowed.max():.2e}"

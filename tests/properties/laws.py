@@ -22,7 +22,7 @@ def sum_of_none_is_sum(b: Built) -> Iterator[Claim]:
     none, total = gf.reduce(g, "none"), gf.reduce(g, "sum")
     assert set(total) == set(b.names)
     yield from sums("sum(none)", total, added(none), norms(none).sum(), terms(b))
-    yield from sums("sum()", g.sum(), total, torch.zeros(()), 0)
+    yield from sums("sum()", g.sum(), total, norms(none).sum(), terms(b))
     c = coefficients(b, 1)
     yield from sums("weighted_sum", g.weighted_sum(c), added(none, c), (c.abs() * norms(none)).sum(), terms(b))
 
