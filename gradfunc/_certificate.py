@@ -166,8 +166,9 @@ def certificate(g: Queries, weighted_grad: WeightedGrad, *, seed: int = 0, count
 def verdict(asked: Difference, u: float, other: Difference | None, u_other: float | None) -> str:
     """ "exact", "rounding", "wrong" or "cannot tell".
 
-    With two precisions that differ, `is_rounding` decides. With one, more than `sqrt(u)` of the scale, half of the
-    digits, is wrong; less cannot be told. A gradient that is not finite cannot be told either.
+    With two precisions that differ, `is_rounding` decides; a difference that shrinks with the roundoff although it is
+    large on its scale cannot be told: the gradient is what cancellation left of larger numbers. With one precision,
+    more than `sqrt(u)` of the scale, half of the digits, is wrong; less cannot be told. Nor can one that is not finite.
     """
     if asked.size == 0 and (other is None or other.size == 0):
         return "exact"
@@ -185,7 +186,10 @@ def verdict(asked: Difference, u: float, other: Difference | None, u_other: floa
         u_low=max(u, u_other),
         u_high=min(u, u_other),
     )
-    return "rounding" if rounding else "wrong"
+    if rounding:
+        return "rounding"
+    shrinks = math.isfinite(low.size) and high.size <= low.size * math.sqrt(min(u, u_other) / max(u, u_other))
+    return "cannot tell" if shrinks else "wrong"
 
 
 # --- differences --------------------------------------------------------------------------------------------------

