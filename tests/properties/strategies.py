@@ -33,7 +33,8 @@ def cases(
     kind = KINDS[model]
     loss = draw(st.sampled_from([name for name, c in CRITERIA.items() if kind.sequence or not c.sequence]))
     size = draw(st.sampled_from(SIZES))
-    draws = dropout and (coupled_draws or engines != "batched")
+    # The cosine of a vector of which dropout leaves one entry is 1 or -1: its gradient is 0 on paper, rounding in fact.
+    draws = dropout and (coupled_draws or engines != "batched") and loss != "cosine_embedding"
     choices = [*["normal"] * 5, "repeated", *([] if kind.tokens else ["zeros"])]
     if kind.homogeneous and CRITERIA[loss].linear:
         choices += ["denormal", *(["huge"] if huge else [])]
