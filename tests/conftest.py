@@ -15,6 +15,7 @@ settings.load_profile("default")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", choices=["cpu", "cuda", "all"], default="cpu", help="devices to test on")
+    parser.addoption("--record", metavar="FILE", help="write what the properties have shown to this JSON file")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -78,6 +78,8 @@ def dropped(training: bool):
     return lambda n: (mlp(nn.Dropout(0.4)).train(training), nn.CrossEntropyLoss(), (x(n), y(n)))
 
 
+# One in the ordinary run, the others in the slow one.
+MORE_SEEDS = [0, *[pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3)]]
 RANDOM = {
     "dropout, train": dropped(True),
     "dropout, eval": dropped(False),
@@ -92,7 +94,7 @@ RANDOM = {
 }
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", MORE_SEEDS)
 @pytest.mark.parametrize("name", RANDOM)
 def test_models_that_draw(name, seed):
     torch.manual_seed(seed)
@@ -104,7 +106,7 @@ def test_models_that_draw(name, seed):
     assert told["independence"] <= ({"cannot tell", "holds"} if name == "rrelu" else {"holds"})
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", MORE_SEEDS)
 @pytest.mark.parametrize("name", ["deep mlp", "cnn", "rnn", "tied embedding"])
 def test_no_false_claim_at_any_seed(name, seed):
     torch.manual_seed(seed)
@@ -312,7 +314,7 @@ def planted(name):
     return (model(), criterion, (x(6), y(6))), check, where
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_named(name, dtype):
     made, check, where = planted(name)
