@@ -246,6 +246,14 @@ def test_bad_auxiliary_values_are_told_what_is_wrong(name, engine):
         gf.per_sample_grads(loss, engine=engine, has_aux=True, **options)(W, rows(2, 3))
 
 
+@pytest.mark.parametrize("chunk_size", [None, 1])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_auxiliary_values_of_other_shapes(engine, chunk_size):
+    f = gf.per_sample_grads(lambda p, x: ((p["w"] * x).sum(), x), has_aux=True, engine=engine, chunk_size=chunk_size)
+    with pytest.raises(ValueError, match=r"auxiliary values of shapes \[\(1, 3\), \(2, 3\)\]"):
+        f(W, gf.ragged([rows(2, 3), rows(1, 3)]))
+
+
 def test_auxiliary_values_that_do_not_stack():
     f = gf.per_sample_grads(lambda p, x: ((p["w"] * x).sum(), x[: 1 + int(x.sum() > 0)]), engine="loop", has_aux=True)
     with pytest.raises(ValueError, match="auxiliary values of shapes"):

@@ -190,6 +190,12 @@ def test_a_power_of_two_changes_nothing_else(engine, batched, chunk_size, device
     check_queries(gf.concatenate([scaled, plain]).select(slice(0, 5)), oracle)
 
 
+def test_a_scale_beyond_the_type_of_the_loss():
+    f = gf.per_sample_grads(lambda p, x: (p["w"] * x).sum(), loss_scale=2.0**16)
+    with pytest.raises(ValueError, match=r"loss_scale=65536\.0 for a loss of torch\.float16"):
+        f({"w": torch.ones(3).half()}, torch.ones(2, 3).half())
+
+
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan"), "1024"])
 def test_bad_loss_scales(scale):
     with pytest.raises(ValueError, match=r"loss_scale=.*a positive finite number"):

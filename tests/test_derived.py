@@ -241,11 +241,34 @@ def some():
     return gf.per_sample_grads(lambda p, x: (p["w"] * x).sum())({"w": torch.ones(2)}, torch.ones(3, 2))
 
 
+def ordered(*names, dtype=torch.float32):
+    params = {name: torch.ones(2, dtype=dtype) for name in names}
+    return gf.per_sample_grads(lambda p, x: (p["a"] * x).sum())(params, torch.ones(3, 2, dtype=dtype))
+
+
+def narrow():
+    return gf.per_sample_grads(lambda p, x: (p["w"] * x).sum())({"w": torch.ones(1)}, torch.ones(2, 1))
+
+
 def other():
     return gf.per_sample_grads(lambda p, x: (p["v"] * x).sum())({"v": torch.ones(2)}, torch.ones(3, 2))
 
 
+def test_joining_again_and_again_stays_flat():
+    acc = some()
+    for _ in range(600):
+        acc = gf.concatenate([acc, some()])
+    assert acc.norms().shape == (1803,)
+
+
 BAD = {
+    "gram: other shapes": (
+        lambda: some().gram(
+            gf.per_sample_grads(lambda p, x: (p["w"] * x).sum())({"w": torch.ones(1)}, torch.ones(2, 1))
+        ),
+        ValueError,
+        r"\{'w': \(1,\)\}.*\{'w': \(2,\)\}",
+    ),
     "select: an int": (lambda: some().select(1), TypeError, r"g\.select\(index\): got an? int"),
     "select: floats": (lambda: some().select(torch.ones(2)), TypeError, "dtype torch.float32"),
     "select: two dimensions": (lambda: some().select([[0, 1]]), TypeError, r"shape \(1, 2\)"),
@@ -265,6 +288,16 @@ BAD = {
     ),
     "weighted: inf": (lambda: some().weighted(torch.tensor([torch.inf, 1, 1])), ValueError, "coefficient inf"),
     "concatenate: one value": (lambda: gf.concatenate(some()), TypeError, "a list of per-sample gradients"),
+    "concatenate: another order": (
+        lambda: gf.concatenate([ordered("a", "b"), ordered("b", "a")]),
+        ValueError,
+        "the same order",
+    ),
+    "concatenate: another precision": (
+        lambda: gf.concatenate([ordered("a"), ordered("a", dtype=F64)]),
+        ValueError,
+        "torch.float64.*torch.float32",
+    ),
     "concatenate: nothing": (lambda: gf.concatenate([]), ValueError, "an empty list"),
     "concatenate: tensors": (lambda: gf.concatenate([torch.ones(3)]), TypeError, "in the list"),
     "concatenate: other parameters": (

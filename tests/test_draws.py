@@ -300,6 +300,22 @@ def test_recurrent_layers_run_under_vmap(name, chunk_size, device):
 # --- other draws, and the warning ----------------------------------------------------------------------
 
 
+def gamma(p, x):
+    concentration = p["w"].exp() + x.abs()
+    return (torch._standard_gamma(concentration) * x).sum() + F.dropout(x, 0.5).sum() * p["w"].sum()
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 4])
+def test_what_torch_alone_can_draw_goes_with_the_ids_in_the_loop(chunk_size):
+    params, x = problem()
+    f = gf.per_sample_grads(gamma, chunk_size=chunk_size)
+    with pytest.warns(gf.GradfuncWarning, match="it draws what torch alone can draw"):
+        g = f.at(0, range(3, 9))(params, x)
+    assert g.engine == "loop"
+    close_rows(g.select([4]).materialize(), f.at(0, [7])(params, x[4:5]).materialize())
+    close_rows(gf.concatenate(g.split(4)).materialize(), g.materialize())
+
+
 @pytest.mark.parametrize("engine", ["vmap", "loop"])
 @pytest.mark.parametrize("chunk_size", [None, 2])
 def test_other_draws_repeat_and_follow_seed_and_step(engine, chunk_size):
@@ -327,9 +343,11 @@ def test_a_loss_that_draws_without_a_step_warns_once(batched, draw):
         return draw(p["w"] * x).flatten(1 if batched else 0).sum(-1)
 
     f = gf.per_sample_grads(loss, batched=batched)
-    with pytest.warns(gf.GradfuncWarning, match=r"f\.at\(step, index=ids\)") as caught:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         f(*problem())
-    assert caught[0].filename == __file__
+    told = [w for w in caught if "f.at(step, index=ids)" in str(w.message)]
+    assert [(w.category, w.filename) for w in told] == [(gf.GradfuncWarning, __file__)]
     f(*problem())
     f.at(1)(*problem())
 

@@ -86,6 +86,78 @@ def test_rounding_passes(dtype, device):
     gf.per_sample_grads(lambda p, x: shifted.sample(p, x + 100).square().sum())(shifted.params, x)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_one_precision_inside_of_another_passes(dtype):
+    """A gradient that is 0 on paper, computed in float32 whatever is asked for."""
+    x = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
+    for w in (torch.zeros(8, 5), torch.randn(8, 5)):
+        f = gf.per_sample_grads(lambda p, x: torch.softmax(x @ p["w"], -1, dtype=torch.float32).sum())
+        f({"w": w.to(dtype)}, x.to(dtype))
+        f({"w": w.to(dtype)}, gf.ragged(list(x.to(dtype))))
+
+
+class Thrice(torch.autograd.Function):
+    """A batching rule that is wrong: under vmap the gradient is three times what it is of one sample."""
+
+    @staticmethod
+    def forward(x):
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, grad):
+        return Tripled.apply(grad)
+
+    @staticmethod
+    def vmap(info, in_dims, x):
+        return Thrice.apply(x), in_dims[0]
+
+
+class Tripled(torch.autograd.Function):
+    @staticmethod
+    def forward(g):
+        return g.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+    @staticmethod
+    def vmap(info, in_dims, g):
+        return 3 * g, in_dims[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [8, 64, 300])
+def test_a_wrong_batching_rule_is_caught_in_every_precision(dtype, size):
+    params, x = {"w": torch.ones(4, dtype=dtype)}, torch.randn(size, 4).to(dtype)
+    with pytest.raises(RuntimeError, match="fail verification"):
+        gf.per_sample_grads(lambda p, x: Thrice.apply(p["w"] * x).square().sum())(params, x)
+
+
+def test_another_graph_is_verified_anew(monkeypatch):
+    def loss(p, x, mode):
+        return (Thrice.apply(p["w"]) * x).square().sum() if mode == "bad" else (p["w"] * x).square().sum()
+
+    f = gf.per_sample_grads(loss)
+    params = {"w": torch.ones(4)}
+    f(params, X, "good")
+    monkeypatch.setattr(VmapSource, "rows", changed(VmapSource, lambda g: {"w": g["w"].roll(1, 0)}))
+    g = gf.per_sample_grads(lambda p, x: (p["w"] * x).square().sum())
+    g(params, X[:1])  # one sample alone is in its place
+    with pytest.raises(RuntimeError, match="fail verification"):
+        g(params, X)
+    with pytest.raises(RuntimeError, match="fail verification"):
+        f(params, X, "other")
+
+
 def test_gradients_that_are_not_finite_pass():
     for bad in (torch.nan, torch.inf):
         x = X.clone()

@@ -23,6 +23,7 @@ class Noticed:
     """What running the loss has shown: whether it draws random numbers."""
 
     drew: bool = False
+    drew_otherwise: bool = False  # without a key: by torch itself
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,9 @@ class Call:
 
     def scaled(self, numerator: Tensor) -> Tensor:
         """What is differentiated."""
+        if self.loss_scale > torch.finfo(numerator.dtype).max:
+            got, expected = f"loss_scale={self.loss_scale} for a loss of {numerator.dtype}", "a finite number there"
+            raise ValueError(message(self.call, got=got, expected=expected, do="Scale less, or return a float32 loss."))
         return numerator if self.loss_scale == 1 else numerator * self.loss_scale
 
     def leaves(self) -> Tensors:
@@ -115,6 +119,7 @@ class Call:
         with forked(draws.seed, draws.step, 0 if draws.randomness == "same" else first, devices=devices), guard, swap:
             yield
             draws.noticed.drew |= swap.drew
+            draws.noticed.drew_otherwise |= swap.drew_otherwise
 
     def unaliased(self, rows: Rows) -> Rows:
         """`rows`, detached, with copies of what shares storage with parameters or batch: results are fresh."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -107,18 +108,24 @@ class JoinedSource:
 
     def _shares(self, at: At) -> list[tuple[Source, Tensor, At]]:
         """For each part that has some of the samples `at`: where in `at` they are, and its own positions of them."""
+        part, local = self._places
+        wanted = at_positions(at)
+        order = part[wanted].argsort(stable=True)
+        shares = []
+        for where in order.split(part[wanted].unique(return_counts=True)[1].tolist()):
+            first = wanted[where]
+            shares.append((self.parts[int(part[first[0]])], where, compact(local[first])))
+        return shares
+
+    @functools.cached_property
+    def _places(self) -> tuple[Tensor, Tensor]:
+        """For each sample its part, and its position there."""
         part = torch.empty(self.size, dtype=torch.int64)
         local = torch.empty(self.size, dtype=torch.int64)
         for k, positions in enumerate(self.positions):
             part[positions] = k
             local[positions] = torch.arange(len(positions))
-        wanted = at_positions(at)
-        shares = []
-        for k, source in enumerate(self.parts):
-            where = (part[wanted] == k).nonzero()[:, 0]
-            if len(where):
-                shares.append((source, where, compact(local[wanted[where]])))
-        return shares
+        return part, local
 
     def _gathered(self, compute: Callable[[Source, At], Rows], at: At) -> Rows:
         shares = self._shares(at)

@@ -119,10 +119,14 @@ class PerSampleGradsFunction:
         if self._learnt.refused:
             return run.value("loop", self._learnt.refused)
         try:
-            return run.value("vmap", "torch.func runs this loss")
+            value = run.value("vmap", "torch.func runs this loss")
         except Exception as error:
             if (limit := run.limit(error)) is None:
                 raise
+        else:
+            if self.options.batched or not run.noticed.drew_otherwise or self.options.randomness == "same":
+                return value
+            limit = "it draws what torch alone can draw, which vmap gives to a batch and not to a sample by its name"
         reason = f"torch.func cannot run this loss ({limit})"
         value = run.value("loop", reason)  # the user's own error, if it is one, passes here
         self._learnt.refused = reason
@@ -169,8 +173,9 @@ def per_sample_grads(
         has_aux: the loss returns `(value, aux)`, aux a nest of tensors; `g.aux` has the samples in dimension 0.
         randomness: "different" draws for each sample, the "same" for all, or an "error" if the loss draws at all.
             Dropout and the like are a function of (seed, step, sample id, ordinal of the draw), on every engine, device
-            and chunk size; `f.at(step, index=ids)` names step and ids. Draws that torch does by itself (such as
-            `torch.multinomial`) come from a generator seeded by them. Global generators stay as they are.
+            and chunk size; `f.at(step, index=ids)` names step and ids. What torch alone can draw (`torch.multinomial`,
+            `torch.poisson`, gamma variates) comes from a generator seeded by them: a sample's own in the loop, which
+            "auto" then takes; with engine="vmap" the chunk's. Global generators stay as they are.
         seed: of those draws.
         verify: "first" checks an engine other than the loop against one extra backward pass, at the first call with
             each shape of the input: a random weighted sum of the rows, and the norms of three of them. False does not.
@@ -224,7 +229,7 @@ def check_options(call: str, loss: Any, options: Options) -> None:
         raise ValueError(message(call, got=f"chunk_size={chunk!r}", expected=expected))
     if scale is not None and not (isinstance(scale, (int, float)) and 0 < scale < math.inf):
         expected = "a positive finite number, or None"
-        raise ValueError(message(call, got=f"loss_scale={scale!r}", expected=expected, do="Such as 2.0**16."))
+        raise ValueError(message(call, got=f"loss_scale={scale!r}", expected=expected, do="Such as 2.0**12."))
 
 
 def _check_modes(call: str, params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._engines import JoinedSource
+from .._engines import JoinedSource, Source
 from .._errors import kind_of, message
 from .._tree import map_nests, same_structure
 from .._weights import Weighted, as_weighted
@@ -47,7 +47,12 @@ def concatenate(values: Sequence[PerSampleGrads]) -> PerSampleGrads:
         _check_alike(call, g, values[0])
     first = values[0]
     stops = list(itertools.accumulate((g.batch_size for g in values), initial=0))
-    positions = [torch.arange(a, b) for a, b in itertools.pairwise(stops)]
+    parts: list[Source] = []
+    positions: list[Tensor] = []
+    for g, start in zip(values, stops[:-1], strict=True):
+        nested = g._source if isinstance(g._source, JoinedSource) else None  # joined again and again, it stays flat
+        parts += nested.parts if nested else [g._source]
+        positions += [own + start for own in (nested.positions if nested else [torch.arange(g.batch_size)])]
     filled = [g for g in values if g.batch_size] or [first]
     scales = [torch.ones_like(g._losses, dtype=torch.float64) if g._scale is None else g._scale for g in values]
     smallest = min((g._chunks for g in filled), key=lambda chunks: chunks.size)
@@ -58,7 +63,7 @@ def concatenate(values: Sequence[PerSampleGrads]) -> PerSampleGrads:
         _losses=torch.cat([g._losses for g in values]),
         _weights=torch.cat([g._weights for g in values]),
         _aux=map_nests(torch.cat, [g._aux for g in filled]) if filled[0]._aux is not None else None,
-        _source=JoinedSource([g._source for g in values], positions),
+        _source=JoinedSource(parts, positions),
         _shapes=first._shapes,
         _scale=None if all(g._scale is None for g in values) else torch.cat(scales),
         _chunks=Chunks(smallest.size, smallest.automatic, smallest.entries, smallest.row_bytes),
@@ -123,7 +128,11 @@ def _stacked(call: str, out: Any) -> Tensor | Weighted:
 
 def _check_alike(call: str, g: PerSampleGrads, first: PerSampleGrads) -> None:
     shapes, expected = ({k: tuple(v.shape) for k, v in value._shapes.items()} for value in (g, first))
-    if shapes != expected:
-        raise ValueError(message(call, got=f"gradients of {shapes}", expected=f"those of the first, {expected}"))
+    if list(shapes.items()) != list(expected.items()):
+        do = "Pass the parameters in the same order."
+        raise ValueError(message(call, got=f"gradients of {shapes}", expected=f"those of the first, {expected}", do=do))
+    types, wanted = ({k: v.dtype for k, v in value._shapes.items()} for value in (g, first))
+    if types != wanted:
+        raise ValueError(message(call, got=f"gradients of {types}", expected=f"those of the first, {wanted}"))
     if g.batch_size and first.batch_size and not same_structure(g._aux, first._aux):
         raise ValueError(message(call, got="auxiliary values of another structure", expected="those of the first"))

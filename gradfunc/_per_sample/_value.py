@@ -189,13 +189,14 @@ class PerSampleGrads:
 
         Raises:
             TypeError: `other` is something else.
-            ValueError: `other` holds other parameters.
+            ValueError: `other` holds parameters of other names or shapes.
         """
         right = self if other is None else other
         if not isinstance(right, PerSampleGrads):
             raise TypeError(message("g.gram(other)", got=kind_of(right), expected="per-sample gradients"))
-        if set(right.names) != set(self.names):
-            raise ValueError(message("g.gram(other)", got=f"parameters {right.names}", expected=f"{self.names}"))
+        theirs, ours = ({k: tuple(v.shape) for k, v in g._shapes.items()} for g in (right, self))
+        if theirs != ours:
+            raise ValueError(message("g.gram(other)", got=f"gradients of parameters {theirs}", expected=f"of {ours}"))
         out = {
             name: torch.zeros(
                 self.batch_size, right.batch_size, dtype=wide(self._shapes[name].dtype), device=self.losses.device

@@ -21,7 +21,7 @@ from .._engines import out_of_memory
 from .._errors import message
 from .._graph import coarsest_in
 from .._rounding import gamma, other_precisions, unit_roundoff
-from .._tree import add, cast, map_tensors
+from .._tree import add, cast, map_floats
 from ._evaluation import Evaluation
 from ._value import PerSampleGrads
 
@@ -47,7 +47,9 @@ def signature(run: Evaluation, value: PerSampleGrads) -> Any:
     """What a verification holds for: the engine, and shapes and types of parameters and samples."""
     shapes = tuple((name, tuple(like.shape), like.dtype) for name, like in value._shapes.items())
     samples = tuple((tuple(t.shape[1:]), t.dtype) for call in run.calls for t in call.batch.tensors)
-    return value.engine, shapes, samples
+    kinds = tuple(call.batch.kind for call in run.calls)
+    # of one sample it is not seen whether samples are told apart
+    return value.engine, value.batch_size > 1, shapes, samples, kinds
 
 
 def verify(run: Evaluation, value: PerSampleGrads, again: Again) -> None:
@@ -75,7 +77,8 @@ def verify(run: Evaluation, value: PerSampleGrads, again: Again) -> None:
         if out_of_memory(error):
             return  # the graph of a chunk may take more than its rows; the call itself has succeeded
         raise
-    bound = 2 * gamma(value.batch_size + 2, first.u)
+    # half types are summed in float32; their own roundoff would let errors of the size of the gradient pass
+    bound = 2 * gamma(value.batch_size + 2, min(first.u, unit_roundoff(torch.float32)))
     if all(difference.relative <= bound for difference in first.differences.values()):
         return
     with warnings.catch_warnings():
@@ -94,12 +97,12 @@ def _judge(first: _Measured, again: Again) -> None:
     if not suspects:
         return
     unchanged = _apart(judged.value, again(judged.cast)[1])
-    moved = _apart(judged.value, again(lambda nest: map_tensors(_moved, judged.cast(nest)))[1])
+    moved = _apart(judged.value, again(lambda nest: map_floats(partial(_moved, u=judged.u), judged.cast(nest)))[1])
     for name in suspects:
         difference = judged.differences[name]
         if unchanged[name] > math.sqrt(judged.u) * difference.scale:
             raise RuntimeError(_unrepeatable(first.call))
-        if not difference.size <= math.sqrt(moved[name] * difference.scale):  # also for NaN
+        if not difference.size <= max(moved[name], math.sqrt(moved[name] * difference.scale)):  # also for NaN
             raise RuntimeError(_explained(first.call, judged.value, name, difference))
 
 
@@ -111,13 +114,15 @@ def _apart(value: PerSampleGrads, other: PerSampleGrads) -> dict[str, float]:
     return {"weighted sum": sums.size, "norms": float(norms)}
 
 
-def _moved(tensor: Tensor) -> Tensor:
-    """Every entry moved by one spacing of its type, up or down at random but always alike."""
-    if not tensor.is_floating_point():
-        return tensor
-    spacing = 2 * unit_roundoff(tensor.dtype)
+def _moved(tensor: Tensor, u: float) -> Tensor:
+    """Every entry moved by one spacing at the coarsest precision on the way, up or down at random but always alike.
+
+    An entry that is 0 moves by as much as the largest does, or as 1 would where all are 0.
+    """
     up = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) < 0.5
-    return tensor + tensor * torch.where(up.to(tensor.device), spacing, -spacing).to(tensor.dtype)
+    largest = tensor.detach().abs().max().nan_to_num() if tensor.numel() else tensor.new_zeros(())
+    size = torch.where(tensor == 0, torch.where(largest > 0, largest, torch.ones_like(largest)), tensor)
+    return tensor + size * torch.where(up.to(tensor.device), 2 * u, -2 * u).to(tensor.dtype)
 
 
 def _measured(run: Evaluation, value: PerSampleGrads, cast: Change = lambda nest: nest) -> _Measured:

@@ -59,12 +59,18 @@ class Swap(TorchFunctionMode):
         self._depth = 0
         self._foreign: tuple[str, ...] = ("error", "different")
         self._drew = False
+        self._otherwise = False
         self._started: list[Tensor] = []
 
     @property
     def drew(self) -> bool:
         """Whether anything was drawn since `begin`, by key or from a generator; asked before the fork ends."""
-        return self._drew or not same_states(self._started, generator_states())
+        return self._drew or self.drew_otherwise
+
+    @property
+    def drew_otherwise(self) -> bool:
+        """Whether something was drawn that has no key: it depends on what runs together."""
+        return self._otherwise or not same_states(self._started, generator_states())
 
     def begin(self, sample: int | Tensor) -> None:
         """A forward pass of `sample` begins: an integer, or an int64 tensor of no dimensions (batched under vmap)."""
@@ -120,7 +126,9 @@ class Swap(TorchFunctionMode):
         if self._refuses:
             raise refused_draw(self._call, func.__name__)
         self._drew = True
+        self._otherwise = self.drew_otherwise
         sample, use = self._ordinals.next()
+        self._started = generator_states()
         return Draw(self._key, use, sample)
 
     def _theirs(self) -> bool:

@@ -22,6 +22,7 @@ class Batch(NamedTuple):
     tensors: list[Tensor]
     rebuild: Callable[[list[Any]], tuple[tuple[Any, ...], dict[str, Any]]]
     size: int | None
+    kind: Any = None  # structure, and what is no tensor of a sample
 
 
 class Group(NamedTuple):
@@ -67,7 +68,8 @@ def read_batch(call: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, rows
         return out
 
     size = _common_size(call, tensors, _paths(args, kwargs)) if rows else None
-    return Batch(tensors, rebuild, size)
+    kind = str(spec), tuple(_static_kind(leaf) for leaf in leaves if not isinstance(leaf, Tensor))
+    return Batch(tensors, rebuild, size, kind)
 
 
 def read_groups(call: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Group]:
@@ -123,12 +125,19 @@ def _kind(call: str, sample: Any) -> Any:
                 message(call, got=f"{_called(leaf)} in a ragged sample", expected="tensors, or nests of them")
             )
     return str(spec), tuple(
-        (tuple(leaf.shape), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else _static_kind(leaf)
+        _shape(leaf) if isinstance(leaf, Tensor) else id(leaf) if isinstance(leaf, Static) else _static_kind(leaf)
         for leaf in leaves
     )
 
 
+def _shape(tensor: Tensor) -> Any:
+    return tuple(tensor.shape), tensor.dtype, tensor.device
+
+
 def _static_kind(leaf: Any) -> Any:
+    if isinstance(leaf, Static):
+        inside, spec = pytree.tree_flatten(leaf.value)
+        return str(spec), tuple(_shape(x) if isinstance(x, Tensor) else _static_kind(x) for x in inside)
     try:
         hash(leaf)
     except TypeError:

@@ -15,17 +15,23 @@ from ._marks import Ragged, Static
 
 def cast(tree: Any, dtype: torch.dtype | None, device: torch.device | str | None = None) -> Any:
     """Move every tensor to `device`, and the floating ones to `dtype`, also inside marked arguments."""
+    return _marked(lambda leaf: leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else None), tree)
 
-    def move(leaf: Any) -> Any:
+
+def map_floats(fn: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """`tree` with `fn` applied to its floating tensors, also inside marked arguments."""
+    return _marked(lambda leaf: fn(leaf) if leaf.is_floating_point() else leaf, tree)
+
+
+def _marked(fn: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    def each(leaf: Any) -> Any:
         if isinstance(leaf, Static):
-            return Static(cast(leaf.value, dtype, device))
+            return Static(_marked(fn, leaf.value))
         if isinstance(leaf, Ragged):
-            return Ragged(cast(leaf.samples, dtype, device))
-        if not isinstance(leaf, Tensor):
-            return leaf
-        return leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else None)
+            return Ragged(_marked(fn, leaf.samples))
+        return fn(leaf) if isinstance(leaf, Tensor) else leaf
 
-    return pytree.tree_map(move, tree)
+    return pytree.tree_map(each, tree)
 
 
 def map_tensors(fn: Callable[[Tensor], Any], tree: Any) -> Any:

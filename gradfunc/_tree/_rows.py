@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from .._errors import message
 from ._flat import Tensors
 
 # Which samples: a stretch of them, or positions `[b]` on the CPU.
@@ -32,7 +33,14 @@ def compact(positions: Tensor) -> At:
 
 
 def scattered(parts: list[tuple[At, Tensor]]) -> Tensor:
-    """Values `[b, ...]` computed for some samples at a time, in the order of the samples."""
+    """Values `[b, ...]` computed for some samples at a time, in the order of the samples.
+
+    Raises:
+        ValueError: shapes that differ, which only what a loss returns beside its value can have.
+    """
+    if len(shapes := {tuple(value.shape[1:]) for _, value in parts}) > 1:
+        got, do = f"auxiliary values of shapes {sorted(shapes)}", "Pad them, or reduce them over what is ragged."
+        raise ValueError(message("g.aux", got=got, expected="the same shape for every sample", do=do))
     joined = torch.cat([value for _, value in parts])
     if all(isinstance(at, slice) for at, _ in parts):  # stretches come in order
         return joined
@@ -42,8 +50,8 @@ def scattered(parts: list[tuple[At, Tensor]]) -> Tensor:
 
 def weighed(values: Tensor, c: Tensor, dim: int = 0) -> Tensor:
     """`values`, one a sample along `dim`, times `c`; exact zeros where `c` is 0, also for inf and NaN."""
-    factor = c.to(values.device, values.dtype).reshape([-1 if d == dim else 1 for d in range(values.dim())])
-    product = values * factor
+    factor = c.to(values.device).reshape([-1 if d == dim else 1 for d in range(values.dim())])
+    product = (values * factor.to(wide(values.dtype))).to(values.dtype)
     return torch.where(factor == 0, torch.zeros_like(product), product)
 
 
