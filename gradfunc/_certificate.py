@@ -108,9 +108,12 @@ def weighted_sum(g: Queries, weighted_grad: WeightedGrad, r: Tensor) -> Differen
 def gram(g: Queries, r: Tensor) -> Difference:
     """(ii): the Gram matrix against the square of a weighted sum."""
     r64 = r.double()
-    quadratic = float(r64 @ g.gram().double() @ r64)
+    products = g.gram()
+    quadratic = float(r64 @ products.double() @ r64)
     square = norm(g.weighted_sum(r, wide=True)) ** 2
-    return Difference(_apart(quadratic, square), _finite(sum_scale(g, r) ** 2, square))
+    scale = _finite(sum_scale(g, r) ** 2, square)
+    # products of rows may overflow where the rows do not
+    return Difference(_apart(quadratic, square), scale if scale < torch.finfo(products.dtype).max else math.inf)
 
 
 def diagonal(g: Queries) -> Difference:

@@ -25,7 +25,7 @@ from .._engines import gradients
 from .._problem import Problem
 from .._random import forked
 from .._rounding import unit_roundoff
-from .._stateless import stateless
+from .._stateless import Stateless, stateless
 from .._tree import Tensors, dot, map_tensors, norm, tensors_of
 from ..audit._case import Case, attempt, devices_of, run, value_of
 from ._report import CheckRow
@@ -162,7 +162,7 @@ def _judged(case: Case, gradient: Tensors, names: list[str], seed: int) -> Slope
     params = case.problem.model.params
     for attempt_number in range(DIRECTIONS):
         generator = torch.Generator().manual_seed(seed * DIRECTIONS + attempt_number)
-        v = {name: _direction(params[name], generator) for name in names}
+        v = _directions(case.problem.model, {name: params[name] for name in names}, generator)
 
         def phi(t: float, v: Tensors = v) -> float:
             moved = {name: value + t * v[name] if name in v else value for name, value in params.items()}
@@ -174,6 +174,18 @@ def _judged(case: Case, gradient: Tensors, names: list[str], seed: int) -> Slope
         if found.verdict != "cannot tell":
             break
     return found
+
+
+def _directions(model: Stateless, at: Tensors, generator: torch.Generator) -> Tensors:
+    """A direction for each tensor, but not along rows for padding: an embedding's gradient stops there by design."""
+    v = {name: _direction(value, generator) for name, value in at.items()}
+    for path, layer in model.module.named_modules() if model.module is not None else ():
+        if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) and layer.padding_idx is not None:
+            name = f"{path}.weight".lstrip(".")
+            name = model.aliases.get(name, name)
+            if name in v:
+                v[name][layer.padding_idx] = 0
+    return v
 
 
 def _direction(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -243,7 +255,7 @@ def _own_slope(layer: nn.Module, args: Any, kwargs: Any, seed: int) -> Slope | N
     at = {**model.params, **{f" {i}": tensor for i, tensor in enumerate(floating)}}
     if not at:
         return None
-    v = {name: _direction(value, generator) for name, value in at.items()}
+    v = _directions(model, at, generator)
     weights: list[Tensor] = []
 
     def functional(values: Tensors) -> Tensor:

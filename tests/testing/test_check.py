@@ -314,6 +314,16 @@ def planted(name):
     return (model(), criterion, (x(6), y(6))), check, where
 
 
+def test_a_row_for_padding_is_no_fault():
+    """Its gradient is 0 by design, while the loss does depend on it."""
+    for embed in (nn.Embedding(9, 4, padding_idx=0), nn.Embedding(9, 4, padding_idx=-1)):
+        model = nn.Sequential(embed, nn.Flatten(), nn.Linear(12, 3))
+        ids = torch.randint(9, (6, 3))
+        ids[0, 0], ids[1, 1] = 0, 8
+        report = checked((model, CE, (ids, torch.randint(3, (6,)))))
+        assert report.ok, report
+
+
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_named(name, dtype):
