@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -46,19 +45,13 @@ def concatenate(values: Sequence[PerSampleGrads]) -> PerSampleGrads:
             raise TypeError(message(call, got=f"{kind_of(g)} in the list", expected="per-sample gradients"))
         _check_alike(call, g, values[0])
     first = values[0]
-    stops = list(itertools.accumulate((g.batch_size for g in values), initial=0))
-    parts: list[Source] = []
-    positions: list[Tensor] = []
-    for g, start in zip(values, stops[:-1], strict=True):
-        nested = g._source if isinstance(g._source, JoinedSource) else None  # joined again and again, it stays flat
-        parts += nested.parts if nested else [g._source]
-        positions += [own + start for own in (nested.positions if nested else [torch.arange(g.batch_size)])]
+    parts, positions = _flattened(values)
     filled = [g for g in values if g.batch_size] or [first]
     scales = [torch.ones_like(g._losses, dtype=torch.float64) if g._scale is None else g._scale for g in values]
     smallest = min((g._chunks for g in filled), key=lambda chunks: chunks.size)
     return PerSampleGrads(
         names=first.names,
-        batch_size=stops[-1],
+        batch_size=sum(g.batch_size for g in values),
         engine=", ".join(dict.fromkeys(g.engine for g in filled)),
         _losses=torch.cat([g._losses for g in values]),
         _weights=torch.cat([g._weights for g in values]),
@@ -112,6 +105,19 @@ def row_grads(
         return _stacked(f"{call}(params, ...)", losses(*args, **kwargs))
 
     return PerSampleGradsFunction(rows, options, call=call)
+
+
+def _flattened(values: Sequence[PerSampleGrads]) -> tuple[list[Source], list[Tensor]]:
+    """The sources and where their samples stand; what was joined before is taken apart, so that it stays flat."""
+    parts: list[Source] = []
+    positions: list[Tensor] = []
+    start = 0
+    for g in values:
+        joined = g._source if isinstance(g._source, JoinedSource) else None
+        parts += joined.parts if joined else [g._source]
+        positions += [own + start for own in (joined.positions if joined else [torch.arange(g.batch_size)])]
+        start += g.batch_size
+    return parts, positions
 
 
 def _stacked(call: str, out: Any) -> Tensor | Weighted:

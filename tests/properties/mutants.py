@@ -118,6 +118,7 @@ def by(fn: Callable[..., object], change: Callable[..., tuple[object, ...]]) -> 
     return lambda *args: fn(*change(*args))
 
 
+flattened = _join._flattened
 MUTANTS = {
     "no clone of an answer": Mutant(purity.answers_share_nothing, gf.PerSampleGrads, "materialize", aliased),
     "no clone of a sample's gradient": Mutant(laws.rows_are_plain_autograd, _loop, "stacked_grads", one_buffer),
@@ -141,8 +142,8 @@ MUTANTS = {
     "parts joined backwards": Mutant(
         laws.joining_parts_gives_the_whole,
         _join,
-        "JoinedSource",
-        by(_engines.JoinedSource, lambda parts, positions: (parts, [p.flip(0) for p in positions])),
+        "_flattened",
+        lambda values: (lambda parts, positions: (parts, [p.flip(0) for p in positions]))(*flattened(values)),
     ),
     "selection sorted": Mutant(
         laws.reducing_a_selection_reduces_its_rows,
