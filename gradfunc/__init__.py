@@ -35,6 +35,15 @@ Files, in the order in which data flows (a row imports only rows below it; `pypr
 
 A call of a stateless model runs on a replica of the module's tree that holds the tensors of that call: what the forward
 pass assigns stays off the module, and what runs again in the backward pass (a checkpointed block) finds them.
+
+Draws inside a loss are Philox numbers named by (seed, step, sample, use); `use` counts the draws of a forward pass. The
+count lives in the seed of the forked CPU generator, which activation checkpointing saves and restores by itself, so
+a region that runs again in the backward pass draws again what it drew. What torch alone can draw belongs to a chunk
+under vmap; "auto" then takes the loop, where it belongs to the sample.
+
+An engine that batches samples by rules checks its first answer for each shape of input against a backward pass of a
+random weighted sum. A difference is an error of method if it stays in another precision and exceeds what the
+gradient's own conditioning allows; what cancellation leaves of larger numbers is not.
 """
 
 from . import audit as audit
