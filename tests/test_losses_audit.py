@@ -37,6 +37,7 @@ def audited(name, i, size=5):
     return case, gf.audit.reductions(Scaled(case).double(), criterion, (case.raw, target), dtype="float64")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_audit_takes_every_loss(name):
     for i in {0, len(COMBINATIONS[name]) - 1}:

@@ -27,7 +27,7 @@ def audited(made: Example, dtype: str = "float64") -> ReductionReport:
     return gf.audit.reductions(made.model, made.criterion, made.batch, yours=made.yours, dtype=dtype)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 6])
+@pytest.mark.parametrize("seed", [0, *[pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 6)]])
 @pytest.mark.parametrize("n", [5, 8, 13])
 @pytest.mark.parametrize("name", NAMES)
 def test_found_to_rounding_and_alone(name: str, n: int, seed: int) -> None:

@@ -48,6 +48,7 @@ def test_a_weight_used_twice_has_no_bound() -> None:
     assert bounded(Twice(), torch.randn(8, 4), torch.zeros(8, dtype=torch.long)) == set()
 
 
+@pytest.mark.slow
 @given(
     n=st.integers(1, 40),
     widths=st.lists(st.integers(1, 12), min_size=1, max_size=3),
