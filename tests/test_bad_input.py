@@ -147,7 +147,7 @@ QUERIES = {
     "other names": (
         lambda: value().gram(made()({"w": torch.ones(3), "v": torch.ones(1)}, X)),
         ValueError,
-        r"g\.gram\(other\): got parameters \('w', 'v'\); expected \('w',\)",
+        r"g\.gram\(other\): got gradients of parameters \{'w': \(3,\), 'v': \(1,\)\}; expected of \{'w': \(3,\)\}",
     ),
 }
 
