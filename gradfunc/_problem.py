@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from . import losses
 from ._errors import kind_of, message
 from ._stateless import PureModel, Stateless, stateless
-from ._tree import Tensors, cast, map_tensors, map_with_dims, read_batch, tensors_of
+from ._tree import Tensors, cast, copy_of, map_tensors, map_with_dims, read_batch, tensors_of
 from ._weights import Weighted, as_weighted
 
 _FAMILIES: dict[str, tuple[tuple[type, ...], tuple[Any, ...]]] = {
@@ -113,12 +113,12 @@ class Problem:
 
     def output(self, params: Tensors) -> Any:
         """The model's output for the whole batch."""
-        args, kwargs = map_tensors(_copy, (self.args, self.kwargs))  # a forward may write to its input
+        args, kwargs = map_tensors(copy_of, (self.args, self.kwargs))  # a forward may write to its input
         return self.model(params, *args, **kwargs)
 
     def whole(self, params: Tensors) -> Any:
         """What a criterion made by `gf.whole` returns for the whole batch."""
-        return self.criterion.given.fn(functools.partial(self.model, params), map_tensors(_copy, self.batch))
+        return self.criterion.given.fn(functools.partial(self.model, params), map_tensors(copy_of, self.batch))
 
     def rows(self, start: int, stop: int) -> Problem:
         """The same problem on samples start to stop."""
@@ -257,14 +257,8 @@ def _size(call: str, args: tuple[Any, ...], kwargs: dict[str, Any], in_dims: Any
 def _arguments(output: Any, target: Any) -> tuple[Any, ...]:
     """What a criterion is called with: copies, since it may write to them and others use them again."""
     targets = target if isinstance(target, (tuple, list)) else (target,)
-    copies: tuple[Any, ...] = (map_tensors(torch.clone, output), *map_tensors(_copy, targets))
+    copies: tuple[Any, ...] = (map_tensors(torch.clone, output), *map_tensors(copy_of, targets))
     return copies
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    """A copy that requires gradients where the original does; torch.func refuses to be told that it does not."""
-    copied = tensor.detach().clone()
-    return copied.requires_grad_() if tensor.requires_grad else copied
 
 
 def _varied(criterion: Any, reduction: str) -> Callable[..., Any]:

@@ -416,7 +416,10 @@ def test_ctc_gives_the_derivative_in_log_probabilities():
     """torch's own gives another: probabilities minus expected uses, right only behind log_softmax."""
     raw, *rest = ctc_batch()
     leaf = raw.log_softmax(-1).requires_grad_()
-    fn = lambda logs: losses.ctc(logs, *rest, mean="sample", batched=True).numerator.sum()  # noqa: E731
+
+    def fn(logs):
+        return losses.ctc(logs, *rest, mean="sample", batched=True).numerator.sum()
+
     (ours,) = torch.autograd.grad(fn(leaf), leaf)
     assert torch.autograd.gradcheck(fn, (leaf,), fast_mode=True)
     assert torch.autograd.gradgradcheck(fn, (leaf,), fast_mode=True)

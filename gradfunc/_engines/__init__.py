@@ -11,6 +11,7 @@ from ._call import Noticed as Noticed
 from ._combine import JoinedSource as JoinedSource
 from ._combine import KeptSource as KeptSource
 from ._combine import SelectedSource as SelectedSource
+from ._combine import gathered as gathered
 from ._cotangent import CotangentSource as CotangentSource
 from ._limits import limitation as limitation
 from ._limits import out_of_memory as out_of_memory

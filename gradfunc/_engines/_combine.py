@@ -128,17 +128,21 @@ class JoinedSource:
         return part, local
 
     def _gathered(self, compute: Callable[[Source, At], Rows], at: At) -> Rows:
-        shares = self._shares(at)
-        each = [compute(source, own) for source, _, own in shares]
+        return gathered([(where, compute(source, own)) for source, where, own in self._shares(at)])
 
-        def ordered(values: list[Tensor]) -> Tensor:
-            return scattered([(where, value) for (_, where, _), value in zip(shares, values, strict=True)])
 
-        told = [rows.unused for rows in each if rows.unused is not None]
-        return Rows(
-            {name: ordered([rows.grads[name] for rows in each]) for name in each[0].grads},
-            ordered([rows.losses for rows in each]),
-            ordered([rows.weights for rows in each]),
-            ordered(told) if len(told) == len(each) else None,
-            None if each[0].aux is None else map_nests(ordered, [rows.aux for rows in each]),
-        )
+def gathered(parts: Sequence[tuple[At, Rows]]) -> Rows:
+    """Rows computed for some samples at a time, in the order of the samples."""
+    each = [rows for _, rows in parts]
+
+    def ordered(values: list[Tensor]) -> Tensor:
+        return scattered([(where, value) for (where, _), value in zip(parts, values, strict=True)])
+
+    told = [rows.unused for rows in each if rows.unused is not None]
+    return Rows(
+        {name: ordered([rows.grads[name] for rows in each]) for name in each[0].grads},
+        ordered([rows.losses for rows in each]),
+        ordered([rows.weights for rows in each]),
+        ordered(told) if len(told) == len(each) else None,
+        None if each[0].aux is None else map_nests(ordered, [rows.aux for rows in each]),
+    )

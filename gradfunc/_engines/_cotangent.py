@@ -10,7 +10,7 @@ from torch import Tensor
 from .._swap import Swap
 from .._tree import At, Tensors, at_positions, count, map_tensors
 from ._call import Call, Value
-from ._source import Rows, Traced, absent, gradients, spans, stacked_grads
+from ._source import Rows, Traced, absent, gradients, spans, stacked_grads, zero_filled
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class CotangentSource:
             if self.vmapped:
                 grads = gradients(losses, self.leaves, cotangents, is_grads_batched=True)
                 unused = absent([grads]).expand(size, -1)
-                return self._rows(_filled(grads, self.leaves, size), at, unused)
+                return self._rows(zero_filled(grads, self.leaves, size), at, unused)
             each = [gradients(losses, self.leaves, cotangent) for cotangent in cotangents]
         return self._rows(stacked_grads(each, self.leaves), at, absent(each))
 
@@ -78,11 +78,3 @@ class CotangentSource:
         return Rows(
             grads, fresh(self.value.numerator), fresh(self.value.weight), unused, map_tensors(fresh, self.value.aux)
         )
-
-
-def _filled(grads: dict[str, Tensor | None], leaves: Tensors, size: int) -> Tensors:
-    """Zeros for what is unused."""
-    return {
-        name: leaf.detach().new_zeros((size, *leaf.shape)) if (g := grads[name]) is None else g
-        for name, leaf in leaves.items()
-    }

@@ -8,9 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._errors import message
 from .._swap import Swap
-from .._tree import At, Tensors, at_positions, map_nests, map_tensors
+from .._tree import At, Tensors, at_positions, map_nests, map_tensors, scattered
 from .._weights import Weighted
 from ._call import Call, Value
 from ._source import Rows, Traced, absent, gradients, spans, stacked_grads, stacked_values
@@ -82,10 +81,7 @@ class LoopSource:
         return Rows(grads, *weighted, unused, aux)
 
     def _stacked(self, leaves: list[Tensor]) -> Tensor:
-        if len(shapes := {tuple(leaf.shape) for leaf in leaves}) > 1:
-            got = f"auxiliary values of shapes {sorted(shapes)}"
-            raise ValueError(message(self.call.call, got=got, expected="the same shape for every sample"))
-        return torch.stack(leaves)
+        return scattered([(slice(i, i + 1), leaf[None]) for i, leaf in enumerate(leaves)])
 
 
 def _detached(value: Value) -> Value:

@@ -99,9 +99,12 @@ def stacked_grads(each: list[dict[str, Tensor | None]], leaves: Tensors) -> Tens
     return {name: torch.stack([grads[name] for grads in full]) for name in leaves}
 
 
-def zero_filled(grads: dict[str, Tensor | None], leaves: Tensors) -> Tensors:
-    """Zeros for what there is no gradient of."""
-    return {name: torch.zeros_like(leaf) if (g := grads[name]) is None else g for name, leaf in leaves.items()}
+def zero_filled(grads: dict[str, Tensor | None], leaves: Tensors, *rows: int) -> Tensors:
+    """Zeros for what there is no gradient of, `[*rows, *shape]`."""
+    return {
+        name: leaf.detach().new_zeros((*rows, *leaf.shape)) if (g := grads[name]) is None else g
+        for name, leaf in leaves.items()
+    }
 
 
 def absent(each: list[dict[str, Tensor | None]]) -> Tensor:

@@ -20,11 +20,12 @@ from .._engines import (
     Traceable,
     Traced,
     VmapSource,
+    gathered,
     limitation,
     out_of_memory,
 )
 from .._errors import message
-from .._tree import At, Tensors, count, map_nests, scattered, wide
+from .._tree import At, Tensors, count, wide
 from .._weights import check_weights
 from ._chunks import Chunks
 from ._value import PerSampleGrads
@@ -142,13 +143,4 @@ def _values(parts: list[tuple[At, Rows]], params: Tensors) -> Rows:
     if not parts:
         like = next(iter(params.values()))
         return Rows({}, like.new_zeros(0), like.new_zeros(0, dtype=wide(like.dtype)))
-    if len(parts) == 1:
-        return parts[0][1]
-    where = [at for at, _ in parts]
-
-    def joined(values: list[Tensor]) -> Tensor:
-        return scattered(list(zip(where, values, strict=True)))
-
-    rows = [rows for _, rows in parts]
-    aux = None if rows[0].aux is None else map_nests(joined, [r.aux for r in rows])
-    return Rows({}, joined([r.losses for r in rows]), joined([r.weights for r in rows]), None, aux)
+    return parts[0][1] if len(parts) == 1 else gathered(parts)

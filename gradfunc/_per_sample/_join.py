@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,6 @@ from .._engines import JoinedSource, Source
 from .._errors import kind_of, message
 from .._tree import map_nests, same_structure
 from .._weights import Weighted, as_weighted
-from ._chunks import Chunks
 from ._evaluation import Options, Selection
 from ._function import PerSampleGradsFunction, check_options
 from ._value import PerSampleGrads
@@ -59,7 +59,7 @@ def concatenate(values: Sequence[PerSampleGrads]) -> PerSampleGrads:
         _source=JoinedSource(parts, positions),
         _shapes=first._shapes,
         _scale=None if all(g._scale is None for g in values) else torch.cat(scales),
-        _chunks=Chunks(smallest.size, smallest.automatic, smallest.entries, smallest.row_bytes),
+        _chunks=dataclasses.replace(smallest),
         _reason=f"{len(values)} values joined",
         _slow=set().union(*(g._slow for g in values)),
         _watched=tuple(pair for g in values for pair in g._watched),

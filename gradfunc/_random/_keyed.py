@@ -133,6 +133,7 @@ class Draw:
         plan = _Plan(self.key, self.use, size, torch.device(device), dtype, words, finish)
         if not isinstance(self.sample, Tensor):
             return plan.run(self.sample).reshape(tuple(shape))
+        # torch's stubs leave `apply` untyped
         flat: Tensor = _Filled.apply(self.sample.to(plan.device), plan)  # type: ignore[no-untyped-call]
         return flat.reshape((*self.sample.shape, *shape))
 
@@ -213,6 +214,7 @@ class _Filled(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], sample: Tensor, plan: _Plan) -> tuple[Tensor, int]:
+        # as above
         flat: Tensor = _Filled.apply(sample.movedim(in_dims[0], 0), plan)  # type: ignore[no-untyped-call]
         return flat, 0
 

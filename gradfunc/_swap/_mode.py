@@ -19,8 +19,6 @@ from ._levels import levels
 from ._ordinals import Ordinals
 from ._transparent import COMPOSITES, transparent
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-
 
 class Swap(TorchFunctionMode):
     """Active around a loss, it makes each draw a function of (seed, step, sample, use).

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._random import Draw
 from ._dropout import Drawer
 
 
@@ -24,24 +25,25 @@ def _made(like: Tensor, values: Tensor, options: dict[str, Any]) -> Tensor:
     return values.requires_grad_() if options.get("requires_grad") else values
 
 
+def _drawn(kind: Callable[..., Tensor], draw: Drawer, like: Tensor, options: dict[str, Any]) -> Any:
+    """Numbers of one kind, of the shape, type and device of `like`."""
+    if not _known(like.dtype) or like.numel() == 0:
+        return NotImplemented
+    return _made(like, kind(draw(), like.shape, like.dtype, like.device), options)
+
+
 def _known(dtype: torch.dtype) -> bool:
     return dtype.is_floating_point or dtype.is_complex
 
 
 def rand(draw: Drawer, *size: Any, **options: Any) -> Any:
     """`torch.rand`."""
-    like = torch.empty(*size, **options)
-    if not _known(like.dtype) or like.numel() == 0:
-        return NotImplemented
-    return _made(like, draw().uniform(like.shape, like.dtype, like.device), options)
+    return _drawn(Draw.uniform, draw, torch.empty(*size, **options), options)
 
 
 def randn(draw: Drawer, *size: Any, **options: Any) -> Any:
     """`torch.randn`."""
-    like = torch.empty(*size, **options)
-    if not _known(like.dtype) or like.numel() == 0:
-        return NotImplemented
-    return _made(like, draw().normal(like.shape, like.dtype, like.device), options)
+    return _drawn(Draw.normal, draw, torch.empty(*size, **options), options)
 
 
 def randint(draw: Drawer, *given: Any, low: int | None = None, high: int | None = None, **options: Any) -> Any:
@@ -79,18 +81,12 @@ def _fits(like: Tensor, low: int, high: int) -> bool:
 
 def rand_like(draw: Drawer, input: Tensor, **options: Any) -> Any:
     """`torch.rand_like`."""
-    like = torch.empty_like(input, **options)
-    if not _known(like.dtype) or like.numel() == 0:
-        return NotImplemented
-    return _made(like, draw().uniform(like.shape, like.dtype, like.device), options)
+    return _drawn(Draw.uniform, draw, torch.empty_like(input, **options), options)
 
 
 def randn_like(draw: Drawer, input: Tensor, **options: Any) -> Any:
     """`torch.randn_like`."""
-    like = torch.empty_like(input, **options)
-    if not _known(like.dtype) or like.numel() == 0:
-        return NotImplemented
-    return _made(like, draw().normal(like.shape, like.dtype, like.device), options)
+    return _drawn(Draw.normal, draw, torch.empty_like(input, **options), options)
 
 
 def randint_like(

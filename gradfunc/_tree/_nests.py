@@ -41,7 +41,9 @@ def map_tensors(fn: Callable[[Tensor], Any], tree: Any) -> Any:
 
 def copy_of(tensor: Tensor) -> Tensor:
     """A copy that shares neither storage nor graph, but requires gradients where the original does."""
-    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+    copied = tensor.detach().clone()
+    # torch.func refuses to be told that a tensor does not require gradients
+    return copied.requires_grad_() if tensor.requires_grad else copied
 
 
 def map_nests(fn: Callable[..., Any], nests: list[Any]) -> Any:

@@ -100,7 +100,7 @@ def _run(problem: Problem, names: dict[nn.Module, str], seed: int) -> tuple[Tens
         parents.pop()
         trace.append((name, _copies(out)))
 
-    handles = []
+    handles = []  # on a copy of the user's module
     for layer, name in names.items():
         # The name goes with the hook: a call runs on a replica, which is no key of `names`.
         handles.append(layer.register_forward_pre_hook(partial(before, name), with_kwargs=True))

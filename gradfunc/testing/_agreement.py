@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -34,7 +35,7 @@ def measured(
     if other is None:
         judge = judge._replace(u_other=None, why_not=failed or "")
     row = judge.row(check, compares, asked, other, cause)
-    return row if where is None or row.verdict != "wrong" else _at(row, where)
+    return row if where is None or row.verdict != "wrong" else dataclasses.replace(row, parameter=where)
 
 
 def not_run(check: str, compares: str, why: str) -> CheckRow:
@@ -154,7 +155,7 @@ def weights(sides: Sides, judge: Judge) -> Iterator[CheckRow]:
     if row.verdict == "wrong":
         divided = measured(sides, judge, "", "", _halves_divided)
         if divided.verdict in ("exact", "rounding"):
-            row = CheckRow(**{**vars(row), "cause": _DIVIDES})
+            row = dataclasses.replace(row, cause=_DIVIDES)
     yield row
     compares = "the weight of the batch, and those of its halves added up"
     if form != "whole" or sides.asked.case.forward.weights is not None:
@@ -274,10 +275,6 @@ def _losses(side: Side, start: int, stop: int) -> Weighted:
     if forward.elements is None or forward.weights is None:
         raise ValueError("the criterion gives one scalar for the whole batch")
     return Weighted(forward.elements, forward.weights)
-
-
-def _at(row: CheckRow, where: str) -> CheckRow:
-    return CheckRow(**{**vars(row), "parameter": where})
 
 
 def results_of(g: PerSampleGrads) -> dict[str, Any]:

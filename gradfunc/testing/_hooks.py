@@ -122,5 +122,6 @@ def _gradient(side: Side, kept: Hook | None) -> Tensors:
             register(function)
     with torch.enable_grad(), forked(side.case.seed, 0, devices=devices_of(problem)):
         loss = value_of(run(problem.on(module), leaves)).sum()
+        # into `.grad` of leaves made here: post-accumulate hooks fire nowhere else
         torch.autograd.backward(loss)
     return {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}

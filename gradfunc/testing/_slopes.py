@@ -236,6 +236,7 @@ def _seen(problem: Problem, seed: int) -> dict[str, tuple[nn.Module, Any, Any]]:
     def note(name: str, layer: nn.Module, args: Any, kwargs: Any) -> None:
         inputs.setdefault(name, map_tensors(lambda tensor: tensor.detach().clone(), (args, kwargs)))
 
+    # on the copy made above: the user's module gets no hook
     handles = [
         layer.register_forward_pre_hook(partial(note, name), with_kwargs=True, prepend=True)
         for name, layer in module.named_modules()
