@@ -24,6 +24,7 @@ Files, in the order in which data flows (a row imports only rows below it; `pypr
     _per_sample/    PerSampleGrads, the value; per_sample_grads: the choice of engine and of chunks
     _certificate    what must hold between the answers of per-sample gradients
     _engines/       vmap(grad), loop, rows of cotangents; kept, selected and joined rows
+    _factors/       rows as factors: Outer, Rows, Dense and their algebra
     _swap/          a function mode inside a loss: draws become keyed ones, recurrent operators become scans
     _problem        what tools take: (model, criterion, batch), read once
     _stateless      nn.Module -> a pure function        losses/     losses that carry their weight, a family a file
