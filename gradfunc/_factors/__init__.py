@@ -3,10 +3,40 @@
 For a weight used as `y = x W^T`, sample b's gradient is `g_b^T x_b`, with the inputs `x: [B, T, I]` and the cotangents
 of the outputs `g: [B, T, O]`; T counts the positions that share the weight (tokens, time steps, uses). Every kind comes
 in this one shape, `[samples, shared positions, features]`. Pure algebra: no model, no graph.
+
+A `Gradient` is the sum of one parameter's factors; `Gradients`, one a name, answer in the accumulation dtype:
+
+    norms  norms_each  gram  dots  project      numbers of each row, `[B]`, `[B, B']`, `[B, k]`
+    weighted_sum                                one product a factor
+    select  concatenated  mapped  tensors       the same rows, of other samples or on other tensors
+    dense                                       the only one that holds B x P
 """
 
+from ._concatenated import concatenated as concatenated
 from ._dense import Dense as Dense
 from ._factor import Factor as Factor
+from ._factor import Method as Method
 from ._gradients import Gradient as Gradient
 from ._gradients import Gradients as Gradients
+from ._gradients import dense as dense
 from ._gradients import from_rows as from_rows
+from ._gradients import mapped as mapped
+from ._gradients import scratch_of as scratch_of
+from ._gradients import select as select
+from ._gradients import tensors as tensors
+from ._norms import norms as norms
+from ._norms import norms_each as norms_each
+from ._outer import Outer as Outer
+from ._projection import Gaussian as Gaussian
+from ._projection import Projection as Projection
+from ._projection import gaussian as gaussian
+from ._rows import Rows as Rows
+from ._sums import dots as dots
+from ._sums import gram as gram
+from ._sums import project as project
+from ._sums import weighted_sum as weighted_sum
+
+
+def method(factor: Factor, scratch: int) -> Method:
+    """How squared norms of a factor will be computed: "gram" | "direct" | "rows" | "dense", its cost, and why."""
+    return factor.method(scratch)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from .._errors import message
+from .._tree import At, Tensors, count, wide
+from ._blocks import fitting, spans
 from ._dense import Dense
 from ._factor import Factor
+from ._outer import Outer
+from ._rows import Rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,12 +24,49 @@ class Gradient:
     Attributes:
         like: what a row looks like: a tensor of the parameter's shape, dtype and device. Its values are not read.
         size: number of samples, B.
-        factors: at most one of each kind, kinds that have no terms across them merged.
+        factors: those that can be joined are; a `Dense` stands alone.
     """
 
     like: Tensor
     size: int
     factors: tuple[Factor, ...]
+
+    @classmethod
+    def of(cls, like: Tensor, size: int, factors: Sequence[Factor]) -> Gradient:
+        """Join what can be joined: kinds of equal features along T, and all with rows that are dense anyway.
+
+        Raises:
+            ValueError: a factor of another shape or number of samples.
+        """
+        for factor in factors:
+            if (factor.size, factor.shape) != (size, tuple(like.shape)):
+                got = f"a factor of {factor.size} rows of shape {factor.shape}"
+                raise ValueError(message("Gradient.of", got=got, expected=f"{size} of shape {tuple(like.shape)}"))
+        if not like.numel():
+            return cls(like, size, ())
+        if len(factors) > 1 and any(isinstance(factor, Dense) for factor in factors):
+            return cls(like, size, (Dense(_added(like, size, factors)),))
+        groups: dict[tuple[object, ...], list[Factor]] = {}
+        for factor in factors:
+            groups.setdefault((factor.kind, *factor.features), []).append(factor)
+        return cls(like, size, tuple(_joined(group) for group in groups.values()))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which answers are given."""
+        return wide(self.like.dtype)
+
+    def select(self, at: At) -> Gradient:
+        """Some of the samples."""
+        return Gradient(self.like, count(at), tuple(factor.select(at) for factor in self.factors))
+
+    def dense(self) -> Tensor:
+        """Every row, `[B, *shape]`, in the parameter's dtype."""
+        if not self.factors:
+            return self.like.new_zeros(self.size, *self.like.shape)
+        if len(self.factors) == 1 and (isinstance(self.factors[0], Dense) or self.factors[0].dtype == self.like.dtype):
+            return self.factors[0].dense().to(self.like.dtype)
+        return _added(self.like, self.size, self.factors)
 
 
 Gradients = dict[str, Gradient]
@@ -32,6 +75,65 @@ Gradients = dict[str, Gradient]
 def from_rows(rows: Mapping[str, Tensor]) -> Gradients:
     """Rows `{name: [B, *shape]}` as they are."""
     return {
-        name: Gradient(value.new_empty(()).expand(value.shape[1:]), len(value), (Dense(value),))
+        name: Gradient(_like(value, value.dtype, value.shape[1:]), len(value), (Dense(value),))
         for name, value in rows.items()
     }
+
+
+def select(rows: Gradients, at: At) -> Gradients:
+    """Some of the samples, in the order of `at`."""
+    return {name: gradient.select(at) for name, gradient in rows.items()}
+
+
+def dense(rows: Gradients) -> Tensors:
+    """`{name: [B, *shape]}` in the parameters' dtypes; views of what factors hold where that is rows."""
+    return {name: gradient.dense() for name, gradient in rows.items()}
+
+
+def tensors(rows: Gradients) -> list[Tensor]:
+    """All that is held."""
+    return [tensor for gradient in rows.values() for factor in gradient.factors for tensor in factor.tensors]
+
+
+def mapped(rows: Gradients, fn: Callable[[Tensor], Tensor]) -> Gradients:
+    """The same factors on the tensors that `fn` makes of theirs, perhaps on another device."""
+    out = {}
+    for name, gradient in rows.items():
+        factors = tuple(factor.mapped(fn) for factor in gradient.factors)
+        like = _like(factors[0].tensors[-1], gradient.like.dtype, gradient.like.shape) if factors else gradient.like
+        out[name] = Gradient(like, gradient.size, factors)
+    return out
+
+
+def scratch_of(rows: Gradients) -> int:
+    """The default budget in entries: the largest input of a layer, and 2^16 at least."""
+    held = (factor.x.numel() for g in rows.values() for factor in g.factors if isinstance(factor, Outer))
+    return max(2**16, *held, 0)
+
+
+def _like(some: Tensor, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
+    """A tensor of one entry that looks like many."""
+    return some.new_empty((), dtype=dtype).expand(tuple(shape))
+
+
+def _added(like: Tensor, size: int, factors: Sequence[Factor]) -> Tensor:
+    """The sum of all rows, rounded once to the parameter's dtype, about 2^20 entries at a time."""
+    out = like.new_empty(size, *like.shape)
+    for at in spans(size, fitting(2**20, like.numel())):
+        total = factors[0].select(at).dense().to(wide(like.dtype))
+        for factor in factors[1:]:
+            total = total + factor.select(at).dense()
+        out[at] = total
+    return out
+
+
+def _joined(group: Sequence[Factor]) -> Factor:
+    """Factors of one kind and equal features as one."""
+    first = group[0]
+    if len(group) == 1:
+        return first
+    if isinstance(first, Outer):
+        outers = [factor for factor in group if isinstance(factor, Outer)]
+        return Outer(torch.cat([f.x for f in outers], 1), torch.cat([f.g for f in outers], 1), first.shape)
+    found = [factor for factor in group if isinstance(factor, Rows)]
+    return Rows(torch.cat([f.index for f in found], 1), torch.cat([f.g for f in found], 1), first.shape)

@@ -1,0 +1,130 @@
+"""Products of what came in and what came back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .._tree import At, wide
+from ._blocks import fitting, flat_pair, spans
+from ._factor import Method, Terms
+from ._products import choose, gram_by_positions, squares_by_gram, squares_by_rows
+
+
+@dataclass(frozen=True, eq=False)
+class Outer:
+    """`x: [B, T, I]` and `g: [B, T, O]`: row b is `g_b^T x_b`, `[O, I]` viewed as `shape`."""
+
+    x: Tensor
+    g: Tensor
+    shape: tuple[int, ...]
+    kind: ClassVar[str] = "outer"
+
+    @property
+    def size(self) -> int:
+        """Number of samples."""
+        return len(self.x)
+
+    @property
+    def features(self) -> tuple[int, int]:
+        """`(I, O)`."""
+        return self.x.shape[2], self.g.shape[2]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of a product of both, float32 for the half types."""
+        return wide(torch.promote_types(self.x.dtype, self.g.dtype))
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Both halves."""
+        return (self.x, self.g)
+
+    def select(self, at: At) -> Outer:
+        """Some of the samples."""
+        at = at if isinstance(at, slice) else at.to(self.x.device)
+        return Outer(self.x[at], self.g[at], self.shape)
+
+    def mapped(self, fn: Callable[[Tensor], Tensor]) -> Outer:
+        """Products of other halves."""
+        return Outer(fn(self.x), fn(self.g), self.shape)
+
+    def dense(self) -> Tensor:
+        """One product a sample."""
+        return (self.g.to(self.dtype).mT @ self.x.to(self.dtype)).reshape(self.size, *self.shape)
+
+    def pieces(self, width: int) -> Iterator[tuple[slice, Tensor]]:
+        """Some outputs at a time, all inputs of each where they fit."""
+        inputs, outputs = self.features
+        for o in spans(outputs, width // max(1, inputs)):
+            g = self.g[:, :, o].to(self.dtype).mT
+            for i in spans(inputs, max(width, 1)):
+                start = o.start * inputs + i.start
+                block = g @ self.x[:, :, i].to(self.dtype)
+                yield slice(start, start + block[0].numel() if self.size else start), block.flatten(1)
+
+    def method(self, scratch: int) -> Method:
+        """The cheaper of products of positions and products of features."""
+        return choose(self.x, self.g, self.dtype)
+
+    def squares(self, scratch: int) -> Terms:
+        """Squared norms by that method."""
+        if self.method(scratch).name == "gram":
+            return squares_by_gram(self.x, self.g, self.dtype, scratch)
+        return squares_by_rows(self.x, self.g, self.dtype, scratch)
+
+    def gram(self, other: Outer, scratch: int, *, by_rows: bool = False) -> Terms:
+        """The cheaper of products of positions, pair by pair, and products of rows, some entries at a time."""
+        dtype = torch.promote_types(self.dtype, other.dtype)
+        (inputs, outputs), t, u = self.features, self.x.shape[1], other.x.shape[1]
+        pairs = self.size * other.size
+        cost = (self.size * t + other.size * u + pairs) * inputs * outputs
+        if (not by_rows or t == u == 1) and pairs * t * u * (inputs + outputs) <= cost:
+            return gram_by_positions((self.x, self.g), (other.x, other.g), dtype, scratch, same=self is other)
+        out = self.x.new_zeros(self.size, other.size, dtype=dtype)
+        width = fitting(scratch, self.size + (0 if self is other else other.size))
+        if self is other:
+            for _, rows in self.pieces(width):
+                out.addmm_(rows, rows.T)
+            return Terms(out)
+        for (_, rows), (_, others) in zip(self.pieces(width), other.pieces(width), strict=True):
+            out.addmm_(rows.to(dtype), others.to(dtype).T)
+        return Terms(out)
+
+    def dots(self, directions: Tensor, scratch: int) -> Tensor:
+        """A few directions one after the other, many beside the rows, some entries at a time."""
+        (inputs, outputs), t, k = self.features, self.x.shape[1], len(directions)
+        flat = directions.reshape(k, outputs * inputs).to(self.dtype)
+        out = self.x.new_zeros(self.size, k, dtype=self.dtype)
+        if k * t > t + k + 32:  # the rows cost about as much to write as 32 products an entry
+            for at, rows in self.pieces(fitting(scratch, self.size)):
+                out.addmm_(rows, flat[:, at].T)
+            return out
+        for b in spans(self.size, fitting(scratch, t * min(inputs, outputs))):
+            x, g = self.x[b].to(self.dtype), self.g[b].to(self.dtype)
+            for j, v in enumerate(flat.view(k, outputs, inputs)):
+                product = (x @ v.T).mul_(g) if outputs <= inputs else (g @ v).mul_(x)
+                out[b, j] = product.sum((1, 2))
+        return out
+
+    def weighted_sum(self, c: Tensor | None, scratch: int) -> Tensor:
+        """One product over all samples and positions; the smaller half is scaled."""
+        (inputs, outputs), t = self.features, self.x.shape[1]
+        copied = 0 if c is None else t * min(inputs, outputs)
+        copied = t * (inputs + outputs) if not self.x.dtype == self.g.dtype == self.dtype else copied
+        out = self.x.new_zeros(outputs, inputs, dtype=self.dtype)
+        step = fitting(scratch, copied) if copied else max(1, self.size)
+        for b in spans(self.size, step):
+            x, g = self.x[b].to(self.dtype), self.g[b].to(self.dtype)
+            if c is not None:
+                scale = c[b].to(self.dtype)[:, None, None]
+                x, g = (x * scale, g) if inputs < outputs else (x, g * scale)
+            x, g = flat_pair(x, g)
+            if step >= self.size:
+                return (g.T @ x).reshape(self.shape)
+            out.addmm_(g.T, x)
+        return out.reshape(self.shape)

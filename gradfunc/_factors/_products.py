@@ -1,0 +1,110 @@
+"""Inner products of rows `g_b^T x_b`: from products of positions (`x x^T` and `g g^T`), or from the rows' entries."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ._blocks import fitting, slack, spans
+from ._factor import Method, Terms
+
+# Positions a block of `x x^T`: small enough to skip most of the half that symmetry repeats, large enough for a product.
+_TILE = 32
+# What moving a byte costs in flops.
+_BALANCE = 8
+
+
+def choose(x: Tensor, g: Tensor, dtype: torch.dtype) -> Method:
+    """The cheaper way to squared norms, in flops and bytes moved."""
+    size, t, inputs = x.shape
+    outputs = g.shape[2]
+    read = size * t * (inputs + outputs) * x.element_size()
+    each = dtype.itemsize
+    if t <= 1:
+        flops = 2 * size * t * (inputs + outputs)
+        return Method("gram", flops, read, "one position: |x|^2 |g|^2")
+    pairs = size * t * (t + min(t, _TILE)) // 2
+    gram = 2 * pairs * (inputs + outputs), read + 6 * pairs * each
+    direct = 2 * size * t * inputs * outputs, read + 2 * size * inputs * outputs * each
+    by_gram = gram[0] + _BALANCE * gram[1] <= direct[0] + _BALANCE * direct[1]
+    flops, moved = gram if by_gram else direct
+    why = f"T(T+{min(t, _TILE)})(I+O) = {gram[0] / max(1, size):.3g} flops a sample by gram, 2TIO = "
+    why += f"{direct[0] / max(1, size):.3g} directly"
+    return Method("gram" if by_gram else "direct", flops, moved, why)
+
+
+def squares_by_gram(x: Tensor, g: Tensor, dtype: torch.dtype, scratch: int) -> Terms:
+    """`sum((x_b x_b^T) * (g_b g_b^T))`: blocks on and above the diagonal, those above count twice."""
+    size, t, inputs = x.shape
+    value, magnitude, own = (x.new_zeros(size, dtype=dtype) for _ in range(3))
+    length = min(t, _TILE, max(1, math.isqrt(scratch // 2)))
+    wider = not x.dtype == g.dtype == dtype
+    each = 2 * length * t + (t * (inputs + g.shape[2]) if wider else 0)
+    for b in spans(size, fitting(scratch, each)):
+        xs, gs = x[b].to(dtype), g[b].to(dtype)
+        count = len(xs)
+        width = max(length, fitting(scratch, 2 * length * count))
+        for rows in spans(t, length):
+            tall = rows.stop - rows.start
+            for columns in spans(t, width, rows.start):
+                a = xs[:, rows] @ xs[:, columns].mT
+                c = gs[:, rows] @ gs[:, columns].mT
+                diagonal = columns.start == rows.start
+                if diagonal:
+                    own[b] += inputs * c.diagonal(dim1=1, dim2=2).sum(1)
+                    own[b] += g.shape[2] * a.diagonal(dim1=1, dim2=2).sum(1)
+                a.mul_(c)
+                value[b] += 2 * a.sum((1, 2))
+                magnitude[b] += 2 * torch.linalg.vector_norm(a, 1, dim=(1, 2))
+                if diagonal:
+                    value[b] -= a[:, :, :tall].sum((1, 2))
+                    magnitude[b] -= torch.linalg.vector_norm(a[:, :, :tall], 1, dim=(1, 2))
+    return Terms(value, magnitude.add_(own, alpha=slack(dtype, t)))
+
+
+def squares_by_rows(x: Tensor, g: Tensor, dtype: torch.dtype, scratch: int) -> Terms:
+    """`|g_b^T x_b|^2`: some samples at a time, some outputs of one sample where even one does not fit."""
+    size, t, inputs = x.shape
+    outputs = g.shape[2]
+    value = x.new_zeros(size, dtype=dtype)
+    wider = not x.dtype == g.dtype == dtype
+    whole = inputs * outputs + (t * (inputs + outputs) if wider else 0)
+    step = fitting(scratch, whole)
+    width = outputs if whole <= scratch else fitting(scratch, inputs)
+    for b in spans(size, step):
+        xs = x[b].to(dtype)
+        for o in spans(outputs, width):
+            rows = g[b, :, o].to(dtype).mT @ xs
+            value[b] += torch.linalg.vector_norm(rows, dim=(1, 2)).square()
+    return Terms(value, torch.full_like(value, slack(dtype, inputs * outputs)))
+
+
+def gram_by_positions(
+    left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor], dtype: torch.dtype, scratch: int, *, same: bool
+) -> Terms:
+    """`sum_{t,s} (x_bt . x'_cs) (g_bt . g'_cs)` for all b, c; with `same`, pairs b <= c alone."""
+    (x, g), (y, h) = left, right
+    size, t, other, u = len(x), x.shape[1], len(y), y.shape[1]
+    value, magnitude = (x.new_zeros(size, other, dtype=dtype) for _ in range(2))
+    room = max(1, scratch // 2)
+    tall, wide_ = min(t, math.isqrt(room)), min(u, math.isqrt(room))
+    step = max(1, math.isqrt(room // max(1, tall * wide_)))
+    for b in spans(size, step):
+        for c in spans(other, step, b.start if same else 0):
+            for rows in spans(t, tall):
+                for columns in spans(u, wide_):
+                    a = _products(x[b, rows], y[c, columns], dtype)
+                    a.mul_(_products(g[b, rows], h[c, columns], dtype))
+                    value[b, c] += a.sum((1, 3))
+                    magnitude[b, c] += torch.linalg.vector_norm(a, 1, dim=(1, 3))
+            if same and c.start > b.start:
+                value[c, b], magnitude[c, b] = value[b, c].T, magnitude[b, c].T
+    return Terms(value, magnitude if t > 1 or u > 1 else None)
+
+
+def _products(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """`[m, t, k]` and `[n, u, k]` -> inner products `[m, t, n, u]`."""
+    flat = a.to(dtype).flatten(0, 1) @ b.to(dtype).flatten(0, 1).T
+    return flat.view(*a.shape[:2], *b.shape[:2])
