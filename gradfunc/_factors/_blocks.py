@@ -14,8 +14,9 @@ def fitting(scratch: int, each: int) -> int:
 
 
 def spans(stop: int, step: int, start: int = 0) -> Iterator[slice]:
-    """Stretches of at most `step` that cover [start, stop)."""
-    return (slice(first, min(first + step, stop)) for first in range(start, stop, max(1, step)))
+    """Stretches of at most `step`, and 1 at least, that cover [start, stop)."""
+    step = max(1, step)
+    return (slice(first, min(first + step, stop)) for first in range(start, stop, step))
 
 
 def flat_pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

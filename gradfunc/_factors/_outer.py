@@ -65,7 +65,7 @@ class Outer:
             for i in spans(inputs, max(width, 1)):
                 start = o.start * inputs + i.start
                 block = g @ self.x[:, :, i].to(self.dtype)
-                yield slice(start, start + block[0].numel() if self.size else start), block.flatten(1)
+                yield slice(start, start + block.shape[1] * block.shape[2]), block.flatten(1)
 
     def method(self, scratch: int) -> Method:
         """The cheaper of products of positions and products of features."""
@@ -104,7 +104,8 @@ class Outer:
             for at, rows in self.pieces(fitting(scratch, self.size)):
                 out.addmm_(rows, flat[:, at].T)
             return out
-        for b in spans(self.size, fitting(scratch, t * min(inputs, outputs))):
+        each = t * (min(inputs, outputs) if self._is_wide else inputs + outputs)
+        for b in spans(self.size, fitting(scratch, each)):
             x, g = self.x[b].to(self.dtype), self.g[b].to(self.dtype)
             for j, v in enumerate(flat.view(k, outputs, inputs)):
                 product = (x @ v.T).mul_(g) if outputs <= inputs else (g @ v).mul_(x)
@@ -115,7 +116,7 @@ class Outer:
         """One product over all samples and positions; the smaller half is scaled."""
         (inputs, outputs), t = self.features, self.x.shape[1]
         copied = 0 if c is None else t * min(inputs, outputs)
-        copied = t * (inputs + outputs) if not self.x.dtype == self.g.dtype == self.dtype else copied
+        copied = copied if self._is_wide else t * (inputs + outputs)
         out = self.x.new_zeros(outputs, inputs, dtype=self.dtype)
         step = fitting(scratch, copied) if copied else max(1, self.size)
         for b in spans(self.size, step):
@@ -128,3 +129,8 @@ class Outer:
                 return (g.T @ x).reshape(self.shape)
             out.addmm_(g.T, x)
         return out.reshape(self.shape)
+
+    @property
+    def _is_wide(self) -> bool:
+        """Whether both halves are held in the accumulation dtype."""
+        return self.x.dtype == self.g.dtype == self.dtype

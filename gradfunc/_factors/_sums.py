@@ -16,12 +16,12 @@ from ._pairs import cross_gram
 from ._projection import Projection
 
 
-def weighted_sum(rows: Gradients, c: Tensor | None = None) -> Tensors:
+def weighted_sum(rows: Gradients, c: Tensor | None = None, scratch: int | None = None) -> Tensors:
     """Sum of the rows, or of `c[i]` times row i, in the accumulation dtypes.
 
     A coefficient 0 leaves its row out of both halves of a factor, even one that holds inf or NaN.
     """
-    scratch = scratch_of(rows)
+    scratch = scratch_of(rows) if scratch is None else scratch
     at = None
     if c is not None:
         kept = (c != 0).nonzero()[:, 0]
@@ -39,9 +39,9 @@ def weighted_sum(rows: Gradients, c: Tensor | None = None) -> Tensors:
     return out
 
 
-def dots(rows: Gradients, direction: Mapping[str, Tensor]) -> Tensor:
+def dots(rows: Gradients, direction: Mapping[str, Tensor], scratch: int | None = None) -> Tensor:
     """Inner product of each row with `direction`: `[B]`."""
-    scratch = scratch_of(rows)
+    scratch = scratch_of(rows) if scratch is None else scratch
     parts = []
     for name, gradient in rows.items():
         part = gradient.like.new_zeros(gradient.size, dtype=gradient.dtype)
@@ -51,13 +51,13 @@ def dots(rows: Gradients, direction: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([part.to(parts[0].device) for part in parts]).sum(0) if parts else torch.zeros(0)
 
 
-def gram(left: Gradients, right: Gradients) -> Tensors:
+def gram(left: Gradients, right: Gradients, scratch: int | None = None) -> Tensors:
     """Inner products of the rows of `left` with those of `right`: `{name: [B, B']}`.
 
     Where a product form cancelled, on the scale of the norms of the two rows, a parameter is computed again from
     entries of its rows. With one object on both sides symmetric products are computed once.
     """
-    scratch = max(scratch_of(left), scratch_of(right))
+    scratch = max(scratch_of(left), scratch_of(right)) if scratch is None else scratch
     found = {name: _gram(gradient, right[name], scratch) for name, gradient in left.items()}
     unsure = [name for name, term in found.items() if term.magnitude is not None]
     if unsure:
