@@ -14,9 +14,6 @@ from .._random import Draw, derived_key
 from ._blocks import fitting
 from ._factor import Factor
 
-# Entries of the random matrix that are drawn at a time.
-_DRAWN = 2**20
-
 
 class Projection(Protocol):
     """A linear map of a whole row to `size` numbers, parameter by parameter."""
@@ -35,10 +32,16 @@ class Gaussian:
 
     Column e of a parameter's part is the draw of `size` float32 numbers by sample e under the key (seed, name), so it
     depends on nothing else: neither the kind of a factor, nor its dtype, nor how many columns are drawn at a time.
+
+    Attributes:
+        size: how many numbers a row becomes.
+        seed: another matrix for each.
+        drawn: about how many entries of the matrix are held at a time.
     """
 
     size: int
     seed: int = 0
+    drawn: int = 2**20
 
     def columns(self, name: str, entries: Tensor) -> Tensor:
         """`[n, size]`: the matrix for n entries of the parameter `name`, float32."""
@@ -53,7 +56,7 @@ class Gaussian:
         out = some.new_zeros(factor.size, self.size, dtype=factor.dtype)
         if not self.size or not factor.size:
             return out
-        for at, rows in factor.pieces(fitting(_DRAWN, max(self.size, factor.size))):
+        for at, rows in factor.pieces(fitting(self.drawn, max(self.size, factor.size))):
             entries = torch.arange(at.start, at.stop, device=some.device) if isinstance(at, slice) else at
             out.addmm_(rows, self.columns(name, entries).to(rows.dtype))
         return out

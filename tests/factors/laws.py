@@ -136,7 +136,7 @@ def masked_sum(case: Case, scratch: int) -> None:
 
 
 def project(case: Case, scratch: int) -> None:
-    projection = Gaussian(3, seed=2)
+    projection = Gaussian(3, seed=2, drawn=scratch)
     want = torch.zeros(case.size, 3, dtype=torch.float64)
     scale = torch.zeros(case.size, dtype=torch.float64)
     for name, value in case.rows.items():
