@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._tree import Tensors, row_norms
 from ._blocks import fitting, spans
-from ._factor import Terms
+from ._factor import Factor, Terms
 from ._gradients import Gradient, Gradients, scratch_of
 from ._outer import Outer
 from ._pairs import cross
@@ -84,10 +84,28 @@ def safe_norms(gradient: Gradient, scratch: int) -> Tensor:
     (factor,) = gradient.factors
     if isinstance(factor, Outer) and factor.x.shape[1] == 1:
         return _product_norms(factor).to(none)
-    norms = none.to(factor.dtype)
-    for _, block in factor.pieces(fitting(scratch, gradient.size)):
+    if not isinstance(factor, Outer):
+        return _by_pieces(factor, scratch).to(none)
+    at = _alive(factor).nonzero()[:, 0]
+    return none.index_copy(0, at, _by_pieces(factor.select(at), scratch).to(none))
+
+
+def _by_pieces(factor: Factor, scratch: int) -> Tensor:
+    norms = factor.tensors[-1].new_zeros(factor.size, dtype=factor.dtype)
+    for _, block in factor.pieces(fitting(scratch, factor.size)):
         norms = _hypot([norms, row_norms({"": block})])
-    return norms.to(none)
+    return norms
+
+
+def _alive(factor: Outer) -> Tensor:
+    """Samples whose rows are not surely 0: samples without a loss are many, and need no product."""
+    x, g = (
+        torch.linalg.vector_norm(half, torch.inf, dim=(1, 2)) if half[:1].numel() else None for half in factor.tensors
+    )
+    if x is None or g is None:
+        return torch.zeros(factor.size, dtype=torch.bool, device=factor.x.device)
+    zero: Tensor = (x == 0) & g.isfinite() | (g == 0) & x.isfinite()
+    return ~zero
 
 
 def _product_norms(factor: Outer) -> Tensor:

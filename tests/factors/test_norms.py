@@ -137,6 +137,22 @@ def test_zeros_and_nothing(device):
     assert F.norms({"w": Gradient(torch.zeros(2), 3, ())}).tolist() == [0, 0, 0]
 
 
+def test_samples_without_a_loss_cost_no_product(device, monkeypatch):
+    x, g = torch.randn(5, 4, 6), torch.randn(5, 4, 7)
+    g[[0, 2]] = 0
+    g[3] *= 1e30
+    x[4], x[2, 0, 0] = 0, torch.nan
+    rows, taken = gradient(outer(x.to(device), g.to(device))), []
+    pieces = Outer.pieces
+    monkeypatch.setattr(Outer, "pieces", lambda self, width: taken.append(self.size) or pieces(self, width))
+    got = F.norms(rows)
+    assert taken == [2]  # the NaN and what overflows
+    want = row_norms(F.dense(rows))
+    assert torch.equal(got == 0, want == 0)
+    assert torch.equal(got.isnan(), want.isnan())
+    assert want.isnan().tolist() == [False, False, True, False, False]
+
+
 @pytest.mark.parametrize("t", [1, 6])
 def test_float64_norms_are_exact_on_their_scale(device, t):
     x, g = torch.randn(5, t, 7, dtype=torch.float64), torch.randn(5, t, 11, dtype=torch.float64)
