@@ -42,6 +42,10 @@ count lives in the seed of the forked CPU generator, which activation checkpoint
 a region that runs again in the backward pass draws again what it drew. What torch alone can draw belongs to a chunk
 under vmap; "auto" then takes the loop, where it belongs to the sample.
 
+Rows are factors, and only sums, products and projections are asked of them. What multiplies a row is kept beside the
+rows as steps, one number a sample each; a step may be a function of the row's norm, which then waits until a query
+computes the rows, so that clipping a value that is computed in chunks is no pass of its own.
+
 An engine that batches samples by rules checks its first answer for each shape of input against a backward pass of a
 random weighted sum. A difference is an error of method if it stays in another precision and exceeds what the
 gradient's own conditioning allows; what cancellation leaves of larger numbers is not.

@@ -141,6 +141,19 @@ def test_the_choice_depends_on_total_memory_only(monkeypatch):
     assert _chunks.Chunks.choose("auto", P, 13).size == 1
 
 
+def test_a_gram_matrix_computes_the_columns_from_each_chunk_on():
+    calls = []
+
+    def loss(p, x):
+        calls.append(1)
+        return base(p, x)
+
+    g = gf.per_sample_grads(loss, engine="loop", chunk_size=2)(P, X[:6])
+    calls.clear()
+    g.gram()
+    assert len(calls) == 2 * (3 + 2 + 1)
+
+
 # --- loss_scale --------------------------------------------------------------------------------------
 
 

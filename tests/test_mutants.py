@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 
 import pytest
 import torch
@@ -26,11 +27,11 @@ from test_stateless import check_running_statistics_stay
 from test_weights import check_half_types_accumulate_in_float32
 
 import gradfunc as gf
-from gradfunc import _engines, _stateless, _tree, _weights
+from gradfunc import _engines, _factors, _stateless, _tree, _weights
 from gradfunc._engines import _call, _vmap
 from gradfunc._per_sample import _value
 
-as_weighted, row_sum, total = _weights.as_weighted, _tree.row_sum, _weights.total
+as_weighted, weighted_sum, total = _weights.as_weighted, _factors.weighted_sum, _weights.total
 
 
 def add_means(self, g):
@@ -49,27 +50,28 @@ def weight_twice(call, out, *, batched):
     return gf.Weighted(read.numerator * read.weight, read.weight)
 
 
-def multiplied(rows, c=None):
+def multiplied(rows, c):
     if c is None:
-        return row_sum(rows)
-    return {name: torch.tensordot(c.to(value.dtype), value, 1) for name, value in rows.items()}
+        return weighted_sum(rows, c)
+    return {name: torch.tensordot(c.to(value.dtype), value, 1) for name, value in _factors.dense(rows).items()}
 
 
-def absolute(rows, c=None):
-    return row_sum(rows, None if c is None else c.abs())
+def absolute(rows, c):
+    return weighted_sum(rows, None if c is None else c.abs())
 
 
 def naive_norms(rows):
-    return torch.stack([v.reshape(len(v), -1).square().sum(1) for v in rows.values()]).sum(0).sqrt()
+    values = _factors.dense(rows).values()
+    return torch.stack([v.reshape(len(v), -1).square().sum(1) for v in values]).sum(0).sqrt()
 
 
 def norm_of_norms_lost(rows):
-    return torch.stack([v.reshape(len(v), -1).norm(dim=1) for v in rows.values()]).amax(0)
+    return torch.stack([v.reshape(len(v), -1).norm(dim=1) for v in _factors.dense(rows).values()]).amax(0)
 
 
 def aliased(self):
     source = self._source
-    return dict(source.kept.grads) if isinstance(source, _engines.KeptSource) else materialize(self)
+    return _factors.dense(source.kept.grads) if isinstance(source, _engines.KeptSource) else materialize(self)
 
 
 materialize = gf.PerSampleGrads.materialize
@@ -113,18 +115,18 @@ MUTANTS = {
         split,
     ),
     "chunks averaged": (
-        _value,
-        "row_sum",
-        lambda rows, c=None: {k: v / 2 for k, v in row_sum(rows, c).items()},
+        _factors,
+        "weighted_sum",
+        lambda rows, c: {k: v / 2 for k, v in weighted_sum(rows, c).items()},
         split,
     ),
     "short last chunk dropped": (_vmap, "spans", short_chunk_dropped, split),
-    "0 * NaN": (_value, "row_sum", multiplied, check_zero_coefficient_leaves_out),
-    "sign of a coefficient lost": (_value, "row_sum", absolute, lambda: check_case("linear", "vmap", 2)),
-    "norms without scaling": (_value, "row_norms", naive_norms, check_norms_are_safe),
+    "0 * NaN": (_factors, "weighted_sum", multiplied, check_zero_coefficient_leaves_out),
+    "sign of a coefficient lost": (_factors, "weighted_sum", absolute, lambda: check_case("linear", "vmap", 2)),
+    "norms without scaling": (_factors, "norms", naive_norms, check_norms_are_safe),
     "largest instead of total norm": (
-        _value,
-        "row_norms",
+        _factors,
+        "norms",
         norm_of_norms_lost,
         lambda: check_case("linear", "vmap", None),
     ),
@@ -178,8 +180,9 @@ def plant(name, monkeypatch):
     where, attribute, mistake, _ = MUTANTS[name]
     monkeypatch.setattr(where, attribute, mistake)
     if name == "half types added in half types":
-        for module in (_value, _weights):
-            monkeypatch.setattr(module, "wide", mistake)
+        for module in list(sys.modules.values()):
+            if module.__name__.startswith("gradfunc.") and hasattr(module, "wide"):
+                monkeypatch.setattr(module, "wide", mistake)
 
 
 @pytest.mark.parametrize("name", MUTANTS)

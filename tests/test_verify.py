@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import gradfunc as gf
+from gradfunc import _factors
 from gradfunc._engines import CotangentSource, VmapSource
-from gradfunc._per_sample import _value
 
 X, Y = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0, 1, 2])
 
@@ -31,7 +31,12 @@ def losses(p, x):
 def changed(source, change):
     """`source.rows` with its gradients changed."""
     rows = source.rows
-    return lambda self, at: (lambda made: made._replace(grads=change(made.grads)))(rows(self, at))
+
+    def mistaken(self, at):
+        made = rows(self, at)
+        return made._replace(grads=_factors.from_rows(change(_factors.dense(made.grads))))
+
+    return mistaken
 
 
 MISTAKES = {
@@ -58,8 +63,8 @@ def test_an_engine_that_is_wrong_raises(name, dtype, monkeypatch):
 
 def test_norms_that_are_wrong_raise(monkeypatch):
     loss, params, batch = problem()
-    norms = _value.row_norms
-    monkeypatch.setattr(_value, "row_norms", lambda rows: norms(rows) * 1.01)
+    norms = _factors.norms
+    monkeypatch.setattr(_factors, "norms", lambda rows: norms(rows) * 1.01)
     with pytest.raises(RuntimeError, match=r"norms\[i\], .* differ by .* for sample 0"):
         gf.per_sample_grads(loss)(params, *batch)
 
@@ -264,3 +269,27 @@ def test_every_option_is_verified_as_it_is(options):
 def test_bad_values_are_told_what_is_wrong(verify):
     with pytest.raises(ValueError, match=r"verify=.*'first' or False"):
         gf.per_sample_grads(losses, verify=verify)
+
+
+@pytest.mark.parametrize("engine", ["vmap", "loop"])
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_a_forward_pass_has_the_samples_own_losses_weights_and_aux(engine, batched, chunk_size):
+    def loss(p, x):
+        out = torch.tanh(x @ p["w"])
+        return gf.Weighted(out.sum(-1), 1 + x[..., 0].abs()), {"out": out}
+
+    params = {"w": torch.randn(4, 3, dtype=torch.float64)}
+    options = {"engine": engine, "batched": batched, "chunk_size": chunk_size, "has_aux": True, "loss_scale": 8.0}
+    f = gf.per_sample_grads(loss, **options)
+    run = f.evaluation(params, (X.double(),), {})
+    value = run.value(engine, "as asked")
+    for at, traced in run.graphs(value):
+        assert traced.losses.requires_grad
+        assert torch.equal(traced.losses.detach(), value.losses[at])
+        assert torch.equal(traced.weights, value.weights[at])
+        assert torch.equal(traced.aux["out"], value.aux["out"][at])
+        assert not traced.weights.requires_grad
+        assert not traced.aux["out"].requires_grad
+        ones = torch.ones(len(at), dtype=torch.float64)
+        assert torch.allclose(traced.weighted_grad(ones)["w"], value.select(at).sum()["w"], rtol=1e-12)

@@ -1,8 +1,9 @@
 """How rows of the per-sample gradient are computed: `vmap(grad)`, one autograd call a sample, or rows of cotangents.
 
-A *source* answers `rows(at)` with the gradients, losses and weights of those samples. It holds the parameters and the
-batch (or, for a batched loss, the graph of one forward pass) and keeps nothing else: asked twice, it computes twice and
-draws the same random numbers. Sources compose: rows that are kept, a selection, several joined.
+A *source* answers `rows(at)` with a `Block`: the gradients of those samples as factors (dense ones here), their losses
+and weights. It holds the parameters and the batch (or, for a batched loss, the graph of one forward pass) and keeps
+nothing else: asked twice, it computes twice and draws the same random numbers. Sources compose: rows that are kept, a
+selection, several joined.
 """
 
 from ._call import Call as Call
@@ -16,7 +17,7 @@ from ._cotangent import CotangentSource as CotangentSource
 from ._limits import limitation as limitation
 from ._limits import out_of_memory as out_of_memory
 from ._loop import LoopSource as LoopSource
-from ._source import Rows as Rows
+from ._source import Block as Block
 from ._source import Source as Source
 from ._source import Traceable as Traceable
 from ._source import Traced as Traced

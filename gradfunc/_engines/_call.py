@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from .._errors import kind_of, message
+from .._factors import mapped
 from .._random import RefuseDraws, forked
 from .._swap import Swap
 from .._tree import Batch, Tensors, map_tensors, others_of, tensors_of
 from .._weights import Weighted, as_weighted
-from ._source import Rows
+from ._source import Block
 
 
 @dataclass
@@ -121,17 +122,19 @@ class Call:
             draws.noticed.drew |= swap.drew
             draws.noticed.drew_otherwise |= swap.drew_otherwise
 
-    def unaliased(self, rows: Rows) -> Rows:
-        """`rows`, detached, with copies of what shares storage with parameters or batch: results are fresh."""
+    def unaliased(self, block: Block) -> Block:
+        """`block`, detached, with copies of what shares storage with parameters or batch: results are fresh."""
         inputs = {t.untyped_storage().data_ptr() for t in (*self.fixed.values(), *self.batch.tensors)}
 
         def fresh(tensor: Tensor) -> Tensor:
             tensor = tensor.detach()
             return tensor.clone() if tensor.untyped_storage().data_ptr() in inputs else tensor
 
-        grads = {name: fresh(value) for name, value in rows.grads.items()}
-        return rows._replace(
-            grads=grads, losses=fresh(rows.losses), weights=fresh(rows.weights), aux=map_tensors(fresh, rows.aux)
+        return block._replace(
+            grads=mapped(block.grads, fresh),
+            losses=fresh(block.losses),
+            weights=fresh(block.weights),
+            aux=map_tensors(fresh, block.aux),
         )
 
     def _with_aux(self, out: Any) -> tuple[Any, Any]:

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .._factors import concatenated, select
 from .._tree import At, at_positions, compact, map_nests, map_tensors, scattered
-from ._source import Rows, Source, spans
+from ._source import Block, Source, spans
 
 
 @dataclass(frozen=True)
 class KeptSource:
     """Rows that were computed and are held. `origin` is asked what they do not tell, None where they tell all."""
 
-    kept: Rows
+    kept: Block
     origin: Source | None
 
     @property
@@ -29,16 +30,15 @@ class KeptSource:
         """All at once: they are there."""
         return spans(self.size, max(self.size, 1))
 
-    def rows(self, at: At) -> Rows:
+    def rows(self, at: At) -> Block:
         """The rows themselves for a stretch, copies for a selection."""
-        grads = {name: value[at] for name, value in self.kept.grads.items()}
-        return self.values(at)._replace(grads=grads)
+        return self.values(at)._replace(grads=select(self.kept.grads, at))
 
-    def values(self, at: At) -> Rows:
+    def values(self, at: At) -> Block:
         """Losses, weights and auxiliary values."""
         unused = None if self.kept.unused is None else self.kept.unused[at]
         aux = map_tensors(lambda t: t[at], self.kept.aux)
-        return Rows({}, self.kept.losses[at], self.kept.weights[at], unused, aux)
+        return Block({}, self.kept.losses[at], self.kept.weights[at], unused, aux)
 
     def unused(self, at: At) -> Tensor:
         """Known, or asked of the source that computed the rows."""
@@ -64,11 +64,11 @@ class SelectedSource:
         """Stretches."""
         return spans(self.size, chunk)
 
-    def rows(self, at: At) -> Rows:
+    def rows(self, at: At) -> Block:
         """Computed for the selected samples only."""
         return self.source.rows(compact(self.index[at]))
 
-    def values(self, at: At) -> Rows:
+    def values(self, at: At) -> Block:
         """Likewise."""
         return self.source.values(compact(self.index[at]))
 
@@ -94,11 +94,11 @@ class JoinedSource:
         parts = zip(self.parts, self.positions, strict=True)
         return [positions[at] for source, positions in parts for at in source.plan(chunk)]
 
-    def rows(self, at: At) -> Rows:
+    def rows(self, at: At) -> Block:
         """Each part's own samples by that part, then in the order asked for."""
         return self._gathered(lambda source, own: source.rows(own), at)
 
-    def values(self, at: At) -> Rows:
+    def values(self, at: At) -> Block:
         """Likewise."""
         return self._gathered(lambda source, own: source.values(own), at)
 
@@ -127,22 +127,22 @@ class JoinedSource:
             local[positions] = torch.arange(len(positions))
         return part, local
 
-    def _gathered(self, compute: Callable[[Source, At], Rows], at: At) -> Rows:
+    def _gathered(self, compute: Callable[[Source, At], Block], at: At) -> Block:
         return gathered([(where, compute(source, own)) for source, where, own in self._shares(at)])
 
 
-def gathered(parts: Sequence[tuple[At, Rows]]) -> Rows:
-    """Rows computed for some samples at a time, in the order of the samples."""
-    each = [rows for _, rows in parts]
+def gathered(parts: Sequence[tuple[At, Block]]) -> Block:
+    """Blocks computed for some samples at a time, in the order of the samples."""
+    each = [block for _, block in parts]
 
     def ordered(values: list[Tensor]) -> Tensor:
         return scattered([(where, value) for (where, _), value in zip(parts, values, strict=True)])
 
-    told = [rows.unused for rows in each if rows.unused is not None]
-    return Rows(
-        {name: ordered([rows.grads[name] for rows in each]) for name in each[0].grads},
-        ordered([rows.losses for rows in each]),
-        ordered([rows.weights for rows in each]),
+    told = [block.unused for block in each if block.unused is not None]
+    return Block(
+        concatenated([(where, block.grads) for where, block in parts]),
+        ordered([block.losses for block in each]),
+        ordered([block.weights for block in each]),
         ordered(told) if len(told) == len(each) else None,
-        None if each[0].aux is None else map_nests(ordered, [rows.aux for rows in each]),
+        None if each[0].aux is None else map_nests(ordered, [block.aux for block in each]),
     )

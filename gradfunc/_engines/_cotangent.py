@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .._factors import Gradients, from_rows
 from .._swap import Swap
 from .._tree import At, Tensors, at_positions, count, map_tensors
 from ._call import Call, Value
-from ._source import Rows, Traced, absent, gradients, spans, stacked_grads, zero_filled
+from ._source import Block, Traced, absent, gradients, spans, stacked_grads, zero_filled
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class CotangentSource:
         """Stretches."""
         return spans(self.size, chunk)
 
-    def rows(self, at: At) -> Rows:
+    def rows(self, at: At) -> Block:
         """One vjp a row, vmapped or in a loop."""
         losses, size = self.value.numerator, count(at)
         cotangents = torch.zeros(size, self.size, dtype=losses.dtype, device=losses.device)
@@ -51,13 +52,13 @@ class CotangentSource:
             if self.vmapped:
                 grads = gradients(losses, self.leaves, cotangents, is_grads_batched=True)
                 unused = absent([grads]).expand(size, -1)
-                return self._rows(zero_filled(grads, self.leaves, size), at, unused)
+                return self._block(from_rows(zero_filled(grads, self.leaves, size)), at, unused)
             each = [gradients(losses, self.leaves, cotangent) for cotangent in cotangents]
-        return self._rows(stacked_grads(each, self.leaves), at, absent(each))
+        return self._block(from_rows(stacked_grads(each, self.leaves)), at, absent(each))
 
-    def values(self, at: At) -> Rows:
+    def values(self, at: At) -> Block:
         """Read off the one forward pass."""
-        return self._rows({}, at, None)
+        return self._block({}, at, None)
 
     def unused(self, at: At) -> Tensor:
         """Parameters with no path to the losses."""
@@ -68,13 +69,15 @@ class CotangentSource:
 
     def traced(self, at: At) -> Traced:
         """The graph that is there."""
+        there = self.values(at)
         with torch.enable_grad():
-            return Traced(self.leaves, self.value.numerator[at], self.swap, self.call.loss_scale)
+            losses = self.value.numerator[at]
+        return Traced(self.leaves, losses, there.weights, there.aux, self.swap, self.call.loss_scale)
 
-    def _rows(self, grads: Tensors, at: At, unused: Tensor | None) -> Rows:
+    def _block(self, grads: Gradients, at: At, unused: Tensor | None) -> Block:
         def fresh(tensor: Tensor) -> Tensor:
             return tensor.detach()[at].clone()
 
-        return Rows(
+        return Block(
             grads, fresh(self.value.numerator), fresh(self.value.weight), unused, map_tensors(fresh, self.value.aux)
         )

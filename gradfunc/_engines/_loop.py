@@ -8,11 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._factors import Gradients, from_rows
 from .._swap import Swap
 from .._tree import At, Tensors, at_positions, map_nests, map_tensors, scattered
 from .._weights import Weighted
 from ._call import Call, Value
-from ._source import Rows, Traced, absent, gradients, spans, stacked_grads, stacked_values
+from ._source import Block, Traced, absent, gradients, spans, stacked_grads, stacked_values
 
 
 class _Run(NamedTuple):
@@ -38,18 +39,18 @@ class LoopSource:
         """Stretches."""
         return spans(self.size, chunk)
 
-    def rows(self, at: At) -> Rows:
+    def rows(self, at: At) -> Block:
         """One forward and one backward pass a sample."""
         grads, values = [], []
         for i in at_positions(at).tolist():
             run = self._run(i)
             grads.append(self._gradients(run))
             values.append(_detached(run.value))
-        return self._rows(stacked_grads(grads, run.leaves), values, absent(grads))
+        return self._block(from_rows(stacked_grads(grads, run.leaves)), values, absent(grads))
 
-    def values(self, at: At) -> Rows:
+    def values(self, at: At) -> Block:
         """One forward pass a sample."""
-        return self._rows({}, [_detached(self._run(i).value) for i in at_positions(at).tolist()], None)
+        return self._block({}, [_detached(self._run(i).value) for i in at_positions(at).tolist()], None)
 
     def unused(self, at: At) -> Tensor:
         """Asked of every sample, since each may take its own branch."""
@@ -60,7 +61,9 @@ class LoopSource:
         """Every sample's forward pass on the same leaves."""
         leaves, swap = self.call.leaves(), self.call.swap(scan=False)
         runs = [self._run(i, leaves, swap) for i in at_positions(at).tolist()]
-        return Traced(leaves, torch.stack([run.value.numerator for run in runs]), swap, self.call.loss_scale)
+        losses = torch.stack([run.value.numerator for run in runs])
+        there = self._block({}, [_detached(run.value) for run in runs], None)
+        return Traced(leaves, losses, there.weights, there.aux, swap, self.call.loss_scale)
 
     def _run(self, i: int, leaves: Tensors | None = None, swap: Swap | None = None) -> _Run:
         leaves, swap = leaves or self.call.leaves(), swap or self.call.swap(scan=False)
@@ -75,10 +78,10 @@ class LoopSource:
         with run.swap.backward():
             return gradients(self.call.scaled(run.value.numerator), run.leaves)
 
-    def _rows(self, grads: Tensors, values: list[Value], unused: Tensor | None) -> Rows:
+    def _block(self, grads: Gradients, values: list[Value], unused: Tensor | None) -> Block:
         weighted = stacked_values([Weighted(value.numerator, value.weight) for value in values])
         aux = map_nests(self._stacked, [value.aux for value in values]) if self.call.has_aux else None
-        return Rows(grads, *weighted, unused, aux)
+        return Block(grads, *weighted, unused, aux)
 
     def _stacked(self, leaves: list[Tensor]) -> Tensor:
         return scattered([(slice(i, i + 1), leaf[None]) for i, leaf in enumerate(leaves)])

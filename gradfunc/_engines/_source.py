@@ -8,19 +8,20 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from .._factors import Gradients
 from .._swap import Swap
 from .._tree import At, Tensors, wide
 from .._weights import Weighted
 
 
-class Rows(NamedTuple):
-    """Gradients `{name: [b, *shape]}`, numerators `[b]`, weights `[b]` and auxiliary values of some samples.
+class Block(NamedTuple):
+    """Gradients `{name: Gradient}`, numerators `[b]`, weights `[b]` and auxiliary values of some samples.
 
     `unused` is `[b, parameters]`: which losses do not depend on which parameters; None where computing the rows did not
     tell. `aux` is a nest of `[b, ...]`, None if the loss returns none.
     """
 
-    grads: Tensors
+    grads: Gradients
     losses: Tensor
     weights: Tensor
     unused: Tensor | None = None
@@ -37,10 +38,10 @@ class Source(Protocol):
     def plan(self, chunk: int) -> list[At]:
         """Every sample once, at most `chunk` at a time, in the order in which rows are cheapest."""
 
-    def rows(self, at: At) -> Rows:
+    def rows(self, at: At) -> Block:
         """Compute the rows of some samples."""
 
-    def values(self, at: At) -> Rows:
+    def values(self, at: At) -> Block:
         """The same without gradients: `grads` is empty."""
 
     def unused(self, at: At) -> Tensor:
@@ -56,10 +57,21 @@ class Traceable(Source, Protocol):
 
 @dataclass(frozen=True)
 class Traced:
-    """Losses `[b]` with one autograd graph behind them: for a plain backward pass of their weighted sum."""
+    """A forward pass of some samples with one autograd graph behind it, for a backward pass of the caller's own.
+
+    Attributes:
+        leaves: the parameters.
+        losses: numerators, `[b]`, with the graph.
+        weights: `[b]`.
+        aux: a nest of `[b, ...]` without graph, None if the loss returns none.
+        swap: holds the draws, for what runs again in the backward pass.
+        scale: what a cotangent is multiplied by before it goes through the graph (`loss_scale`).
+    """
 
     leaves: Tensors
     losses: Tensor
+    weights: Tensor
+    aux: Any
     swap: Swap
     scale: float
 

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._factors import Gradients, from_rows
 from .._swap import Swap
-from .._tree import At, Tensors, at_positions, count
+from .._tree import At, Tensors, at_positions, count, map_tensors
 from ._call import Call
 from ._loop import LoopSource
-from ._source import Rows, Traced, spans
+from ._source import Block, Traced, spans
 
 
 @dataclass(frozen=True)
@@ -37,16 +38,16 @@ class VmapSource:
         """Stretches."""
         return spans(self.size, chunk)
 
-    def rows(self, at: At) -> Rows:
+    def rows(self, at: At) -> Block:
         """One vmapped call."""
         grads, value = self._vmapped(lambda loss: torch.func.grad(loss, has_aux=True), at, self.call.params)
-        return self.call.unaliased(_rows(grads, value))
+        return self.call.unaliased(_block(from_rows(grads), value))
 
-    def values(self, at: At) -> Rows:
+    def values(self, at: At) -> Block:
         """One vmapped forward pass."""
         with torch.no_grad():
             value = self._vmapped(_aux_only, at, self.call.params)
-        return self.call.unaliased(_rows({}, value))
+        return self.call.unaliased(_block({}, value))
 
     def unused(self, at: At) -> Tensor:
         """Asked of one sample: under vmap every sample runs the same graph."""
@@ -56,8 +57,9 @@ class VmapSource:
         """A vmapped forward pass leaves an ordinary graph behind."""
         leaves, swap = self.call.leaves(), self.call.swap(scan=True)
         with torch.enable_grad():
-            losses = self._vmapped(_aux_only, at, leaves, swap)[0]
-        return Traced(leaves, losses, swap, self.call.loss_scale)
+            losses, weights, *aux = self._vmapped(_aux_only, at, leaves, swap)
+        detached = map_tensors(torch.Tensor.detach, aux[0]) if aux else None
+        return Traced(leaves, losses, weights.detach(), detached, swap, self.call.loss_scale)
 
     def _vmapped(
         self,
@@ -89,9 +91,9 @@ def _aux_only(loss: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *given: loss(*given)[1]
 
 
-def _rows(grads: Tensors, value: tuple[Any, ...]) -> Rows:
+def _block(grads: Gradients, value: tuple[Any, ...]) -> Block:
     numerator, weight, *aux = value
-    return Rows(grads, numerator, weight, None, aux[0] if aux else None)
+    return Block(grads, numerator, weight, None, aux[0] if aux else None)
 
 
 @contextmanager

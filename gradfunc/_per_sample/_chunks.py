@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from .._engines import Rows, out_of_memory, spans
+from .._engines import Block, out_of_memory, spans
 from .._errors import message
 from .._tree import At, Tensors, at_positions, compact, count
 
@@ -44,7 +44,7 @@ class Chunks:
         memory = torch.cuda.get_device_properties(device).total_memory if on_gpu else _machine_memory()
         return cls(max(1, min(samples or 1, memory // 16 // max(row, 1))), True, entries, row)
 
-    def computed(self, call: str, compute: Callable[[At], Rows], at: At, total: int) -> Iterator[tuple[At, Rows]]:
+    def computed(self, call: str, compute: Callable[[At], Block], at: At, total: int) -> Iterator[tuple[At, Block]]:
         """`compute(at)`, in smaller parts where that does not fit into memory.
 
         Raises:
@@ -55,13 +55,13 @@ class Chunks:
             at = pending.pop(0)
             if self.automatic and count(at) > self.size:
                 pending = [compact(at_positions(at)[part]) for part in spans(count(at), self.size)] + pending
-            elif (rows := self._tried(call, compute, at, total)) is not None:
-                yield at, rows
+            elif (block := self._tried(call, compute, at, total)) is not None:
+                yield at, block
             else:  # the failed try's memory is free again: its error, which held it, is gone
                 self.size = (count(at) + 1) // 2
                 pending.insert(0, at)
 
-    def _tried(self, call: str, compute: Callable[[At], Rows], at: At, total: int) -> Rows | None:
+    def _tried(self, call: str, compute: Callable[[At], Block], at: At, total: int) -> Block | None:
         try:
             return compute(at)
         except (RuntimeError, MemoryError) as error:

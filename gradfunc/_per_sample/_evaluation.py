@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from .._engines import (
+    Block,
     Call,
     CotangentSource,
     JoinedSource,
     KeptSource,
     LoopSource,
     Noticed,
-    Rows,
     Source,
     Traceable,
     Traced,
@@ -28,6 +28,7 @@ from .._errors import message
 from .._tree import At, Tensors, count, wide
 from .._weights import check_weights
 from ._chunks import Chunks
+from ._scales import Scales
 from ._value import PerSampleGrads
 
 Selection = str | Sequence[str] | Callable[[str, Tensor], bool]
@@ -66,17 +67,19 @@ class Evaluation:
         params = self.calls[0].params
         chunks = Chunks.choose(self.options.chunk_size, params, source.size)
         whole = slice(0, source.size)
-        parts: list[tuple[At, Rows]] = []
+        parts: list[tuple[At, Block]] = []
         # Rows of the first chunk are computed to learn whether they can be; they are kept if they are all.
         for at in [whole] if 0 < source.size <= chunks.size else source.plan(chunks.size):
             compute = source.values if parts else source.rows
             parts += chunks.computed(self.call, compute, at, source.size)
             if count(parts[-1][0]) < source.size:
-                parts = [(piece, rows._replace(grads={})) for piece, rows in parts]
+                parts = [(piece, block._replace(grads={})) for piece, block in parts]
         values = _values(parts, params)
         check_weights(self.call, values.weights)
         kept = bool(values.grads)
-        scale = self.options.loss_scale
+        scales, unscaling = Scales(), self.options.loss_scale
+        if unscaling is not None:
+            scales = scales.times(torch.full_like(values.losses, 1 / unscaling, dtype=torch.float64))
         held = KeptSource(values, source if values.unused is None else None) if kept else source
         return PerSampleGrads(
             names=tuple(params),
@@ -87,7 +90,7 @@ class Evaluation:
             _aux=values.aux,
             _source=held,
             _shapes=params,
-            _scale=None if scale is None else torch.full_like(values.losses, 1 / scale, dtype=torch.float64),
+            _scales=scales,
             _chunks=chunks,
             _reason=reason,
             _slow=self.slow,
@@ -138,9 +141,9 @@ class Evaluation:
             raise torch.OutOfMemoryError(text) from error
 
 
-def _values(parts: list[tuple[At, Rows]], params: Tensors) -> Rows:
+def _values(parts: list[tuple[At, Block]], params: Tensors) -> Block:
     """The parts in the order of the samples; gradients only where one part is all."""
     if not parts:
         like = next(iter(params.values()))
-        return Rows({}, like.new_zeros(0), like.new_zeros(0, dtype=wide(like.dtype)))
+        return Block({}, like.new_zeros(0), like.new_zeros(0, dtype=wide(like.dtype)))
     return parts[0][1] if len(parts) == 1 else gathered(parts)

@@ -15,6 +15,7 @@ from .._tree import map_nests, same_structure
 from .._weights import Weighted, as_weighted
 from ._evaluation import Options, Selection
 from ._function import PerSampleGradsFunction, check_options
+from ._scales import joined
 from ._value import PerSampleGrads
 
 
@@ -47,7 +48,6 @@ def concatenate(values: Sequence[PerSampleGrads]) -> PerSampleGrads:
     first = values[0]
     parts, positions = _flattened(values)
     filled = [g for g in values if g.batch_size] or [first]
-    scales = [torch.ones_like(g._losses, dtype=torch.float64) if g._scale is None else g._scale for g in values]
     smallest = min((g._chunks for g in filled), key=lambda chunks: chunks.size)
     return PerSampleGrads(
         names=first.names,
@@ -58,7 +58,7 @@ def concatenate(values: Sequence[PerSampleGrads]) -> PerSampleGrads:
         _aux=map_nests(torch.cat, [g._aux for g in filled]) if filled[0]._aux is not None else None,
         _source=JoinedSource(parts, positions),
         _shapes=first._shapes,
-        _scale=None if all(g._scale is None for g in values) else torch.cat(scales),
+        _scales=joined([(g._scales, g._losses) for g in values]),
         _chunks=dataclasses.replace(smallest),
         _reason=f"{len(values)} values joined",
         _slow=set().union(*(g._slow for g in values)),
@@ -113,9 +113,9 @@ def _flattened(values: Sequence[PerSampleGrads]) -> tuple[list[Source], list[Ten
     positions: list[Tensor] = []
     start = 0
     for g in values:
-        joined = g._source if isinstance(g._source, JoinedSource) else None
-        parts += joined.parts if joined else [g._source]
-        positions += [own + start for own in (joined.positions if joined else [torch.arange(g.batch_size)])]
+        before = g._source if isinstance(g._source, JoinedSource) else None
+        parts += before.parts if before else [g._source]
+        positions += [own + start for own in (before.positions if before else [torch.arange(g.batch_size)])]
         start += g.batch_size
     return parts, positions
 

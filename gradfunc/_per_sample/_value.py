@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, overload
@@ -10,24 +11,16 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
+from .. import _factors
 from .._engines import SelectedSource, Source
 from .._errors import kind_of, message
-from .._tree import (
-    At,
-    Tensors,
-    at_positions,
-    map_tensors,
-    row_dots,
-    row_norms,
-    row_scale,
-    row_sum,
-    scattered,
-    weighed,
-    wide,
-)
+from .._factors import Projection
+from .._tree import At, Tensors, at_positions, count, map_tensors, scattered, weighed, wide
 from .._weights import ratio, total
 from ._chunks import Chunks
 from ._indices import coefficients, indices
+from ._piece import Piece
+from ._scales import OfNorms, Scales
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +51,8 @@ class PerSampleGrads:
     _aux: Any = field(repr=False)
     _source: Source = field(repr=False)
     _shapes: Tensors = field(repr=False)
-    # Row i is the source's row i times this, [B]: clipping, masking and unscaling touch no row until a sum.
-    _scale: Tensor | None = field(repr=False)
+    # Row i is the source's row i times what these give for it.
+    _scales: Scales = field(repr=False)
     _chunks: Chunks = field(repr=False)
     _reason: str = field(repr=False)
     # Operators that torch runs sample by sample under vmap; grows as they are met.
@@ -121,7 +114,7 @@ class PerSampleGrads:
             _losses=self._losses[chosen],
             _weights=self._weights[chosen],
             _aux=map_tensors(lambda t: t[chosen], self._aux),
-            _scale=None if self._scale is None else self._scale[chosen],
+            _scales=self._scales.select(chosen),
             _source=SelectedSource(self._source, chosen),
         )
 
@@ -159,8 +152,19 @@ class PerSampleGrads:
         return self.select(at_positions(self._plan()[0])) if self.batch_size else self
 
     def _times(self, c: Tensor) -> PerSampleGrads:
-        scale = c if self._scale is None else weighed(self._scale, c)
-        return dataclasses.replace(self, _losses=weighed(self._losses, c), _scale=scale)
+        return dataclasses.replace(self, _losses=weighed(self._losses, c), _scales=self._scales.times(c))
+
+    def _rescaled(self, c: Tensor | OfNorms) -> PerSampleGrads:
+        """Gradients times `c`, `[B]`, or times a function of the norms `[b]` of any b rows; losses and weights stay.
+
+        Where rows are computed again at each query the function waits for them, so that clipping costs no pass of its
+        own; it is then asked piece by piece, and must give a row the same whatever rows are beside it.
+        """
+        if not isinstance(c, Tensor):
+            if self._watched:
+                return dataclasses.replace(self, _scales=self._scales.deferred(c, self._losses))
+            c = c(self.norms())
+        return dataclasses.replace(self, _scales=self._scales.times(c.detach().to(self._losses.device, torch.float64)))
 
     # --- queries -----------------------------------------------------------------------------------
 
@@ -171,12 +175,9 @@ class PerSampleGrads:
     def norms(self, *, per_parameter: bool = False) -> Tensor | dict[str, Tensor]:
         """Euclidean norm of each sample's gradient: `[B]`, or `{name: [B]}`; safe from overflow."""
         if per_parameter:
-            parts = [
-                (at, {k: self._scaled(row_norms({k: v}), at, norm=True) for k, v in rows.items()})
-                for at, rows in self._rows("norms()")
-            ]
+            parts = [(piece.at, piece.norms_each()) for piece in self._pieces("norms()")]
             return {name: self._joined([(at, part[name]) for at, part in parts]) for name in self.names}
-        return self._joined([(at, self._scaled(row_norms(rows), at, norm=True)) for at, rows in self._rows("norms()")])
+        return self._joined([(piece.at, piece.norms()) for piece in self._pieces("norms()")])
 
     @overload
     def gram(self, other: PerSampleGrads | None = None, *, per_parameter: Literal[False] = False) -> Tensor: ...
@@ -205,14 +206,14 @@ class PerSampleGrads:
         }
         plan = self._plan()
         for k, chunk in enumerate(plan):
-            for at, rows in self._rows("gram()", [chunk]):
-                i = at_positions(at)
+            for rows in self._pieces("gram()", [chunk]):
+                i = at_positions(rows.at)
                 # Its own Gram is symmetric: blocks left of the chunk's own are there already.
-                for across, columns in right._rows("gram()", plan[k:] if other is None else right._plan()):
-                    j = at_positions(across)
-                    for name, whole in out.items():
-                        left, top = (_flat(r[name], whole.dtype) for r in (rows, columns))
-                        block = self._scaled(right._scaled(left @ top.T, across, dim=1), at)
+                across = self._from(rows, plan[k:]) if other is None else right._pieces("gram()")
+                for columns in across:
+                    j = at_positions(columns.at)
+                    for name, products in _factors.gram(rows.rows, columns.rows).items():
+                        whole, block = out[name], rows.scaled(columns.scaled(products, dim=1))
                         whole[i[:, None], j] = block
                         if other is None:
                             whole[j[:, None], i] = block.T
@@ -235,7 +236,39 @@ class PerSampleGrads:
                 came = f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else "nothing"
                 expected = f"shape {tuple(like.shape)}, the parameter's"
                 raise ValueError(message("g.dot(direction)", got=f"{came} for '{name}'", expected=expected))
-        return self._joined([(at, self._scaled(row_dots(rows, direction), at)) for at, rows in self._rows("dot()")])
+        return self._joined(
+            [(piece.at, piece.scaled(_factors.dots(piece.rows, direction))) for piece in self._pieces("dot()")]
+        )
+
+    def project(self, projection: Projection) -> Tensor:
+        """Each row under a linear map to few numbers: `[B, k]`.
+
+        Args:
+            projection: has `size`, k, and `apply(name, factor) -> [b, k]`: a part of the rows of parameter `name`,
+                `factor.dense()` being `[b, *shape]`. Parts are added over factors and parameters.
+
+        Raises:
+            TypeError: `projection` is something else.
+
+        Example:
+            >>> import gradfunc as gf
+            >>> class Total:
+            ...     size = 1
+            ...     def apply(self, name, factor):
+            ...         return factor.dense().flatten(1).sum(1, keepdim=True)
+            >>> f = gf.per_sample_grads(lambda params, x: (params["w"] * x).sum())
+            >>> f({"w": torch.zeros(2)}, torch.tensor([[3.0, 4.0], [0.0, 1.0]])).project(Total())
+            tensor([[7.],
+                    [1.]])
+        """
+        size = getattr(projection, "size", None)
+        if not isinstance(size, int) or isinstance(size, bool) or not callable(getattr(projection, "apply", None)):
+            expected = "an object with an int `size` and apply(name, factor) -> [b, size]"
+            raise TypeError(message("g.project(projection)", got=kind_of(projection), expected=expected))
+        parts = [
+            (piece.at, piece.scaled(_factors.project(piece.rows, projection))) for piece in self._pieces("project()")
+        ]
+        return self._joined(parts, size)
 
     def sum(self, *, wide: bool = False) -> Tensors:
         """Sum of the rows, `{name: tensor}`: the gradient of torch's `reduction="sum"`.
@@ -276,12 +309,9 @@ class PerSampleGrads:
 
     def materialize(self) -> Tensors:
         """Every row: `{name: [B, *shape]}`, fresh tensors of B times the parameters' size."""
-        parts = [
-            (at, rows if self._scale is None else row_scale(rows, self._scale_at(at)))
-            for at, rows in self._rows("materialize()")
-        ]
+        parts = [(piece.at, piece.dense()) for piece in self._pieces("materialize()")]
         if len(parts) == 1:
-            return {name: value.clone() for name, value in parts[0][1].items()}
+            return parts[0][1]
         return {
             name: scattered([(at, rows[name]) for at, rows in parts]) if parts else like.new_zeros((0, *like.shape))
             for name, like in self._shapes.items()
@@ -299,10 +329,8 @@ class PerSampleGrads:
 
     def _summed(self, c: Tensor | None, query: str, keep_wide: bool) -> Tensors:
         sums = {name: torch.zeros_like(like, dtype=wide(like.dtype)) for name, like in self._shapes.items()}
-        if self._scale is not None:
-            c = self._scale if c is None else weighed(self._scale, c)
-        for at, rows in self._rows(query):
-            part = row_sum(rows, None if c is None else c[at])
+        for piece in self._pieces(query):
+            part = piece.weighted_sum(None if c is None else c[piece.at])
             sums = {name: value + part[name] for name, value in sums.items()}
         return sums if keep_wide else {name: sums[name].to(like.dtype) for name, like in self._shapes.items()}
 
@@ -310,26 +338,21 @@ class PerSampleGrads:
         """Every sample once, a chunk at a time."""
         return self._source.plan(self._chunks.size)
 
-    def _rows(self, query: str, plan: list[At] | None = None) -> Iterator[tuple[At, Tensors]]:
-        """Rows as the source has them, before `_scale`; a chunk comes in several pieces where memory is short."""
+    def _pieces(self, query: str, plan: list[At] | None = None) -> Iterator[Piece]:
+        """The rows, a chunk at a time; a chunk comes in several pieces where memory is short."""
         self._check_unchanged(query)
-        for at in self._plan() if plan is None else plan:
-            for piece, rows in self._chunks.computed(f"g.{query}", self._source.rows, at, self.batch_size):
-                yield piece, rows.grads
+        for chunk in self._plan() if plan is None else plan:
+            for at, block in self._chunks.computed(f"g.{query}", self._source.rows, chunk, self.batch_size):
+                yield Piece(at, block.grads, self._scales)
 
-    def _scaled(self, values: Tensor, at: At, *, norm: bool = False, dim: int = 0) -> Tensor:
-        """`values`, one a sample along `dim`, times the samples' factors."""
-        if self._scale is None:
-            return values
-        c = self._scale_at(at)
-        return weighed(values, c.abs() if norm else c, dim)
+    def _from(self, piece: Piece, plan: list[At]) -> Iterator[Piece]:
+        """The pieces of `plan`, given one of its first chunk: that is not computed again where it is all of it."""
+        whole = count(piece.at) == count(plan[0])
+        return itertools.chain([piece], self._pieces("gram()", plan[1:])) if whole else self._pieces("gram()", plan)
 
-    def _scale_at(self, at: At) -> Tensor:
-        assert self._scale is not None
-        return self._scale[at]
-
-    def _joined(self, parts: list[tuple[At, Tensor]]) -> Tensor:
-        return scattered(parts) if parts else torch.zeros_like(self.losses, dtype=wide(self.losses.dtype))
+    def _joined(self, parts: list[tuple[At, Tensor]], *shape: int) -> Tensor:
+        """`[B, *shape]`."""
+        return scattered(parts) if parts else self._losses.new_zeros((0, *shape), dtype=wide(self._losses.dtype))
 
     def _check_unchanged(self, query: str) -> None:
         if any(tensor._version != version for tensor, version in self._watched):
@@ -341,7 +364,3 @@ class PerSampleGrads:
                     do="Query before the update, or pass chunk_size=None so that the rows are kept.",
                 )
             )
-
-
-def _flat(value: Tensor, dtype: torch.dtype) -> Tensor:
-    return value.reshape(len(value), -1).to(dtype)

@@ -31,9 +31,7 @@ from ._rows import At as At
 from ._rows import at_positions as at_positions
 from ._rows import compact as compact
 from ._rows import count as count
-from ._rows import row_dots as row_dots
 from ._rows import row_norms as row_norms
-from ._rows import row_scale as row_scale
 from ._rows import row_sum as row_sum
 from ._rows import scattered as scattered
 from ._rows import weighed as weighed

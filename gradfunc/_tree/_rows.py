@@ -55,11 +55,6 @@ def weighed(values: Tensor, c: Tensor, dim: int = 0) -> Tensor:
     return torch.where(factor == 0, torch.zeros_like(product), product)
 
 
-def row_scale(rows: Mapping[str, Tensor], c: Tensor) -> Tensors:
-    """Row i times `c[i]`, multiplied in the accumulation dtype; exact zeros where `c[i]` is 0."""
-    return {name: weighed(value.to(wide(value.dtype)), c).to(value.dtype) for name, value in rows.items()}
-
-
 def row_norms(rows: Mapping[str, Tensor]) -> Tensor:
     """Euclidean norm of each row over all tensors: `[B]`, safe from overflow and underflow.
 
@@ -75,15 +70,6 @@ def row_norms(rows: Mapping[str, Tensor]) -> Tensor:
     parts = torch.stack([torch.linalg.vector_norm(value / unit[:, None], dim=1) for value in flat])
     norms: Tensor = unit * torch.linalg.vector_norm(parts, dim=0)
     return norms
-
-
-def row_dots(rows: Mapping[str, Tensor], direction: Mapping[str, Tensor]) -> Tensor:
-    """Inner product of each row with `direction`: `[B]`."""
-    parts = []
-    for name, value in rows.items():
-        flat = _flat(value)
-        parts.append(flat @ direction[name].reshape(-1).to(flat.dtype))
-    return torch.stack(parts).sum(0)
 
 
 def row_sum(rows: Mapping[str, Tensor], c: Tensor | None = None) -> Tensors:

@@ -17,7 +17,7 @@ from models import Tied
 from test_mutants import add_means, aliased, live_buffers, weight_lost, weight_twice
 
 import gradfunc as gf
-from gradfunc import _engines, _stateless, _tree, _weights
+from gradfunc import _engines, _factors, _stateless, _weights
 from gradfunc._engines import _call, _loop, _source, _vmap
 from gradfunc._per_sample import _function, _join, _value
 
@@ -33,8 +33,8 @@ CASES = [
     Case(model="gru", options=ELEMENTS, size=3, engine="batched loop", unused=True, sample_weights="positive", seed=5),
 ]
 
-row_sum, sample_ids, replica, zero_filled = (
-    _tree.row_sum,
+weighted_sum, sample_ids, replica, zero_filled = (
+    _factors.weighted_sum,
     _function.sample_ids,
     _stateless._replica,
     _source.zero_filled,
@@ -66,8 +66,8 @@ def one_buffer(each, leaves):
     return {name: torch.stack([grads[name] for grads in kept]) for name in leaves}
 
 
-def scaled_after_the_sum(rows, c=None):
-    sums = row_sum(rows)
+def scaled_after_the_sum(rows, c):
+    sums = weighted_sum(rows, None)
     return sums if c is None else {name: value * c.to(value.dtype).mean() for name, value in sums.items()}
 
 
@@ -79,8 +79,10 @@ def first_chunks_draws(self, transform, at, params, vmapped=_vmap.VmapSource._vm
     return vmapped(dataclasses.replace(self, call=call), transform, at, params)
 
 
-def first_row_lost(rows, c=None):
-    return row_sum(rows, c) if c is not None else {name: value[1:].sum(0) for name, value in rows.items()}
+def first_row_lost(rows, c):
+    if c is not None:
+        return weighted_sum(rows, c)
+    return {name: value[1:].sum(0) for name, value in _factors.dense(rows).items()}
 
 
 def detached_head(module, made):
@@ -126,13 +128,13 @@ MUTANTS = {
     "lost weight": Mutant(laws.mean_times_weight_is_sum, _call, "as_weighted", weight_lost),
     "weight applied twice": Mutant(laws.a_sum_of_losses_gives_the_sum_of_gradients, _call, "as_weighted", weight_twice),
     "rows scaled after the sum": Mutant(
-        laws.scaling_the_loss_scales_the_gradient, _value, "row_sum", scaled_after_the_sum
+        laws.scaling_the_loss_scales_the_gradient, _factors, "weighted_sum", scaled_after_the_sum
     ),
     "mask reused across chunks": Mutant(
         laws.any_split_gives_the_same_mean, _vmap.VmapSource, "_vmapped", first_chunks_draws
     ),
     "sum / B for mean": Mutant(laws.mean_times_weight_is_sum, _value, "total", batch_size),
-    "first row lost": Mutant(laws.sum_of_none_is_sum, _value, "row_sum", first_row_lost),
+    "first row lost": Mutant(laws.sum_of_none_is_sum, _factors, "weighted_sum", first_row_lost),
     "draws by position": Mutant(
         laws.permuting_the_batch_permutes_the_rows,
         _function,

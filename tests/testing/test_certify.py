@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import gradfunc as gf
-from gradfunc import _certificate, _engines
-from gradfunc._per_sample import PerSampleGradsFunction, _value
+from gradfunc import _certificate, _engines, _factors
+from gradfunc._per_sample import PerSampleGradsFunction
 
 VOCABULARY, WIDTH, TIME, N = 7, 4, 3, 6
 
@@ -154,10 +154,10 @@ def norms_without_cross_term(rows):
     """What two uses of a tied weight, squared apart, leave out is a part of that weight's square."""
     parts = {name: value for name, value in rows.items() if name != "embed.weight"}
     tied = rows["embed.weight"]
-    return (row_norms(parts).square() + 1.1 * row_norms({"": tied}).square()).sqrt()
+    return (norms(parts).square() + 1.1 * norms({"": tied}).square()).sqrt()
 
 
-row_norms, row_dots, row_sum = _value.row_norms, _value.row_dots, _value.row_sum
+norms, dots, weighted_sum = _factors.norms, _factors.dots, _factors.weighted_sum
 gram, materialize = gf.PerSampleGrads.gram, gf.PerSampleGrads.materialize
 rows_of = _engines.VmapSource.rows
 
@@ -165,7 +165,7 @@ rows_of = _engines.VmapSource.rows
 def changed_rows(change):
     def rows(self, at):
         got = rows_of(self, at)
-        return got._replace(grads=change(dict(got.grads)))
+        return got._replace(grads=_factors.from_rows(change(dict(_factors.dense(got.grads)))))
 
     return _engines.VmapSource, "rows", rows
 
@@ -199,7 +199,7 @@ def gram_off(self, other=None, **options):
 
 
 def dots_off(rows, direction):
-    return row_dots({k: v for k, v in rows.items() if k != "mix.bias"}, direction)
+    return dots({k: v for k, v in rows.items() if k != "mix.bias"}, direction)
 
 
 def rows_off(self):
@@ -208,19 +208,19 @@ def rows_off(self):
 
 # fault -> (where, attribute, mistake, the check that must say so, parameter, sample; None: not told)
 ENGINES = {
-    "a missing tied cross term": (_value, "row_norms", norms_without_cross_term, "norms", None, None),
-    "norms that overflow": (_value, "row_norms", lambda rows: row_norms(rows) * torch.inf, "norms", None, None),
+    "a missing tied cross term": (_factors, "norms", norms_without_cross_term, "norms", None, None),
+    "norms that overflow": (_factors, "norms", lambda rows: norms(rows) * torch.inf, "norms", None, None),
     "a broadcast embedding summed": (*changed_rows(shared_summed), "weighted sum", "place.weight", 0),
     "rows permuted": (*changed_rows(permuted), "weighted sum", None, 2),
     "a lost parameter": (*changed_rows(lost), "weighted sum", "mix.bias", 0),
     "one sample 0.1% off": (*changed_rows(one_sample_off), "weighted sum", "mix.weight", 4),
     "gram": (gf.PerSampleGrads, "gram", gram_off, "gram", None, None),
-    "dot": (_value, "row_dots", dots_off, "dot", None, None),
+    "dot": (_factors, "dots", dots_off, "dot", None, None),
     "rows": (gf.PerSampleGrads, "materialize", rows_off, "rows", "mix.weight", None),
     "signs lost in a weighted sum": (
-        _value,
-        "row_sum",
-        lambda rows, c=None: row_sum(rows, None if c is None else c.abs()),
+        _factors,
+        "weighted_sum",
+        lambda rows, c: weighted_sum(rows, None if c is None else c.abs()),
         "weighted sum",
         None,
         None,
@@ -257,7 +257,7 @@ def test_a_plain_sum_would_not_catch_it(name, monkeypatch):
 
 def test_norms_are_not_covered_by_weighted_sums(monkeypatch):
     """A missing cross term passes (i): that is why (ii) is there."""
-    monkeypatch.setattr(_value, "row_norms", norms_without_cross_term)
+    monkeypatch.setattr(_factors, "norms", norms_without_cross_term)
     report = gf.testing.certify(*problem(), engine="vmap")
     assert report.row("weighted sum").verdict in ("exact", "rounding")
     assert {row.check for row in report.faults} == {"norms", "diagonal"}

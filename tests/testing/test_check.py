@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from zoo import CLASSES, CRITERIA, MODELS, WIDTH, Tied, encoder, mlp, sequence_model, tokens, x, y
 
 import gradfunc as gf
-from gradfunc import _engines
+from gradfunc import _engines, _factors
 from gradfunc._certificate import Difference
 from gradfunc.testing import _agreement, _hooks, _planted, _slopes
 
@@ -542,7 +542,8 @@ materialize, add = gf.PerSampleGrads.materialize, gf.Accumulator.add
 def with_grads(rows, change):
     def mistaken(self, *at):
         got = rows(self, *at)
-        return got._replace(grads={name: change(name, value) for name, value in got.grads.items()})
+        changed = {name: change(name, value) for name, value in _factors.dense(got.grads).items()}
+        return got._replace(grads=_factors.from_rows(changed))
 
     return mistaken
 
