@@ -64,7 +64,7 @@ def test_an_engine_that_is_wrong_raises(name, dtype, monkeypatch):
 def test_norms_that_are_wrong_raise(monkeypatch):
     loss, params, batch = problem()
     norms = _factors.norms
-    monkeypatch.setattr(_factors, "norms", lambda rows: norms(rows) * 1.01)
+    monkeypatch.setattr(_factors, "norms", lambda rows: norms(rows) * torch.tensor([1.01, 1, 1, 1, 1, 1]))
     with pytest.raises(RuntimeError, match=r"norms\[i\], .* differ by .* for sample 0"):
         gf.per_sample_grads(loss)(params, *batch)
 
