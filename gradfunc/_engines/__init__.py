@@ -1,4 +1,4 @@
-"""How rows of the per-sample gradient are computed: `vmap(grad)`, one autograd call a sample, or rows of cotangents.
+"""How rows of the per-sample gradient are computed: as factors, by `vmap(grad)`, one autograd call a sample, or a row.
 
 A *source* answers `rows(at)` with a `Block`: the gradients of those samples as factors (dense ones here), their losses
 and weights. It holds the parameters and the batch (or, for a batched loss, the graph of one forward pass) and keeps
@@ -14,6 +14,8 @@ from ._combine import KeptSource as KeptSource
 from ._combine import SelectedSource as SelectedSource
 from ._combine import gathered as gathered
 from ._cotangent import CotangentSource as CotangentSource
+from ._factored import FactoredSource as FactoredSource
+from ._factored import factored as factored
 from ._limits import limitation as limitation
 from ._limits import out_of_memory as out_of_memory
 from ._loop import LoopSource as LoopSource

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .._capture import Used
 from .._errors import kind_of, message
 from .._factors import mapped
 from .._random import RefuseDraws, forked
@@ -21,10 +22,12 @@ from ._source import Block
 
 @dataclass
 class Noticed:
-    """What running the loss has shown: whether it draws random numbers."""
+    """What running the loss has shown: whether it draws random numbers, and what its graph is."""
 
     drew: bool = False
     drew_otherwise: bool = False  # without a key: by torch itself
+    uses: dict[str, list[Used]] = field(default_factory=dict)  # of each parameter, where the graph was read
+    graphs: set[int] = field(default_factory=set)  # which graphs were
 
 
 @dataclass(frozen=True)

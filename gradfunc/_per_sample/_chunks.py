@@ -31,8 +31,11 @@ class Chunks:
     row_bytes: int
 
     @classmethod
-    def choose(cls, asked: str | int | None, params: Tensors, samples: int) -> Chunks:
-        """`asked` as it is; "auto": rows within 1/16 of the total memory, never of what happens to be free."""
+    def choose(cls, asked: str | int | None, params: Tensors, samples: int, *, whole: bool = False) -> Chunks:
+        """`asked` as it is; "auto": rows within 1/16 of the total memory, never of what happens to be free.
+
+        With `whole` there are no rows to hold, and "auto" begins with all samples.
+        """
         entries = sum(value.numel() for value in params.values())
         row = sum(value.numel() * value.element_size() for value in params.values())
         if isinstance(asked, int):
@@ -42,7 +45,8 @@ class Chunks:
         device = next(iter(params.values())).device
         on_gpu = device.type == "cuda"
         memory = torch.cuda.get_device_properties(device).total_memory if on_gpu else _machine_memory()
-        return cls(max(1, min(samples or 1, memory // 16 // max(row, 1))), True, entries, row)
+        fitting = samples if whole else memory // 16 // max(row, 1)
+        return cls(max(1, min(samples or 1, fitting)), True, entries, row)
 
     def computed(self, call: str, compute: Callable[[At], Block], at: At, total: int) -> Iterator[tuple[At, Block]]:
         """`compute(at)`, in smaller parts where that does not fit into memory.

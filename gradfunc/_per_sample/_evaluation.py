@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .._capture import Plans
 from .._engines import (
     Block,
     Call,
     CotangentSource,
+    FactoredSource,
     JoinedSource,
     KeptSource,
     LoopSource,
@@ -20,6 +22,7 @@ from .._engines import (
     Traceable,
     Traced,
     VmapSource,
+    factored,
     gathered,
     limitation,
     out_of_memory,
@@ -59,13 +62,14 @@ class Evaluation:
     positions: list[Tensor]
     watched: list[Tensor]
     noticed: Noticed
+    plans: Plans
     slow: set[str] = field(default_factory=set)
 
     def value(self, engine: str, reason: str) -> PerSampleGrads:
         """The gradients by this engine."""
         source = self._source(engine)
         params = self.calls[0].params
-        chunks = Chunks.choose(self.options.chunk_size, params, source.size)
+        chunks = Chunks.choose(self.options.chunk_size, params, source.size, whole=engine == "factored")
         whole = slice(0, source.size)
         parts: list[tuple[At, Block]] = []
         # Rows of the first chunk are computed to learn whether they can be; they are kept if they are all.
@@ -93,6 +97,7 @@ class Evaluation:
             _scales=scales,
             _chunks=chunks,
             _reason=reason,
+            _uses=self.noticed.uses,
             _slow=self.slow,
             _watched=() if kept else tuple((tensor, tensor._version) for tensor in self.watched),
         )
@@ -115,19 +120,26 @@ class Evaluation:
 
     def graphs(self, value: PerSampleGrads) -> Iterator[tuple[Tensor, Traced]]:
         """The losses of `value` again, a chunk at a time, with an ordinary graph behind them, and whose they are."""
-        for source, positions in zip(self._parts(value.engine), self.positions, strict=True):
+        for source, positions in zip(self._forwards(value.engine), self.positions, strict=True):
             own = torch.arange(source.size) if self.options.batched else positions
             for at in source.plan(value._chunks.size):
                 yield own[at], source.traced(at)
 
     def _source(self, engine: str) -> Source:
-        parts = self._parts(engine)
+        parts = [self._differentiated(engine, *pair) for pair in zip(self.calls, self._forwards(engine), strict=True)]
         return parts[0] if len(parts) == 1 else JoinedSource(parts, self.positions)
 
-    def _parts(self, engine: str) -> Sequence[Traceable]:
+    def _differentiated(self, engine: str, call: Call, forward: Traceable) -> Source:
+        if engine != "factored":
+            return forward
+        if self.options.batched:  # the forward pass has been run, and is run once
+            return KeptSource(factored(call, forward.traced(slice(0, forward.size)), self.plans, vmapped=False), None)
+        return FactoredSource(call, forward, self.plans)
+
+    def _forwards(self, engine: str) -> Sequence[Traceable]:
         if self.options.batched:
-            return [self._native(vmapped=engine == "vmap")]
-        return [VmapSource(call, self.slow) if engine == "vmap" else LoopSource(call) for call in self.calls]
+            return [self._native(vmapped=engine != "loop")]
+        return [LoopSource(call) if engine == "loop" else VmapSource(call, self.slow) for call in self.calls]
 
     def _native(self, *, vmapped: bool) -> Traceable:
         try:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._capture import Plans
 from .._engines import Call, Draws, Noticed
 from .._errors import GradfuncWarning, kind_of, message, one_of
 from .._tree import Group, read_batch, read_groups, tensors_of
@@ -21,13 +22,18 @@ from ._indices import sample_ids
 from ._value import PerSampleGrads
 from ._verify import signature, verify
 
+# Engines that run samples together, the quickest first, and why.
+_BATCHED = (("factored", "rows are held as factors"), ("vmap", "torch.func runs this loss"))
+
 
 @dataclass
 class _Learnt:
     """What calls of one function have shown; shared by `f.at(...)`."""
 
-    refused: str | None = None  # why vmap could not run the loss: later calls go to the loop at once, without a warning
+    refused: dict[str, str] = field(default_factory=dict)  # engine -> why: later calls pass it over, without a warning
+    plans: Plans = field(default_factory=Plans)
     warned_of_draws: bool = False
+    warned_of_loop: bool = False
     verified: set[Any] = field(default_factory=set)  # signatures
 
 
@@ -111,27 +117,37 @@ class PerSampleGradsFunction:
             scale = options.loss_scale or 1.0
             calls.append(Call(call, self.loss, chosen, fixed, batch, draws, options.has_aux, scale))
         watched = [*fixed.values(), *tensors_of((args, kwargs))]
-        return Evaluation(options, call, calls, [group.positions for group in groups], watched, noticed)
+        return Evaluation(
+            options, call, calls, [group.positions for group in groups], watched, noticed, self._learnt.plans
+        )
 
     def _chosen(self, run: Evaluation) -> PerSampleGrads:
         if self.options.engine != "auto":
             return run.value(self.options.engine, "as asked")
-        if self._learnt.refused:
-            return run.value("loop", self._learnt.refused)
-        try:
-            value = run.value("vmap", "torch.func runs this loss")
-        except Exception as error:
-            if (limit := run.limit(error)) is None:
-                raise
-        else:
-            if self.options.batched or not run.noticed.drew_otherwise or self.options.randomness == "same":
-                return value
-            limit = "it draws what torch alone can draw, which vmap gives to a batch and not to a sample by its name"
-        reason = f"torch.func cannot run this loss ({limit})"
+        refused = self._learnt.refused
+        for engine, reason in _BATCHED:
+            if engine in refused:
+                continue
+            try:
+                value = run.value(engine, refused.get("factored", reason))
+            except Exception as error:
+                if (limit := run.limit(error)) is None:
+                    raise
+                refused[engine] = f"torch.func cannot run this loss ({limit})"
+            else:
+                if self.options.batched or not run.noticed.drew_otherwise or self.options.randomness == "same":
+                    return value
+                limit = (
+                    "it draws what torch alone can draw, which vmap gives to a batch and not to a sample by its name"
+                )
+                refused.update({name: f"torch.func cannot run this loss ({limit})" for name, _ in _BATCHED})
+        reason, warned = refused["vmap"], self._learnt.warned_of_loop
         value = run.value("loop", reason)  # the user's own error, if it is one, passes here
-        self._learnt.refused = reason
-        do = "Results are exact but cost one backward pass a sample; pass engine='loop' to say that this is meant."
-        warnings.warn(f"{run.call}: {reason}; using one autograd call a sample. {do}", GradfuncWarning, stacklevel=3)
+        self._learnt.warned_of_loop = True
+        if not warned:
+            do = "Results are exact but cost one backward pass a sample; pass engine='loop' to say that this is meant."
+            text = f"{run.call}: {reason}; using one autograd call a sample. {do}"
+            warnings.warn(text, GradfuncWarning, stacklevel=3)
         return value
 
     def _warn_of_draws(self, run: Evaluation) -> None:
@@ -166,10 +182,11 @@ def per_sample_grads(
         loss: `loss(params, *sample, **sample) -> scalar | Weighted` of ONE sample, without batch dimension.
         wrt: which parameters: a regex (`re.fullmatch`), exact names, or a predicate(name, tensor); default: every
             floating one.
-        engine: "vmap" (`vmap(grad)`), "loop" (one autograd call a sample: whatever autograd can differentiate), or
-            "auto": vmap, and the loop where torch.func says that it cannot.
+        engine: "factored" (one forward pass, and one backward pass that forms no weight gradient; rows are held as
+            the inputs and cotangents of each use of a parameter), "vmap" (`vmap(grad)`: rows are formed), "loop" (one
+            autograd call a sample: whatever autograd can differentiate), or "auto": the first of these that can.
         chunk_size: samples computed at once; None for all; "auto" keeps rows within 1/16 of the machine's memory, and
-            halves its choice where memory runs out all the same.
+            halves its choice where memory runs out all the same. Factors are no rows: "auto" begins with all samples.
         has_aux: the loss returns `(value, aux)`, aux a nest of tensors; `g.aux` has the samples in dimension 0.
         randomness: "different" draws for each sample, the "same" for all, or an "error" if the loss draws at all.
             Dropout and the like are a function of (seed, step, sample id, ordinal of the draw), on every engine, device
@@ -210,7 +227,7 @@ def per_sample_grads(
 def check_options(call: str, loss: Any, options: Options) -> None:
     if not callable(loss):
         raise TypeError(message(call, got=kind_of(loss), expected="a function loss(params, *sample)"))
-    one_of(call, "engine", options.engine, ("auto", "vmap", "loop"))
+    one_of(call, "engine", options.engine, ("auto", "factored", "vmap", "loop"))
     one_of(call, "randomness", options.randomness, ("different", "same", "error"))
     if not isinstance(options.seed, int) or isinstance(options.seed, bool):
         raise TypeError(message(call, got=f"seed={options.seed!r}", expected="an int"))

@@ -61,6 +61,7 @@ def concatenate(values: Sequence[PerSampleGrads]) -> PerSampleGrads:
         _scales=joined([(g._scales, g._losses) for g in values]),
         _chunks=dataclasses.replace(smallest),
         _reason=f"{len(values)} values joined",
+        _uses=first._uses,
         _slow=set().union(*(g._slow for g in values)),
         _watched=tuple(pair for g in values for pair in g._watched),
     )

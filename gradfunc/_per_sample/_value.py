@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from .. import _factors
+from .._capture import Used
 from .._engines import SelectedSource, Source
 from .._errors import kind_of, message
 from .._factors import Projection
-from .._tree import At, Tensors, at_positions, count, map_tensors, scattered, weighed, wide
+from .._tree import At, Tensors, add, at_positions, count, map_tensors, scattered, weighed, wide
 from .._weights import ratio, total
 from ._chunks import Chunks
+from ._explain import Explanation, lines
 from ._indices import coefficients, indices
 from ._piece import Piece
 from ._scales import OfNorms, Scales
@@ -33,7 +35,7 @@ class PerSampleGrads:
     Attributes:
         names: the parameters differentiated, in the order of `params`.
         batch_size: B.
-        engine: "vmap" or "loop"; of joined values that differ, both.
+        engine: "factored", "vmap" or "loop"; of joined values that differ, all.
 
     Example:
         >>> import gradfunc as gf
@@ -55,6 +57,8 @@ class PerSampleGrads:
     _scales: Scales = field(repr=False)
     _chunks: Chunks = field(repr=False)
     _reason: str = field(repr=False)
+    # Of each parameter, where the graph was read.
+    _uses: Mapping[str, Sequence[Used]] = field(repr=False)
     # Operators that torch runs sample by sample under vmap; grows as they are met.
     _slow: set[str] = field(repr=False)
     # Tensors that a query reads again, with their versions; none where the rows are kept.
@@ -318,20 +322,29 @@ class PerSampleGrads:
         }
 
     def explain(self) -> str:
-        """The engine and why it was chosen, and what is kept, in words."""
+        """What was chosen, and why, as text: the engine, what is kept, and for each parameter a line of a table.
+
+        The table is of factored rows: the uses of the parameter (operations that read it; "generic" where no rule knows
+        one), the kind of factor, the method by which squared norms are computed with its cost in floating-point
+        operations and the bytes that the factor holds, and why that method.
+        """
         kept = f"computed again at each query, {self._chunks.size} at a time" if self._watched else "kept"
         slow = ", ".join(sorted(self._slow))
         looped = f" torch has no batching rule for {slow} and runs it sample by sample." if slow else ""
-        return (
+        summary = (
             f"engine {self.engine}: {self._reason}. {self.batch_size} rows of {self._chunks.entries:,} entries in "
             f"{len(self.names)} parameters, {kept}.{looped}"
         )
+        rows = {} if self._watched or not self._uses else self._source.rows(slice(0, self.batch_size)).grads
+        return str(Explanation(self.engine, summary, lines(rows, self._uses)))
 
     def _summed(self, c: Tensor | None, query: str, keep_wide: bool) -> Tensors:
-        sums = {name: torch.zeros_like(like, dtype=wide(like.dtype)) for name, like in self._shapes.items()}
+        sums: Tensors | None = None
         for piece in self._pieces(query):
             part = piece.weighted_sum(None if c is None else c[piece.at])
-            sums = {name: value + part[name] for name, value in sums.items()}
+            sums = part if sums is None else add(sums, part)
+        if sums is None:
+            sums = {name: torch.zeros_like(like, dtype=wide(like.dtype)) for name, like in self._shapes.items()}
         return sums if keep_wide else {name: sums[name].to(like.dtype) for name, like in self._shapes.items()}
 
     def _plan(self) -> list[At]:

@@ -49,7 +49,7 @@ def signature(run: Evaluation, value: PerSampleGrads) -> Any:
     samples = tuple((tuple(t.shape[1:]), t.dtype) for call in run.calls for t in call.batch.tensors)
     kinds = tuple(call.batch.kind for call in run.calls)
     # of one sample it is not seen whether samples are told apart
-    return value.engine, value.batch_size > 1, shapes, samples, kinds
+    return value.engine, value.batch_size > 1, shapes, samples, kinds, frozenset(run.noticed.graphs)
 
 
 def verify(run: Evaluation, value: PerSampleGrads, again: Again) -> None:

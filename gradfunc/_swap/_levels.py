@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 
 def levels() -> list[str]:
@@ -17,3 +18,10 @@ def levels() -> list[str]:
     if stack is None or pointer is None or kinds is None:
         return []
     return [pointer(i).randomness().name.lower() if i.key() == kinds.Vmap else "" for i in stack() or ()]
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Whether a running vmap maps over this tensor; False where torch does not say."""
+    functorch = getattr(torch._C, "_functorch", None)
+    asked = getattr(functorch, "is_batchedtensor", None)
+    return asked is not None and bool(asked(tensor))

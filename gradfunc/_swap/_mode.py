@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from .. import _recurrent
 from .._random import Draw, derived_key, generator_states, refused_draw, same_states
-from . import _attention, _dropout, _numbers
+from . import _attention, _dropout, _flat, _numbers
 from ._levels import levels
 from ._ordinals import Ordinals
 from ._transparent import COMPOSITES, transparent
@@ -103,11 +103,16 @@ class Swap(TorchFunctionMode):
     def _keyed(self, handler: _Handler, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if kwargs.get("generator") is None and not self._theirs():
             given = {name: value for name, value in kwargs.items() if name != "generator"}
-            if handler.fits(args, given):
+            if handler.fits((None, *args), given):
                 found = handler.run(lambda: self._draw(func), *args, **given)
                 if found is not NotImplemented:
                     return found
-        return func(*args, **kwargs)
+        flat = _FLAT.get(func)
+        return func(*args, **kwargs) if flat is None else self._flattened(flat, func, args, kwargs)
+
+    def _flattened(self, handler: _Handler, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        found = handler.run(*args, **kwargs) if self._scan and handler.fits(args, kwargs) else NotImplemented
+        return func(*args, **kwargs) if found is NotImplemented else found
 
     def _recurrence(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if name.endswith("_cell"):
@@ -135,7 +140,7 @@ class Swap(TorchFunctionMode):
 
 
 class _Handler:
-    """A handler and the arguments it takes after `draw`."""
+    """A handler and the arguments it takes."""
 
     def __init__(self, run: Callable[..., Any]) -> None:
         self.run = run
@@ -144,7 +149,7 @@ class _Handler:
     def fits(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether torch's call is one the handler knows; torch says what is wrong with others."""
         try:
-            self._signature.bind(None, *args, **kwargs)
+            self._signature.bind(*args, **kwargs)
         except TypeError:
             return False
         return True
@@ -158,9 +163,11 @@ def _with(method: Callable[..., Any], piece: Any) -> _Swapped:
     return lambda swap, func, args, kwargs: method(swap, piece, func, args, kwargs)
 
 
+_FLAT = {func: _Handler(handler) for func, handler in _flat.HANDLERS.items()}
 _RECURRENCES = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
 # torch's function -> what to do instead: what any other operation pays is one look into this table
 _SWAPS: dict[Any, _Swapped] = {
+    F.linear: _with(Swap._flattened, _FLAT[F.linear]),
     **{func: _with(Swap._composite, body) for func, body in COMPOSITES.items()},
     **{
         func: _with(Swap._keyed, _Handler(handler))

@@ -1,0 +1,97 @@
+"""The autograd graph behind the losses, read once: nodes in a fixed order, their edges, the parameters at its ends.
+
+Reads `_input_metadata`, what torch knows of the outputs of the forward operation (the inputs of the node).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Edge(NamedTuple):
+    """Output `output` of the operation at node `node` (a position in the graph's list)."""
+
+    node: int
+    output: int
+
+
+class Graph:
+    """What `losses` were computed by.
+
+    Attributes:
+        nodes: from the losses down, each once, losses first. The list keeps torch's wrappers alive, and so their ids.
+        names: of the nodes' types.
+        inputs: for each node the edges that its operation read; None for what does not require gradients.
+        leaves: node -> name of the parameter that ends there.
+        signature: equal for graphs of the same operations on the same shapes; hashable.
+    """
+
+    def __init__(self, losses: Tensor, leaves: Mapping[str, Tensor]) -> None:
+        known = {id(leaf): name for name, leaf in leaves.items()}
+        self.losses = losses
+        self.leaves: dict[int, str] = {}
+        self.names: list[str] = []
+        self.inputs: list[list[Edge | None]] = []
+        root = losses.grad_fn
+        self.nodes: list[Any] = [] if root is None else [root]
+        where = dict.fromkeys(self.nodes, 0)
+        parts: list[Any] = [len(losses)]
+        for i, node in enumerate(self.nodes):  # grows while it is walked
+            name = node.name()
+            edges: list[Edge | None] = []
+            for below, output in node.next_functions:
+                if below is None:
+                    edges.append(None)
+                    continue
+                at = where.get(below)
+                if at is None:
+                    at = where[below] = len(self.nodes)
+                    self.nodes.append(below)
+                edges.append(Edge(at, output))
+            self.names.append(name)
+            self.inputs.append(edges)
+            leaf = known.get(id(node.variable)) if name == _LEAF else None
+            if leaf is not None:
+                self.leaves[i] = leaf
+            numbers = tuple(str(getattr(node, attribute)) for attribute in _NUMBERS.get(name, ()))
+            parts.append((name, leaf, tuple(edges), tuple((tuple(m.shape), m.dtype) for m in _outputs(node)), numbers))
+        self.signature: Any = tuple(parts)
+
+    def shape(self, edge: Edge) -> tuple[int, ...]:
+        """Of the value at an edge."""
+        return tuple(_outputs(self.nodes[edge.node])[edge.output].shape)
+
+    def dtype(self, edge: Edge) -> torch.dtype:
+        """Of the value at an edge."""
+        dtype: torch.dtype = _outputs(self.nodes[edge.node])[edge.output].dtype
+        return dtype
+
+    def outputs(self, node: int) -> int:
+        """How many outputs the operation has."""
+        return len(_outputs(self.nodes[node]))
+
+    def only_input(self, node: int) -> Edge | None:
+        """The edge below a node that reads one value."""
+        return self.inputs[node][0] if self.inputs[node] else None
+
+
+_LEAF = "torch::autograd::AccumulateGrad"
+# What tells which part of a tensor an operation takes, or in which order.
+_NUMBERS = {
+    "SelectBackward0": ("_saved_dim", "_saved_index"),
+    "SliceBackward0": ("_saved_dim", "_saved_start", "_saved_end", "_saved_step"),
+    "RollBackward0": ("_saved_dims", "_saved_shifts"),
+    "FlipBackward0": ("_saved_dims",),
+    "PermuteBackward0": ("_saved_dims",),
+    "TransposeBackward0": ("_saved_dim0", "_saved_dim1"),
+    "CatBackward0": ("_saved_dim",),
+    "StackBackward0": ("_saved_dim",),
+}
+
+
+def _outputs(node: Any) -> Any:
+    return node._input_metadata

@@ -1,0 +1,219 @@
+"""Whose row is it: ownership measured by losses weighted with powers of two.
+
+If every element of a value influences the loss of at most one sample, its cotangent for the loss of sample b is the
+total cotangent masked to b's elements. To know the owners, the losses are weighted by `r_i = 2^k_i`: what one sample
+owns is multiplied by exactly its `2^k_i` (scaling by powers of two commutes with rounding, through any type on the
+way), and what several share is no multiple of any. Each sample has a random code; one pass shows one digit of it.
+
+An error goes one way: an owned value read as shared is exact, only slower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .._tree import Tensors
+from ._graph import Edge, Graph
+from ._layout import Layout
+
+Backward = Callable[[], AbstractContextManager[None]]  # around a backward pass
+_SEED = 0x0C0DE
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What the cotangents of one value have shown.
+
+    Attributes:
+        state: "owned", "shared", "zero" (no gradient came in this batch) or "absent" (there is no path to a parameter).
+        layouts: all regular layouts that fit an owned value; a table if none does.
+    """
+
+    state: str
+    layouts: tuple[Layout, ...] = ()
+
+    @property
+    def layout(self) -> Layout:
+        """The first that fits."""
+        return self.layouts[0]
+
+    @property
+    def certain(self) -> bool:
+        """Whether other data of the same shapes is owned alike: one regular layout fits, and no other."""
+        return len(self.layouts) == 1 and self.layouts[0].table is None
+
+
+ABSENT, ZERO, SHARED = Reading("absent"), Reading("zero"), Reading("shared")
+
+
+@dataclass
+class Owners:
+    """The readings of every value of a graph, by edge."""
+
+    graph: Graph
+    samples: int
+    unused: tuple[str, ...]  # parameters that no loss depends on
+    readings: dict[Edge, Reading] = field(default_factory=dict)
+
+    def of(self, edge: Edge) -> Reading:
+        """Of one value."""
+        return self.readings.get(edge, ABSENT)
+
+    def node(self, node: int) -> str:
+        """Of all values that one operation gives: shared if any is, else owned if any is, else zero or absent."""
+        states = {self.of(Edge(node, k)).state for k in range(self.graph.outputs(node))}
+        return next((state for state in ("shared", "owned", "zero") if state in states), "absent")
+
+
+def measure(graph: Graph, leaves: Tensors, samples: int, backward: Backward) -> Owners:
+    """Run the backward pass once for reference and once for every digit of the samples' codes."""
+    half = any(m.dtype == torch.float16 for node in graph.nodes for m in node._input_metadata)
+    bits = 2 if half else 4  # so that the weights lie within 2^-8 and 2^7, in float16 within 2^-2 and 2^1
+    generator = torch.Generator().manual_seed(_SEED)
+    codes = torch.randperm(samples, generator=generator)
+    digits = _digits(codes, samples, bits)
+    ones = torch.ones(samples, dtype=torch.float64)
+    reference, unused = _sketched(graph, leaves, ones, backward)
+    passes = [_sketched(graph, leaves, 2.0 ** (digit - 2 ** (bits - 1)), backward)[0] for digit in digits]
+    owners = Owners(graph, samples, unused)
+    sample_of = torch.full((2 ** (bits * len(digits)),), -1)
+    sample_of[codes] = torch.arange(samples)
+    for edge, sums in reference.items():
+        owners.readings[edge] = _read(sums, [sketch[edge] for sketch in passes], sample_of, bits, samples)
+    _settle(owners)
+    return owners
+
+
+def _digits(codes: Tensor, samples: int, bits: int) -> list[Tensor]:
+    """The codes' digits, least first; one more than is needed where all codes would use every digit."""
+    digits, base = [codes % 2**bits], 2**bits
+    while base < samples:
+        digits.append(codes // base % 2**bits)
+        base *= 2**bits
+    return digits
+
+
+def _sketched(
+    graph: Graph, leaves: Tensors, weights: Tensor, backward: Backward
+) -> tuple[dict[Edge, list[Tensor]], tuple[str, ...]]:
+    """For every value and each of its dimensions the sums of |cotangent| over all others; and who is unused."""
+    found: dict[Edge, list[Tensor]] = {}
+
+    def note(i: int, grads: tuple[Tensor | None, ...]) -> None:
+        for k, grad in enumerate(grads):
+            if grad is not None:
+                found[Edge(i, k)] = _sums(grad.detach())
+
+    handles = [node.register_prehook(partial(note, i)) for i, node in enumerate(graph.nodes) if i not in graph.leaves]
+    try:
+        with backward():
+            cotangent = weights.to(graph.losses)
+            grads = torch.autograd.grad(
+                graph.losses, list(leaves.values()), cotangent, retain_graph=True, allow_unused=True
+            )
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found, tuple(name for name, grad in zip(leaves, grads, strict=True) if grad is None)
+
+
+def _sums(grad: Tensor) -> list[Tensor]:
+    size = (grad.to_dense() if grad.layout != torch.strided else grad).abs()
+    if size.dim() == 0:
+        return [size.double()[None].cpu()]
+    others = ([e for e in range(size.dim()) if e != d] for d in range(size.dim()))
+    return [(size.sum(rest, dtype=torch.float64) if rest else size.double()).cpu() for rest in others]
+
+
+def _read(reference: list[Tensor], passes: list[list[Tensor]], sample_of: Tensor, bits: int, samples: int) -> Reading:
+    if not bool(reference[0].any()):
+        return ZERO if all(not bool(sums[0].any()) for sums in passes) else SHARED
+    if samples == 1:
+        return Reading("owned", (Layout(0),))
+    tables = []
+    for d, whole in enumerate(reference):
+        table = _decoded(whole, [sums[d] for sums in passes], sample_of, bits)
+        if table is not None:
+            tables.append((d, table))
+    regular = [Layout(d, inner) for d, table in tables for inner in _fitting(table, samples)]
+    if regular:
+        return Reading("owned", tuple(regular))
+    for d, table in tables:
+        if bool(reference[d].isfinite().all()):
+            return Reading("owned", (Layout(d, table=table),))
+    return SHARED
+
+
+def _decoded(whole: Tensor, passes: list[Tensor], sample_of: Tensor, bits: int) -> Tensor | None:
+    """The owner of each slot, -1 where no gradient came, or one that is not finite.
+
+    None unless every other slot has an owner, and some slot has.
+    """
+    live = (whole > 0) & whole.isfinite()
+    code = torch.zeros(len(whole), dtype=torch.int64)
+    for p, sums in enumerate(passes):
+        exponent = torch.where(live, sums / torch.where(live, whole, 1.0), 1.0).log2() + 2 ** (bits - 1)
+        digit = exponent.nan_to_num(-1.0).round()
+        good = (digit >= 0) & (digit < 2**bits) & (sums == whole * 2.0 ** (digit - 2 ** (bits - 1)))
+        if not bool((good | ~live).all()) or bool((sums[whole == 0] != 0).any()):
+            return None
+        code += torch.where(live, digit, 0).long() * 2 ** (bits * p)
+    owner = torch.where(live, sample_of[code], -1)
+    return None if not bool(live.any()) or bool((owner[live] < 0).any()) else owner
+
+
+def _fitting(table: Tensor, samples: int) -> list[int]:
+    """Every `inner` for which slot i belongs to sample `(i // inner) % samples` wherever the owner is known."""
+    slots = len(table)
+    if slots % samples:
+        return []
+    each = slots // samples
+    index = torch.arange(slots)
+    known = table >= 0
+    divisors = (inner for inner in range(1, each + 1) if each % inner == 0)
+    return [inner for inner in divisors if bool(((index // inner % samples == table) | ~known).all())]
+
+
+# --- several layouts may fit: what is known of a value tells which fits the value it was computed from
+
+VIEWS = frozenset(
+    f"{name}Backward{k}"
+    for name, last in {"View": 0, "UnsafeView": 0, "ReshapeAlias": 0, "Unsqueeze": 0, "Squeeze": 5, "Alias": 0}.items()
+    for k in range(last + 1)
+)
+_REORDERS = ("Transpose", "Permute", "TBackward", "Flip", "Roll", "Index", "Gather", "Sort", "Scatter", "Select")
+
+
+def _settle(owners: Owners) -> None:
+    """Keep the one candidate that agrees with a certain value computed from this one, row by row."""
+    graph, changed = owners.graph, True
+    while changed:
+        changed = False
+        for i in range(len(graph.nodes)):
+            above = owners.of(Edge(i, 0))
+            if graph.outputs(i) != 1 or not above.certain:
+                continue
+            for j, edge in enumerate(graph.inputs[i]):
+                if edge is None or len((below := owners.of(edge)).layouts) < 2:
+                    continue
+                fits = _agreeing(graph, i, j, edge, above.layout, below.layouts)
+                if len(fits) == 1:
+                    owners.readings[edge], changed = Reading("owned", (fits[0],)), True
+
+
+def _agreeing(graph: Graph, i: int, j: int, edge: Edge, known: Layout, among: tuple[Layout, ...]) -> list[Layout]:
+    name, above, below = graph.names[i], graph.shape(Edge(i, 0)), graph.shape(edge)
+    rows = {"MmBackward0": 0, "AddmmBackward0": 1}.get(name)
+    if rows == j and known.dim == 0:
+        return [c for c in among if c.dim == 0 and c.inner == known.inner]
+    same = above == below and not name.startswith(_REORDERS)
+    if same or (name in VIEWS and torch.Size(above).numel() == torch.Size(below).numel()):
+        step = known.inner * torch.Size(above[known.dim + 1 :]).numel()
+        return [c for c in among if c.inner * torch.Size(below[c.dim + 1 :]).numel() == step]
+    return []

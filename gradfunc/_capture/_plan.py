@@ -1,0 +1,144 @@
+"""Where the graph is cut: the uses of values that several samples share.
+
+From the losses down through what samples own; an edge to anything else, a parameter or a value computed from parameters
+or from several samples, makes the node a *use* of that value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ._graph import Edge, Graph
+from ._layout import Layout
+from ._owners import VIEWS, Owners
+from ._routes import Route, routes
+
+
+@dataclass(frozen=True, eq=False)
+class Use:
+    """One operation that reads a shared value.
+
+    Attributes:
+        node: the operation, a position in the graph's list.
+        input: which of its inputs the value is.
+        edge: where the value comes from.
+        layouts: who owns its outputs; None for an output without a gradient.
+    """
+
+    node: int
+    input: int
+    edge: Edge
+    layouts: tuple[Layout | None, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What one reading of a graph has found, for all graphs of its signature.
+
+    Attributes:
+        uses: the cut.
+        sentinels: values whose gradient was 0: the plan does not know who owns them, so it ends where one wakes.
+        routes: indices that must be found unchanged.
+        unused: parameters that no loss depends on.
+        lasting: whether other data of the same shapes is owned alike.
+        passed: nodes that the backward pass to the uses runs, and not only reaches.
+        late: whether the graph is read after that pass.
+    """
+
+    uses: list[Use]
+    sentinels: list[Edge]
+    routes: list[Route]
+    unused: tuple[str, ...]
+    lasting: bool
+    passed: frozenset[int]
+    late: bool = True
+
+    def fits(self, graph: Graph) -> bool:
+        """Whether the routes of a graph of this signature are those of the plan."""
+        return all(route.unchanged(graph) for route in self.routes)
+
+
+def plan(graph: Graph, owners: Owners) -> Plan:
+    """Cut a graph whose owners are known."""
+    uses: list[Use] = []
+    sentinels: list[Edge] = []
+    owned, seen = [0] if graph.nodes else [], {0}
+    lasting = True
+    for node in owned:  # grows while it is walked
+        readings = [owners.of(Edge(node, k)) for k in range(graph.outputs(node))]
+        lasting &= all(reading.certain for reading in readings if reading.state == "owned")
+        layouts = tuple(reading.layout if reading.state == "owned" else None for reading in readings)
+        for j, edge in enumerate(graph.inputs[node]):
+            if edge is None:
+                continue
+            state = "shared" if edge.node in graph.leaves else owners.node(edge.node)
+            if state == "owned" and (behind := _repeated(graph, owners, node, j)) is not None:
+                state, edge = "shared", behind
+            if state == "shared" or (state == "zero" and _only_viewed(graph, owners, edge)):
+                uses.append(Use(node, j, edge, layouts))
+            elif state == "zero":
+                sentinels.append(edge)
+            elif state == "owned" and edge.node not in seen:
+                seen.add(edge.node)
+                owned.append(edge.node)
+    ends = [Edge(use.node, 0) for use in uses] + sentinels
+    return Plan(uses, sentinels, routes(graph, owners), owners.unused, lasting, _passed(graph, ends))
+
+
+def _passed(graph: Graph, ends: list[Edge]) -> frozenset[int]:
+    """The nodes from which one of the ends is reached, other than itself."""
+    above: dict[int, list[int]] = {}
+    for i, edges in enumerate(graph.inputs):
+        for edge in edges:
+            if edge is not None:
+                above.setdefault(edge.node, []).append(i)
+    pending, found = [edge.node for edge in ends], set[int]()
+    for node in pending:
+        for i in above.get(node, ()):
+            if i not in found:
+                found.add(i)
+                pending.append(i)
+    return frozenset(found)
+
+
+_RESHAPES = VIEWS | {"TransposeBackward0", "PermuteBackward0", "TBackward0", "ExpandBackward0"}
+
+
+def _only_viewed(graph: Graph, owners: Owners, edge: Edge) -> bool:
+    """Whether a value is a view of a parameter or of something shared."""
+    while edge.node not in graph.leaves and owners.node(edge.node) != "shared":
+        below = graph.only_input(edge.node)
+        if graph.names[edge.node] not in _RESHAPES or below is None:
+            return False
+        edge = below
+    return True
+
+
+def _repeated(graph: Graph, owners: Owners, node: int, j: int) -> Edge | None:
+    """The value behind an operand of a batched product that repeats it for every matrix, if it does.
+
+    Each repetition is owned by a sample, but its cotangent would be that sample's whole gradient.
+    """
+    if graph.names[node] != "BmmBackward0":
+        return None
+    operand = (graph.nodes[node]._saved_self, graph.nodes[node]._saved_mat2)[j]
+    edge = graph.inputs[node][j]
+    if operand is None or operand.stride(0) != 0 or operand.shape[0] < 2:
+        return None
+    numel = operand[0].numel()
+    while edge is not None and edge.node not in graph.leaves and graph.names[edge.node] in VIEWS:
+        edge = graph.only_input(edge.node)
+    if edge is None or graph.names[edge.node] != "ExpandBackward0":
+        return None
+    behind: Any = graph.only_input(edge.node)
+    whole = 1
+    for n in shape_of(graph, behind):
+        whole *= n
+    return behind if whole == numel and _only_viewed(graph, owners, behind) else None
+
+
+def shape_of(graph: Graph, edge: Edge) -> tuple[int, ...]:
+    """Of a value or a parameter."""
+    node = graph.nodes[edge.node]
+    return tuple(node.variable.shape) if edge.node in graph.leaves else graph.shape(edge)

@@ -1,0 +1,53 @@
+"""Scale and shift of layer, group and RMS norms: `Dense` rows, summed at once."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from ..._factors import Dense
+from ._site import Maker, Site
+
+
+def layer_norm(site: Site) -> Maker | None:
+    """Inputs: the data, the scale, the shift."""
+    if site.layout.dim >= len(site.out) - len(site.shape):
+        return None
+    if site.input == 2:
+        return lambda g: site.summed(g)
+    if site.input != 1:
+        return None
+    x, mean, rstd = (site.saved(name) for name in ("input", "result1", "result2"))
+    if x is None or mean is None or rstd is None:
+        return None
+    return lambda g: site.summed((x - mean).mul_(rstd).mul_(g))
+
+
+def group_norm(site: Site) -> Maker | None:
+    """Inputs: the data `[N, C, ...]`, the scale, the shift."""
+    if site.layout.dim != 0 or site.input not in (1, 2):
+        return None
+
+    def channels(product: Tensor) -> Dense:
+        each = product.reshape(*product.shape[:2], -1).sum(2) if product.dim() > 2 else product
+        return Dense(site.split(each).sum(1))
+
+    if site.input == 2:
+        return channels
+    x, mean, rstd = (site.saved(name) for name in ("input", "result1", "result2"))
+    if x is None or mean is None or rstd is None:
+        return None
+    grouped = (len(x), int(site.node._saved_group), max(1, math.prod(x.shape[1:]) // int(site.node._saved_group)))
+
+    def scale(g: Tensor) -> Dense:
+        unit = (x.reshape(grouped) - mean.reshape(*grouped[:2], 1)) * rstd.reshape(*grouped[:2], 1)
+        return channels(unit.reshape(x.shape) * g)
+
+    return scale
+
+
+RULES = {
+    "NativeLayerNormBackward0": layer_norm,
+    "NativeGroupNormBackward0": group_norm,
+}

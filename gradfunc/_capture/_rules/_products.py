@@ -1,0 +1,84 @@
+"""Matrix products: `Outer` factors. `linear`, `matmul`, `einsum` and recurrent scans all end here."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..._factors import Outer
+from ._site import Maker, Site
+
+
+def mm(site: Site) -> Maker | None:
+    """`self [A, K] @ mat2 [K, C]`."""
+    return _matrix(site, site.input, "self", "mat2", 1.0)
+
+
+def addmm(site: Site) -> Maker | None:
+    """`beta input + alpha mat1 @ mat2`."""
+    node = site.node
+    if site.input == 0:
+        beta = float(node._saved_beta)
+        return lambda g: site.summed(g if beta == 1 else g * beta)
+    return _matrix(site, site.input - 1, "mat1", "mat2", float(node._saved_alpha))
+
+
+def _matrix(site: Site, which: int, left: str, right: str, alpha: float) -> Maker | None:
+    if which == 1 and site.layout.dim == 0:  # rows of the left factor belong to samples; the value is the right one
+        kept = site.saved(left)
+        if kept is None:
+            return None
+        rows = site.split(kept)
+        return lambda g: _outer(site, site.split(g), rows, alpha)
+    if which == 0 and site.layout.dim == 1:  # columns of the right factor do; the value is the left one
+        kept = site.saved(right)
+        if kept is None:
+            return None
+        columns = site.split(kept, 1)
+        return lambda g: _outer(site, columns, site.split(g), alpha)
+    return None
+
+
+def mv(site: Site) -> Maker | None:
+    """`self [A, K] @ vec [K]`, rows of samples times a shared vector."""
+    kept = site.saved("self") if site.input == 1 else None
+    if kept is None:
+        return None
+    rows = site.split(kept)
+    return lambda g: _outer(site, rows, site.split(g)[..., None], 1.0)
+
+
+def bmm(site: Site) -> Maker | None:
+    """`self [N, A, K] @ mat2 [N, K, C]`, the shared operand one matrix that is repeated N times."""
+    j, dim = site.input, site.layout.dim
+    operand, other = site.saved(("self", "mat2")[j]), site.saved(("mat2", "self")[j])
+    if operand is None or other is None or (operand.shape[0] > 1 and operand.stride(0) != 0):
+        return None
+
+    def positions(tensor: Tensor, own: int) -> Tensor:
+        return site.split(tensor, own).flatten(1, 2)
+
+    if dim == 0:  # every matrix belongs to a sample
+        rows = positions(other if j == 1 else other.mT, 0)
+        if j == 1:
+            return lambda g: _outer(site, positions(g, 0), rows, 1.0)
+        return lambda g: _outer(site, rows, positions(g.mT, 0), 1.0)
+    if j == 1 and dim == 1:  # rows of the left factor do
+        rows = positions(other, 1)
+        return lambda g: _outer(site, positions(g, 1), rows, 1.0)
+    if j == 0 and dim == 2:  # columns of the right factor do
+        rows = positions(other.mT, 1)
+        return lambda g: _outer(site, rows, positions(g.mT, 1), 1.0)
+    return None
+
+
+def _outer(site: Site, x: Tensor, g: Tensor, alpha: float) -> Outer:
+    """Rows `g_b^T x_b`."""
+    return Outer(x, g if alpha == 1 else g * alpha, site.shape)
+
+
+RULES = {
+    "MmBackward0": mm,
+    "AddmmBackward0": addmm,
+    "MvBackward0": mv,
+    "BmmBackward0": bmm,
+}
