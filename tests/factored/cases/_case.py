@@ -70,7 +70,6 @@ class Case:
         kinds: of the factors of a parameter: "outer", "outer+rows" for both, "rows|dense" for either.
         unused: parameters without gradient in every sample.
         vmap: whether `torch.func` can run it: where not, the loop stands in for the engine when vmap would.
-        same: whether the rows of both forms are equal.
         equal: whether every sample has the same gradient.
         lowest: the lowest dtype inside, by which tolerances are scaled.
         smallest: batch size below which it means nothing.
@@ -82,7 +81,6 @@ class Case:
     kinds: dict[str, str] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
     vmap: bool = True
-    same: bool = True
     equal: bool = False
     lowest: torch.dtype = F64
     smallest: int = 1

@@ -73,7 +73,7 @@ simple("one parameter in no loss", lambda p, x: x * p["w"], weights(w=(6,), v=(6
 simple("used under no_grad only", lambda p, x: x * p["w"] + without(p), weights(w=(6,), v=(6,)), unused=("v",))
 simple("detached once, used once", lambda p, x: (x * p["w"]).sin() + p["w"].detach() * x)
 simple("a constant beside the data", lambda p, x: x.sum((-1, -2)).unsqueeze(-1) + p["w"])
-simple("nothing but parameters", lambda p, x: x * 0 + p["w"], kinds={"w": "rows|dense"}, form="alike")
+simple("nothing but parameters", lambda p, x: x * 0 + p["w"], kinds={"w": "rows|dense"}, equal=True)
 simple("biased scores, T x T", lambda p, x: (x @ x.transpose(-1, -2) + p["w"]).softmax(-1), weights(w=("T", "T")))
 simple("in place: add and multiply", lambda p, x: x.sin().add_(p["w"]).mul_(p["v"]), weights(w=(6,), v=(6,)))
 simple("interleaved over features", lambda p, x: (x.unflatten(-1, (2, 3)) * p["w"]).flatten(-2), weights(w=(2, 1)))
@@ -116,6 +116,7 @@ simple(
     "in place: index_put",
     lambda p, x: x.clone().index_put((torch.arange(len(x)), torch.zeros(len(x), dtype=torch.long)), p["w"]),
     form="native",
+    equal=True,
 )
 
 

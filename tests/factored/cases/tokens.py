@@ -27,7 +27,7 @@ looked_up("embedding, B rows", lambda p, i: F.embedding(i % len(p["w"]), p["w"])
 looked_up(
     "embedding, one row over and over", lambda p, i: F.embedding(i * 0 + 2, p["w"]) * (i + 1).unsqueeze(-1), kinds=ROWS
 )
-looked_up("embedding, scaled by frequency", lambda p, i: F.embedding(i, p["w"], scale_grad_by_freq=True), same=False)
+looked_up("embedding, scaled by frequency", lambda p, i: F.embedding(i, p["w"], scale_grad_by_freq=True), form="native")
 looked_up("embedding of an embedding", lambda p, i: F.embedding(i, p["w"] @ p["v"]), weights(w=(5, 3), v=(3, 6)))
 looked_up("embedding twice from one table", lambda p, i: F.embedding(i, p["w"]) * F.embedding(i.flip(-1), p["w"]))
 looked_up("w[tokens]", lambda p, i: p["w"][i])
@@ -37,7 +37,7 @@ looked_up("w[rows, columns]", lambda p, i, j: p["w"][i, j], args=tokens(5, ("T",
 looked_up("index_select", lambda p, i: p["w"].index_select(0, i.flatten()).view(*i.shape, 6), form="stacked")
 looked_up("gather", lambda p, i: torch.gather(p["w"].expand(len(i), 5), 1, i), weights(w=(5,)), form="stacked")
 looked_up("take", lambda p, i: torch.take(p["w"], i))
-looked_up("one-hot product", lambda p, i: F.one_hot(i, 5).double() @ p["w"], kinds={"w": "outer"})
+looked_up("one-hot product", lambda p, i: (i.unsqueeze(-1) == torch.arange(5)).double() @ p["w"], kinds={"w": "outer"})
 looked_up("bag, mean", lambda p, i: F.embedding_bag(i, p["w"], mode="mean"), form="stacked")
 looked_up("bag, sum", lambda p, i: F.embedding_bag(i, p["w"], mode="sum"), form="stacked")
 looked_up("bag, max", lambda p, i: F.embedding_bag(i, p["w"], mode="max"), form="stacked")
@@ -53,18 +53,25 @@ looked_up(
     lambda p, i, x: torch.einsum("...i,...io->...o", x, p["w"][i]),
     weights(w=(5, 6, 4)),
     lambda d, size, length: (d.ints(5, size), d(size, 6)),
+    form="stacked",
 )
 looked_up(
     "a bias a class",
     lambda p, i, x: x + p["w"][i],
     args=lambda d, size, length: (d.ints(5, size), d(size, 6)),
+    form="stacked",
 )
 looked_up(
     "relative positions",
-    lambda p, x: x @ x.transpose(-1, -2) + p["w"][torch.arange(x.shape[-2])[:, None] - torch.arange(x.shape[-2]) + 7],
+    lambda p, x: 0.1 * x @ x.mT + p["w"][lags(x.shape[1])],
     weights(w=(16,)),
     inputs(("T", 6)),
+    form="stacked",
 )
+
+
+def lags(length):
+    return torch.arange(length)[:, None] - torch.arange(length) + 7
 
 
 class Bert(nn.Module):
