@@ -55,7 +55,7 @@ class Gaussian:
 
     def apply(self, name: str, factor: Any) -> torch.Tensor:
         """`[B, size]`."""
-        return factor.dense().double().flatten(1) @ self.matrices[name]
+        return factor.dense().double().reshape(factor.size, -1) @ self.matrices[name]
 
 
 def check_project(g: gf.PerSampleGrads, want: Truth, tolerance: float) -> None:

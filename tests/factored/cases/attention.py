@@ -47,7 +47,7 @@ def rotary(p, x):
 
 def linear_attention(p, x):
     q, k = F.elu(x @ p["q"]) + 1, F.elu(x @ p["k"]) + 1
-    return q @ (k.transpose(-1, -2) @ x) / (q @ k.sum(-2, keepdim=True).transpose(-1, -2))
+    return q @ (k.transpose(-1, -2) @ x) / (q @ k.sum(-2, keepdim=True).transpose(-1, -2)) + x @ p["q"]
 
 
 def slot(p, x):
