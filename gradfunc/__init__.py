@@ -18,6 +18,7 @@ faster or more general way equals it.
 Files, in the order in which data flows (a row imports only rows below it; `pyproject.toml` holds the contract):
 
     cli/            parse, call one function, print; one command a file
+    bench/          what per-sample gradients cost, as a ratio to one plain backward pass
     testing/        are these gradients right, on this model: certificate, checks, slopes layer by layer
     audit/          why sum, mean and per-sample gradients disagree: estimators, verdicts, causes
     _reduce         reductions by name                  models      small models as functions
@@ -52,6 +53,7 @@ gradient's own conditioning allows; what cancellation leaves of larger numbers i
 """
 
 from . import audit as audit
+from . import bench as bench
 from . import losses as losses
 from . import models as models
 from . import testing as testing

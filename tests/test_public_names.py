@@ -31,6 +31,7 @@ NAMES = {
     **{
         f"gf.losses.{name}": value for name, value in public(gf.losses).items() if value.__module__ == "gradfunc.losses"
     },
+    **{f"gf.bench.{name}": value for name, value in public(gf.bench).items()},
     **{f"gf.testing.{name}": value for name, value in public(gf.testing).items()},
     **{
         f"gf.models.{name}": value for name, value in public(gf.models).items() if value.__module__ == "gradfunc.models"
@@ -38,7 +39,7 @@ NAMES = {
 }
 # Made by other functions, which have the example; internal helpers of the losses.
 MADE = {"gf.losses.Whole", "gf.models.Pure", "gf.losses.class_weights"}
-MADE |= {"gf.testing.CheckReport", "gf.testing.CheckRow"}
+MADE |= {"gf.testing.CheckReport", "gf.testing.CheckRow", "gf.bench.BenchReport", "gf.bench.BenchRow", "gf.bench.Case"}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -39,12 +39,28 @@ def asked_problem(
     if batch_size is not None:
         problem = problem.rows(0, min(batch_size, problem.size))
     asked = _dtype(call, dtype) if dtype is not None else next(iter(problem.model.params.values())).dtype
-    return problem.cast(asked if dtype is not None else None, _device(call, device)), asked
+    place = None if device is None else device_of(call, device)
+    return problem.cast(asked if dtype is not None else None, place), asked
 
 
 def name_of(dtype: torch.dtype) -> str:
     """`float32` for `torch.float32`."""
     return str(dtype).removeprefix("torch.")
+
+
+def device_of(call: str, device: torch.device | str) -> torch.device:
+    """The device of a name.
+
+    Raises:
+        ValueError: this machine has none.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            message(call, got=f"device={str(device)!r} ({reason})", expected="a device of this machine")
+        ) from error
 
 
 def _check_numbers(call: str, batch_size: int | None, seed: int) -> None:
@@ -76,15 +92,3 @@ def _dtype(call: str, dtype: str | torch.dtype) -> torch.dtype:
         dtype = name_of(dtype)
     one_of(call, "dtype", dtype, DTYPES)
     return DTYPES[dtype]
-
-
-def _device(call: str, device: torch.device | str | None) -> torch.device | None:
-    if device is None:
-        return None
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            message(call, got=f"device={str(device)!r} ({reason})", expected="a device of this machine")
-        ) from error

@@ -10,6 +10,7 @@ import cyclopts
 from .. import __version__
 from .._errors import ModelPathError
 from ._audit import audit
+from ._bench import bench
 from ._check import check
 
 app = cyclopts.App(
@@ -17,6 +18,7 @@ app = cyclopts.App(
 )
 app.command(audit)
 app.command(check)
+app.command(bench)
 
 
 def main() -> None:

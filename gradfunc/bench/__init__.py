@@ -1,0 +1,28 @@
+"""What per-sample gradients cost on this machine, as a ratio to one plain backward pass.
+
+_workload     a model, a batch and its losses as a value; made once, it is a case
+_gpt          a small GPT as a plain module
+_workloads    the workloads by name
+_by_hand      rows by `vmap(grad)`, without gradfunc
+_truth        the answers in float64, and how far from them a result is
+_contenders   what is timed, by name
+_memory       the peak of extra bytes during one call
+_environment  where it ran
+_report       rows, tables, JSON
+_timing       calls interleaved, round by round
+_run          all of it
+"""
+
+from ._contenders import CONTENDERS as CONTENDERS
+from ._contenders import Contender as Contender
+from ._contenders import gradfunc as gradfunc
+from ._memory import peak_bytes as peak_bytes
+from ._report import BenchReport as BenchReport
+from ._report import BenchRow as BenchRow
+from ._run import run as run
+from ._truth import QUANTITIES as QUANTITIES
+from ._workload import Case as Case
+from ._workload import Workload as Workload
+from ._workloads import WORKLOADS as WORKLOADS
+from ._workloads import gpt as gpt
+from ._workloads import mlp as mlp

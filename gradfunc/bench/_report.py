@@ -1,0 +1,158 @@
+"""What `gf.bench.run` reports: one row a workload, contender and quantity."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .._report import Report, Table, jsonable, number
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float] | None:
+    """First quartile, median and third quartile, by linear interpolation; None for no values."""
+    if len(values) < 2:
+        return (values[0],) * 3 if values else None
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One contender, computing one quantity of one workload.
+
+    Attributes:
+        workload: its name.
+        contender: its name.
+        quantity: what it computed.
+        verdict: "rounding" (right, up to that), "wrong", "failed", or "" for a base line.
+        error: of the result, against `vmap(grad)` in float64, on the scale of the quantity.
+        error64: the same in float64, of the first samples of the batch.
+        first: seconds of the first call, with whatever is done once.
+        times: seconds of each round.
+        ratios: each of these over the plain backward pass of the same round.
+        peak: bytes, at most, above those before the call; None where it was not measured.
+        failure: what was raised.
+    """
+
+    workload: str
+    contender: str
+    quantity: str
+    verdict: str = ""
+    error: float | None = None
+    error64: float | None = None
+    first: float | None = None
+    times: tuple[float, ...] = ()
+    ratios: tuple[float, ...] = ()
+    peak: int | None = None
+    failure: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, and quartiles of times and ratios."""
+        out = dataclasses.asdict(self)
+        return {**out, "time_quartiles": quartiles(self.times), "ratio_quartiles": quartiles(self.ratios)}
+
+
+@dataclass(frozen=True)
+class BenchReport(Report):
+    """What contenders cost, and whether they were right.
+
+    Attributes:
+        rows: in the order in which they were asked for, the plain backward pass first.
+        workloads: `{name: sizes in words}`.
+        rounds: timed calls of each.
+        warmups: calls before these.
+        environment: where it ran.
+        notes: warnings that were raised.
+    """
+
+    rows: tuple[BenchRow, ...]
+    workloads: dict[str, str]
+    rounds: int
+    warmups: int
+    environment: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether every contender ran and was right."""
+        return not any(row.verdict in ("wrong", "failed") for row in self.rows)
+
+    def row(self, workload: str, contender: str, quantity: str | None = None) -> BenchRow:
+        """The first row of a workload, contender and, if given, quantity.
+
+        Raises:
+            KeyError: no such row.
+        """
+        for row in self.rows:
+            if (row.workload, row.contender) == (workload, contender) and quantity in (None, row.quantity):
+                return row
+        asked = (workload, contender, quantity)
+        raise KeyError(f"no row {asked}; rows: {[(row.workload, row.contender, row.quantity) for row in self.rows]}")
+
+    def parts(self) -> Sequence[Table | str]:
+        """Tables in reading order."""
+        tables: list[Table | str] = []
+        for name, about in self.workloads.items():
+            rows = [row for row in self.rows if row.workload == name]
+            tables.append(Table(f"{name}: {about}", _COLUMNS, [_cells(row) for row in rows]))
+        return [*tables, _LEGEND, self._where(), *self._findings()]
+
+    def _where(self) -> str:
+        where = self.environment
+        load = "" if where.get("load") is None else f", load {where['load']} at the start"
+        place = where["cpu"] if where["device"] == "cpu" else where["device"]
+        done = f"{self.rounds} rounds, {where['date']}"
+        return f"torch {where['torch']} on {place}, threads: {where['threads']}{load}; {done}."
+
+    def _findings(self) -> list[str]:
+        failed = [f"{row.workload}, {row.contender}, {row.quantity}: {row.failure}" for row in self.rows if row.failure]
+        lines = [f"Failed: {text}" for text in failed] + [f"Note: {text}" for text in self.notes]
+        return ["\n".join(lines)] if lines else []
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: seconds, bytes and ratios of every round."""
+        out: dict[str, Any] = jsonable(
+            {
+                "environment": self.environment,
+                "workloads": self.workloads,
+                "rounds": self.rounds,
+                "warmups": self.warmups,
+                "rows": [row.to_dict() for row in self.rows],
+                "notes": self.notes,
+                "ok": self.ok,
+            }
+        )
+        return out
+
+
+_COLUMNS = ("contender", "computes", "x plain", "quartiles", "ms", "first ms", "peak MiB", "error", "verdict")
+_LEGEND = (
+    "x plain: median over the rounds of its time over that of one plain backward pass of the mean loss in the same "
+    "round. peak: extra memory during one call. error: of the result against vmap(grad) in float64. rounding: it "
+    "vanishes in float64."
+)
+
+
+def _short(value: float | None) -> str:
+    """Three digits or all before the point: `1.08`, `18.7`, `23,770`; a dash for none."""
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:,.0f}"
+
+
+def _cells(row: BenchRow) -> list[str]:
+    ratios, times = quartiles(row.ratios), quartiles(row.times)
+    return [
+        row.contender,
+        row.quantity,
+        _short(ratios and ratios[1]),
+        f"{_short(ratios and ratios[0])} .. {_short(ratios and ratios[2])}",
+        _short(times and times[1] * 1e3),
+        _short(None if row.first is None else row.first * 1e3),
+        _short(None if row.peak is None else row.peak / 2**20),
+        number(row.error),
+        row.verdict or "-",
+    ]

@@ -1,0 +1,79 @@
+"""Calls interleaved in one process, round by round, so that what slows the machine slows them all."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+Clock = Callable[[], float]
+
+
+@dataclass
+class Entry:
+    """One call and what it has taken; `failure` once it has raised, and it is called no more."""
+
+    call: Callable[[], Any]
+    first: float | None = None
+    times: list[float] = field(default_factory=list)
+    failure: str | None = None
+
+    def timed(self, clock: Clock, device: torch.device) -> tuple[Any, float]:
+        """The result, and the seconds that it took on the device.
+
+        Raises:
+            Failed: whatever the call raised, in a line.
+        """
+        try:
+            _finish(device)
+            start = clock()
+            result = self.call()
+            _finish(device)
+            return result, clock() - start
+        except Exception as error:  # a peer may refuse a model in any way it likes
+            self.failure = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            raise Failed(self.failure) from error
+
+
+class Failed(RuntimeError):
+    """A contender raised."""
+
+
+def interleave(entries: Sequence[Entry], rounds: int, clock: Clock, device: torch.device) -> Iterator[int]:
+    """Time every entry once a round, each round starting one entry later; gives the number of rounds done."""
+    for done in range(rounds):
+        gc.collect()  # what contenders leave in cycles is not to be collected in another's time
+        shift = done % len(entries)
+        for entry in [*entries[shift:], *entries[:shift]]:
+            if entry.failure is None:
+                try:
+                    entry.times.append(entry.timed(clock, device)[1])
+                except Failed:
+                    continue
+        yield done + 1
+
+
+def ratios(times: Sequence[float], plain: Sequence[float]) -> tuple[float, ...]:
+    """Each round's time over that of the plain backward pass of the same round."""
+    return tuple(time / base for time, base in zip(times, plain, strict=False))
+
+
+@contextmanager
+def on_threads(count: int | None) -> Iterator[None]:
+    """torch's threads for a while; None leaves them."""
+    before = torch.get_num_threads()
+    try:
+        if count is not None:
+            torch.set_num_threads(count)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

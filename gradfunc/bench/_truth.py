@@ -1,0 +1,94 @@
+"""The answers in float64, by `vmap(grad)` a few samples at a time, and how far from them a result is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._tree import Tensors, add
+from . import _by_hand
+from ._workload import Case
+
+QUANTITIES = ("clip-and-sum", "norms", "gram")
+BUDGET = 2**29  # bytes of rows at once
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What every contender is compared with.
+
+    Attributes:
+        norms: of the samples' gradients, `[B]`.
+        max_norm: that of the case; where it has none, the median norm, so that half of the samples are clipped.
+        clipped: `sum_i min(1, max_norm / |g_i|) g_i`.
+        scale: `sum_i min(max_norm, |g_i|)`, the error scale of that sum.
+        gram: inner products, `[B, B]`; None where it was not asked for.
+    """
+
+    norms: Tensor
+    max_norm: float
+    clipped: Tensors
+    scale: float
+    gram: Tensor | None
+
+    @classmethod
+    def of(cls, case: Case, *, gram: bool = False, budget: int = BUDGET) -> Truth:
+        """The answers for a case in float64; rows are computed once a pass, so that no more than `budget` lives.
+
+        Args:
+            case: in float64.
+            gram: whether that is needed; it costs a pass for each part of the batch.
+            budget: bytes of rows at once.
+        """
+        norms = torch.cat([_by_hand.norms(rows) for rows in _parts(case, budget)])
+        max_norm = case.max_norm if math.isfinite(case.max_norm) else float(norms.median())
+        factors = _by_hand.clip_factors(norms, max_norm)
+        clipped = {name: torch.zeros_like(value) for name, value in case.model.params.items()}
+        done = 0
+        for rows in _parts(case, budget):
+            count = len(next(iter(rows.values())))
+            clipped = add(clipped, _by_hand.weighted_sum(rows, factors[done : done + count]))
+            done += count
+        inner = None
+        if gram:
+            blocks = [
+                [_by_hand.gram(left, right) for right in _parts(case, budget // 2)]
+                for left in _parts(case, budget // 2)
+            ]
+            inner = torch.cat([torch.cat(row, 1) for row in blocks])
+        return cls(norms, max_norm, clipped, float((factors * norms).sum()), inner)
+
+    def error(self, quantity: str, got: Any) -> float:
+        """The largest error of a result, on the scale of its quantity.
+
+        The norm of the difference over `sum |c_i||g_i|` for the sum; over `|g_i|` for norms; over `|g_i||g_j|` for the
+        Gram matrix. Infinite for a result of another form.
+        """
+        if quantity == "clip-and-sum":
+            return _distance(got, self.clipped) / self.scale if self.scale else _distance(got, self.clipped)
+        want, scale = (self.norms, self.norms) if quantity == "norms" else (self.gram, self.norms[:, None] * self.norms)
+        if want is None or not isinstance(got, Tensor) or got.shape != want.shape:
+            return math.inf
+        gap = (got.double() - want).abs()
+        return float(torch.where(gap > 0, gap / scale, gap).max())
+
+
+def _parts(case: Case, budget: int) -> Iterator[Tensors]:
+    """Rows, as many at once as the budget allows."""
+    row = sum(value.numel() * value.element_size() for value in case.model.params.values())
+    step = max(1, budget // row)
+    for start in range(0, case.size, step):
+        yield _by_hand.rows(case, start, start + step)
+
+
+def _distance(got: Any, want: Mapping[str, Tensor]) -> float:
+    if not isinstance(got, Mapping) or got.keys() != want.keys():
+        return math.inf
+    if any(got[name].shape != value.shape for name, value in want.items()):
+        return math.inf
+    return math.hypot(*[float((got[name].double() - value).norm()) for name, value in want.items()])

@@ -1,0 +1,110 @@
+"""`gradfunc bench`: exit codes, streams, options."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from test_cli import one_line, run
+from tiny import GPT, MLP, TIED, after
+
+import gradfunc as gf
+
+__all__ = ["run"]  # a fixture
+pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens:UserWarning")
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    for workload in (MLP, GPT, TIED):
+        monkeypatch.setitem(gf.bench.WORKLOADS, workload.name, workload)
+    monkeypatch.setenv("KINETO_LOG_LEVEL", "99")
+
+
+def test_defaults(run):
+    code, out, err = run("bench", "--rounds", "1", "--no-memory")
+    assert (code, err) == (0, "")
+    for piece in ("mlp:", "gpt:", "gpt-tied:", "forward", "gradfunc-vmap", "vmap(grad)", "clip-and-sum"):
+        assert piece in out
+    assert max(len(line) for line in out.splitlines()) <= 118
+
+
+def test_options_and_json(run, tmp_path):
+    file = tmp_path / "bench.json"
+    arguments = [
+        "--workloads",
+        "mlp",
+        "gpt",
+        "--contenders",
+        "gradfunc:loop",
+        "vmap(grad)",
+        "--quantities",
+        "norms",
+        "gram",
+    ]
+    code, out, err = run("bench", *arguments, "--rounds", "2", "--warmups", "1", "--json", "--out", str(file))
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert json.loads(file.read_text()) == report
+    assert (report["rounds"], report["warmups"], list(report["workloads"])) == (2, 1, ["mlp", "gpt"])
+    assert [(row["contender"], row["quantity"]) for row in report["rows"][:5]] == [
+        ("plain", "mean gradient"),
+        ("gradfunc:loop", "norms"),
+        ("gradfunc:loop", "gram"),
+        ("vmap(grad)", "norms"),
+        ("vmap(grad)", "gram"),
+    ]
+    assert all(row["peak"] > 0 for row in report["rows"])
+
+
+def test_a_wrong_contender(run, monkeypatch):
+    hand = gf.bench.CONTENDERS["vmap(grad)"]
+    doubled = gf.bench.Contender("doubled", after(hand.make, lambda case, out: {k: 2 * v for k, v in out.items()}))
+    monkeypatch.setitem(gf.bench.CONTENDERS, "doubled", doubled)
+    code, out, _ = run("bench", "--workloads", "mlp", "--contenders", "doubled", "--rounds", "1", "--no-memory")
+    assert code == 1
+    assert "wrong" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--workloads", "resnet"), "resnet"),
+        (("--contenders", "opacs"), "opacs"),
+        (("--contenders", "gradfunc:fast"), "fast"),
+        (("--quantities", "norm"), "norm"),
+        (("--device", "gpu"), "gpu"),
+    ],
+)
+def test_unknown_names(run, options, says):
+    code, out, err = run("bench", *options)
+    assert (code, out) == (2, "")
+    one_line(err)
+    assert says in err
+
+
+@pytest.mark.parametrize(
+    "options", [("--rounds", "0"), ("--rounds", "2.5"), ("--threads", "many"), ("--colour", "red")]
+)
+def test_usage(run, options):
+    code, out, err = run("bench", *options)
+    assert (code, out) == (2, "")
+    assert err
+    assert "Traceback" not in err
+
+
+def test_help(run):
+    code, out, _ = run("bench", "--help")
+    assert code == 0
+    for option in (
+        "--workloads",
+        "--contenders",
+        "--quantities",
+        "--rounds",
+        "--threads",
+        "--device",
+        "--json",
+        "--out",
+    ):
+        assert option in out
+    assert "bench" in run("--help")[1]
