@@ -95,7 +95,7 @@ def capture(
             return _Run(graph, leaves, known, backward, scale).captured()
         except _Awake:
             pass
-    owners = measure(graph, leaves, len(losses), backward)
+    owners = measure(graph, leaves, scale, backward)
     with backward():  # what a checkpointed region kept is computed again where it is read
         found = plan(graph, owners)
     run = _Run(graph, leaves, found, backward, scale)

@@ -48,9 +48,8 @@ class Layout:
 
     def masked(self, tensor: Tensor, samples: Tensor, total: int) -> Tensor:
         """`[b, *tensor.shape]`: for each of `samples`, the tensor with zeros where a slot is another's."""
-        if tensor.dim() == 0:  # of the one sample there is
-            return tensor.expand(len(samples))
-        own = self.owners(tensor.shape[self.dim], total, tensor.device) == samples.to(tensor.device)[:, None]
+        slots = tensor.shape[self.dim] if tensor.dim() else 1
+        own = self.owners(slots, total, tensor.device) == samples.to(tensor.device)[:, None]
         own = own.reshape(len(samples), *(-1 if d == self.dim else 1 for d in range(tensor.dim())))
         return torch.where(own, tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device))
 

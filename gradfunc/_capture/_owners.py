@@ -71,16 +71,17 @@ class Owners:
         return next((state for state in ("shared", "owned", "zero") if state in states), "absent")
 
 
-def measure(graph: Graph, leaves: Tensors, samples: int, backward: Backward) -> Owners:
-    """Run the backward pass once for reference and once for every digit of the samples' codes."""
+def measure(graph: Graph, leaves: Tensors, scale: float, backward: Backward) -> Owners:
+    """Run the backward pass of `scale * losses` once for reference and once for every digit of the samples' codes."""
+    samples = len(graph.losses)
     half = any(m.dtype == torch.float16 for node in graph.nodes for m in node._input_metadata)
     bits = 2 if half else 4  # so that the weights lie within 2^-8 and 2^7, in float16 within 2^-2 and 2^1
     generator = torch.Generator().manual_seed(_SEED)
     codes = torch.randperm(samples, generator=generator)
     digits = _digits(codes, samples, bits)
-    ones = torch.ones(samples, dtype=torch.float64)
+    ones = torch.full((samples,), scale, dtype=torch.float64)
     reference, unused = _sketched(graph, leaves, ones, backward)
-    passes = [_sketched(graph, leaves, 2.0 ** (digit - 2 ** (bits - 1)), backward)[0] for digit in digits]
+    passes = [_sketched(graph, leaves, ones * 2.0 ** (digit - 2 ** (bits - 1)), backward)[0] for digit in digits]
     owners = Owners(graph, samples, unused)
     sample_of = torch.full((2 ** (bits * len(digits)),), -1)
     sample_of[codes] = torch.arange(samples)
