@@ -11,14 +11,15 @@ from torch import Tensor
 
 from .._tree import At, weighed
 
-# From the norms [b] of some rows, as they are after the steps before, to what each is multiplied by, [b]. A row's
-# number is a function of its own norm, since rows come in whatever pieces are computed at once.
-OfNorms = Callable[[Tensor], Tensor]
+# From the norms [b] of some rows, as they are after the steps before, and a number given for each, [b] in float64, to
+# what each is multiplied by, [b]. A row's factor is a function of its own norm and number, since rows come in whatever
+# pieces are computed at once.
+OfNorms = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One number a sample: `fixed[i]`, or `functions[which[i]]` of the row's norm where `which[i] >= 0`.
+    """One factor a sample: `fixed[i]`, or `functions[which[i]]` of the row's norm and that where `which[i] >= 0`.
 
     `fixed` is `[B]` in float64 where the losses are, `which` `[B]` on the CPU. Values that are joined may each have a
     function of their own.
@@ -42,7 +43,7 @@ class Step:
         c, which = self.fixed[at], self.which[at]
         for k, function in enumerate(self.functions):
             if len(own := (which == k).nonzero()[:, 0]):
-                c = c.index_put((own,), function(norms()[own]).to(c))
+                c = c.index_put((own,), function(norms()[own], self.fixed[at][own]).to(c))
         return c
 
 
@@ -58,10 +59,9 @@ class Scales:
             return Scales((*self.steps[:-1], Step.of(_product(self.steps[-1].fixed, c))))
         return Scales((*self.steps, Step.of(c)))
 
-    def deferred(self, function: OfNorms, like: Tensor) -> Scales:
-        """And then times a function of the norms that rows have by then; `like` is the losses, `[B]`."""
-        ones = torch.ones_like(like, dtype=torch.float64)
-        return Scales((*self.steps, Step(ones, (function,), torch.zeros(len(like), dtype=torch.int64))))
+    def deferred(self, function: OfNorms, given: Tensor) -> Scales:
+        """And then times a function of the norms that rows have by then and of `given`, `[B]` in float64."""
+        return Scales((*self.steps, Step(given, (function,), torch.zeros(len(given), dtype=torch.int64))))
 
     def select(self, index: Tensor) -> Scales:
         """Of some of the samples."""

@@ -158,16 +158,19 @@ class PerSampleGrads:
     def _times(self, c: Tensor) -> PerSampleGrads:
         return dataclasses.replace(self, _losses=weighed(self._losses, c), _scales=self._scales.times(c))
 
-    def _rescaled(self, c: Tensor | OfNorms) -> PerSampleGrads:
+    def _rescaled(self, c: Tensor | OfNorms, given: Tensor | None = None) -> PerSampleGrads:
         """Gradients times `c`, `[B]`, or times a function of the norms `[b]` of any b rows; losses and weights stay.
 
-        Where rows are computed again at each query the function waits for them, so that clipping costs no pass of its
-        own; it is then asked piece by piece, and must give a row the same whatever rows are beside it.
+        The function gets besides what is `given` for these rows, such as their weights, `[b]` in float64; by default
+        ones. Where rows are computed again at each query the function waits for them, so that clipping costs no pass of
+        its own; it is then asked piece by piece, and must give a row the same whatever rows are beside it.
         """
         if not isinstance(c, Tensor):
+            given = torch.ones_like(self._losses) if given is None else given
+            given = given.detach().to(self._losses.device, torch.float64)
             if self._watched:
-                return dataclasses.replace(self, _scales=self._scales.deferred(c, self._losses))
-            c = c(self.norms())
+                return dataclasses.replace(self, _scales=self._scales.deferred(c, given))
+            c = c(self.norms(), given)
         return dataclasses.replace(self, _scales=self._scales.times(c.detach().to(self._losses.device, torch.float64)))
 
     # --- queries -----------------------------------------------------------------------------------
