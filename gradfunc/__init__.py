@@ -12,6 +12,7 @@ faster or more general way equals it.
         v
     PerSampleGrads                  losses, weights, norms, gram, dot, weighted_sum, ...
         |  reduce, Accumulator      none | sum | mean: divided once, at the very end
+        |  clip_per_sample >> mean  pure stages, composed; make_step runs a batch through them
         v
     gradients {name: tensor}
 
@@ -21,6 +22,7 @@ Files, in the order in which data flows (a row imports only rows below it; `pypr
     bench/          what per-sample gradients cost, as a ratio to one plain backward pass
     testing/        are these gradients right, on this model: certificate, checks, slopes layer by layer
     audit/          why sum, mean and per-sample gradients disagree: estimators, verdicts, causes
+    _transform/     stages and chains of them: clips, reductions as stages, make_step; what a stage guarantees
     _reduce         reductions by name                  models      small models as functions
     _per_sample/    PerSampleGrads, the value; per_sample_grads: the choice of engine and of chunks
     _certificate    what must hold between the answers of per-sample gradients
@@ -65,6 +67,15 @@ from ._per_sample import row_grads as row_grads
 from ._reduce import reduce as reduce
 from ._stateless import Stateless as Stateless
 from ._stateless import stateless as stateless
+from ._transform import Grads as Grads
+from ._transform import Transformation as Transformation
+from ._transform import Updates as Updates
+from ._transform import apply_updates as apply_updates
+from ._transform import chain as chain
+from ._transform import clip_per_sample as clip_per_sample
+from ._transform import make_step as make_step
+from ._transform import mean as mean
+from ._transform import sum as sum
 from ._tree import ragged as ragged
 from ._tree import static as static
 from ._weights import Accumulator as Accumulator

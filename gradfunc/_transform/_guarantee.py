@@ -1,0 +1,62 @@
+"""What holds of a stage's output whatever the data: the bound on a sample's norm, and what one sample can change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """How far (Euclidean norm, all parameters together) one sample can move a reduction; None where nothing bounds it.
+
+    Attributes:
+        add_remove: by being added or left out.
+        replace_one: by becoming another sample.
+        over_n: what `replace_one` is times n, the number of samples, where each has weight 1. For a report alone: n and
+            the weights are data, so no statement about privacy may rest on it.
+    """
+
+    add_remove: float | None = None
+    replace_one: float | None = None
+    over_n: float | None = None
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """What holds of some stage's output, up to rounding, for all data. Made when a chain is built, without running it.
+
+    Attributes:
+        bound: on the norm of every row, all parameters together; None for no bound.
+        per_unit_weight: the bound is on a row over its weight.
+        per_sample_independent: row i and its weight depend on sample i only.
+        sensitivity: of a reduction's output.
+    """
+
+    bound: float | None = None
+    per_unit_weight: bool = False
+    per_sample_independent: bool = False
+    sensitivity: Sensitivity = Sensitivity()
+
+
+NOTHING = Guarantee()
+# Of the rows of a loss of one sample. (A loss with `batched=True` may couple them: it promises NOTHING.)
+SAMPLES = Guarantee(per_sample_independent=True)
+
+
+def sensitivity(rows: Guarantee, denominator: float | None) -> Sensitivity:
+    """Of the sum of the rows over a denominator that was fixed beforehand, or (None) over their realised weight.
+
+    | rows                               | reduction                | add or remove | replace one | over n |
+    |------------------------------------|--------------------------|---------------|-------------|--------|
+    | independent, norms <= C            | sum (denominator 1)      | C             | 2C          | -      |
+    | the same                           | sum over a fixed D       | C/D           | 2C/D        | -      |
+    | the same                           | mean by realised weight  | -             | -           | 2C     |
+    | independent, norms <= C per weight | any: weights are data    | -             | -           | -      |
+    | not bounded                        | any                      | -             | -           | -      |
+    | a row depends on other samples     | any                      | -             | -           | -      |
+    """
+    if rows.bound is None or rows.per_unit_weight or not rows.per_sample_independent:
+        return Sensitivity()
+    if denominator is None:
+        return Sensitivity(over_n=2 * rows.bound)
+    return Sensitivity(rows.bound / denominator, 2 * rows.bound / denominator)

@@ -1,0 +1,111 @@
+"""From a batch to the next parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .._errors import kind_of, message
+from .._per_sample import PerSampleGrads, PerSampleGradsFunction, per_sample_grads
+from .._tree import Tensors
+from ._base import Grads, Stage, State, Transformation, Updates, name_of, places
+from ._said import StepReport
+
+
+def apply_updates(params: Mapping[str, Tensor], updates: Updates | None) -> Tensors:
+    """The parameters plus their updates, each in the parameter's dtype and without a graph.
+
+    Args:
+        params: `{name: tensor}`.
+        updates: `{name: tensor}` of some or all of them; None for no update yet. What has none stays as it is.
+
+    Raises:
+        ValueError: an update of another name or shape.
+
+    Example:
+        >>> import torch, gradfunc as gf
+        >>> gf.apply_updates({"w": torch.ones(2)}, gf.Updates({"w": torch.tensor([0.5, -0.5])}))
+        {'w': tensor([1.5000, 0.5000])}
+    """
+    given = {} if updates is None else updates
+    for name, update in given.items():
+        if name not in params or params[name].shape != update.shape:
+            expected = f"shape {tuple(params[name].shape)}" if name in params else f"one of {list(params)}"
+            got = f"an update of '{name}', shape {tuple(update.shape)}"
+            raise ValueError(message("gf.apply_updates(params, updates)", got=got, expected=expected))
+    return {k: (v.detach() + given[k].detach()).to(v.dtype) if k in given else v for k, v in params.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class StepFunction:
+    """`run(params, state, *args, step=None, index=None, **kwargs) -> (params | grads, state, report)`."""
+
+    f: PerSampleGradsFunction
+    step: Transformation[PerSampleGrads, Any]
+
+    def __call__(
+        self,
+        params: Tensors,
+        state: State,
+        /,
+        *args: Any,
+        step: int | None = None,
+        index: Any = None,
+        **kwargs: Any,
+    ) -> tuple[Tensors, State, StepReport]:
+        """One batch, `args` and `kwargs`, through the chain; `step` and `index` name the draws of the loss."""
+        if step is None and index is not None:
+            call = "gf.make_step(loss, step)(params, state, ..., index=...)"
+            raise ValueError(message(call, got="an index and no step", expected="step= beside index="))
+        f = self.f if step is None else self.f.at(step, index)
+        report = StepReport()
+        # no name here holds the rows: they are free as soon as the chain has reduced them
+        if isinstance(self.step, Stage):
+            out, state, say = self.step.telling(f(params, *args, **kwargs), state, params)
+            report = StepReport(say())
+        else:
+            out, state = self.step.update(f(params, *args, **kwargs), state, params)
+        return (apply_updates(params, out) if places(self.step)[1] is Updates else out), state, report
+
+
+def make_step(
+    loss_or_f: Callable[..., Any] | PerSampleGradsFunction, step: Transformation[PerSampleGrads, Grads | Updates]
+) -> StepFunction:
+    """A function from parameters, state and a batch to the next ones: `run(params, state, *args, **kwargs)`.
+
+    It returns `(params, state, report)` for a chain that ends in updates, `(grads, state, report)` for one that ends in
+    gradients. Keyword arguments `step=` and `index=` of `run` go to `f.at`; all others, and `args`, to the loss.
+    Nothing holds the per-sample gradients once the chain has reduced them.
+
+    Args:
+        loss_or_f: a loss of one sample, or what `gf.per_sample_grads` made of one, with its options.
+        step: a chain from per-sample gradients on. Its last stage says what it gives: `gives = gf.Updates`.
+
+    Raises:
+        TypeError: `step` is no stage, takes something else, or does not end in gradients or updates.
+
+    Example:
+        >>> import torch, gradfunc as gf
+        >>> step = gf.clip_per_sample(1.0) >> gf.mean()
+        >>> run = gf.make_step(lambda p, x: (p["w"] * x).sum(), step)
+        >>> p = {"w": torch.ones(2)}
+        >>> grads, state, report = run(p, step.init(p), torch.tensor([[3.0, 4.0], [0.0, 0.5]]))
+        >>> grads["w"], float(report["clip_per_sample"]["clipped"])
+        (tensor([0.3000, 0.6500]), 0.5)
+    """
+    call = "gf.make_step(loss, step)"
+    if not isinstance(step, Transformation):
+        raise TypeError(message(call, got=kind_of(step), expected="a stage or a chain of stages"))
+    takes, gives = places(step)
+    if takes not in (None, PerSampleGrads):
+        got = f"{name_of(step)}, which takes {takes.__name__}"
+        raise TypeError(message(call, got=got, expected="a chain that takes per-sample gradients"))
+    if gives not in (Grads, Updates):
+        came = "does not say what it gives" if gives is None else f"gives {gives.__name__}"
+        do = "End the chain with a reduction (gf.mean()) or a rule; one of your own says gives = gf.Updates."
+        raise TypeError(message(call, got=f"{name_of(step)}, which {came}", expected="Grads or Updates", do=do))
+    f = loss_or_f if isinstance(loss_or_f, PerSampleGradsFunction) else per_sample_grads(loss_or_f)
+    return StepFunction(f, step)

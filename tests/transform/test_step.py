@@ -1,0 +1,173 @@
+"""`make_step` and `apply_updates`."""
+
+from __future__ import annotations
+
+import weakref
+
+import pytest
+import torch
+from oracle import same_bits
+from problem import KINDS, Doubled, Sgd, loss, problem
+from torch.nn import functional as F
+
+import gradfunc as gf
+
+
+def by_hand(params, batch, lr=0.1):
+    g = gf.per_sample_grads(loss)(params, *batch)
+    step = gf.clip_per_sample(0.7) >> gf.mean()
+    grads, _ = step.update(g, step.init(params), params)
+    return {name: value - lr * grads[name] for name, value in params.items()}
+
+
+def check_training(kind="kept"):
+    params, batch = problem()
+    step = gf.clip_per_sample(0.7) >> gf.mean() >> Sgd(0.1)
+    run = gf.make_step(gf.per_sample_grads(loss, chunk_size=KINDS[kind]), step)
+    state, want, before = step.init(params), params, {k: v.clone() for k, v in params.items()}
+    now = params
+    for i in range(3):
+        now, state, report = run(now, state, *batch)
+        want = by_hand(want, batch)
+        assert all(torch.allclose(now[name], want[name], rtol=1e-12) for name in want)
+        assert state[2][1]["steps"] == i + 1
+        assert float(report["clip_per_sample"]["clipped"]) > 0
+    assert same_bits(params, before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_chain_that_ends_in_updates_gives_parameters(kind):
+    check_training(kind)
+
+
+def test_a_chain_without_a_rule_gives_gradients():
+    params, batch = problem()
+    for step in (gf.mean(), gf.clip_per_sample(1e9) >> gf.mean()):
+        grads, state, report = gf.make_step(loss, step)(params, step.init(params), *batch)
+        want = gf.per_sample_grads(loss)(params, *batch).mean()
+        assert all(torch.allclose(grads[name], want[name], rtol=1e-12) for name in want)
+        assert same_bits(list(state), list(step.init(params)))
+        assert float(report["mean"]["samples"]) == len(batch[0])
+
+
+def test_a_users_own_stage_alone():
+    class Whole:
+        takes, gives = gf.PerSampleGrads, gf.Updates
+
+        def init(self, params):
+            return 0
+
+        def update(self, g, state, params=None, /):
+            return gf.Updates({name: -value for name, value in g.mean().items()}), state + 1
+
+    params, batch = problem()
+    now, state, report = gf.make_step(loss, Whole())(params, 0, *batch)
+    mean = gf.per_sample_grads(loss)(params, *batch).mean()
+    assert all(torch.equal(now[name], params[name] - mean[name]) for name in params)
+    assert state == 1
+    assert report.stages == ()
+
+
+def check_draws():
+    """`step` and `index` name the draws, and reach no loss."""
+
+    def noisy(p, x, y):
+        return loss(p, F.dropout(x, 0.5), y)
+
+    params, (x, y) = problem()
+    run = gf.make_step(noisy, gf.sum())
+    a, _, _ = run(params, (), x, y, step=3, index=torch.arange(10, 17))
+    b, _, _ = run(params, (), x.flip(0), y.flip(0), step=3, index=torch.arange(10, 17).flip(0))
+    c, _, _ = run(params, (), x, y, step=4, index=torch.arange(10, 17))
+    assert all(torch.allclose(a[name], b[name], rtol=1e-12) for name in a)
+    assert not torch.allclose(a["w"], c["w"])
+    with pytest.raises(ValueError, match="an index and no step"):
+        run(params, (), x, y, index=torch.arange(7))
+
+
+def test_draws_are_named_by_step_and_index():
+    check_draws()
+
+
+def test_keywords_reach_the_loss():
+    params, (x, y) = problem()
+    run = gf.make_step(lambda p, *, x, target: loss(p, x, target), gf.sum())
+    got, _, _ = run(params, (), x=x, target=y)
+    want = gf.per_sample_grads(loss)(params, x, y).sum()
+    assert same_bits(got, want)
+
+
+def check_rows_are_free_when_the_rule_runs():
+    alive = []
+
+    class Watching(Sgd):
+        def update(self, grads, state, params=None, /):
+            alive.append(rows() is not None)
+            return super().update(grads, state, params)
+
+    class Noting:
+        takes = gives = gf.PerSampleGrads
+
+        def init(self, params):
+            return ()
+
+        def update(self, g, state, params=None, /):
+            nonlocal rows
+            rows = weakref.ref(g._source)
+            return g, state
+
+    rows = None
+    params, batch = problem()
+    step = Noting() >> gf.clip_per_sample(0.7) >> gf.mean() >> Watching()
+    gf.make_step(loss, step)(params, step.init(params), *batch)
+    assert alive == [False]
+
+
+def test_rows_are_free_when_the_rule_runs():
+    check_rows_are_free_when_the_rule_runs()
+
+
+REFUSED = {
+    "no stage": (3, "got an int; expected a stage"),
+    "no reduction": (gf.clip_per_sample(1.0), "clip_per_sample, which gives PerSampleGrads; expected Grads or Updates"),
+    "a rule alone": (Sgd(), "Sgd, which takes Grads; expected a chain that takes per-sample gradients"),
+    "an end that does not say": (gf.sum() >> Doubled(), "sum >> Doubled, which does not say what it gives"),
+    "nothing": (gf.chain(), "does not say what it gives"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_makes_no_step(name):
+    step, text = REFUSED[name]
+    with pytest.raises(TypeError, match=text):
+        gf.make_step(loss, step)
+    with pytest.raises(TypeError, match="a function loss"):
+        gf.make_step(3, gf.sum())
+
+
+def check_updates_are_added():
+    params = {"w": torch.ones(2, dtype=torch.bfloat16, requires_grad=True), "v": torch.ones(3)}
+    new = gf.apply_updates(params, gf.Updates({"w": torch.tensor([0.5, -0.25])}))
+    assert new["w"].dtype == torch.bfloat16
+    assert not new["w"].requires_grad
+    assert new["w"].tolist() == [1.5, 0.75]
+    assert new["v"] is params["v"]
+    assert params["w"].tolist() == [1.0, 1.0]
+
+
+def test_updates_are_added():
+    check_updates_are_added()
+
+
+def test_no_updates_yet():
+    params, _ = problem()
+    assert same_bits(gf.apply_updates(params, None), params)
+
+
+@pytest.mark.parametrize(
+    ("updates", "match"),
+    [({"u": torch.ones(2)}, "update of 'u'.*one of"), ({"w": torch.ones(3)}, r"update of 'w'.*shape \(2,\)")],
+)
+def test_updates_of_something_else(updates, match):
+    with pytest.raises(ValueError, match=match):
+        gf.apply_updates({"w": torch.ones(2)}, gf.Updates(updates))
