@@ -72,21 +72,25 @@ class Owners:
 
 
 def measure(graph: Graph, leaves: Tensors, scale: float, backward: Backward) -> Owners:
-    """Run the backward pass of `scale * losses` once for reference and once for every digit of the samples' codes."""
+    """Run the backward pass of `scale * losses` for each half of the samples and for every digit of their codes.
+
+    The halves are for gradients so large that those of others vanish in rounding beside them.
+    """
     samples = len(graph.losses)
-    half = any(m.dtype == torch.float16 for node in graph.nodes for m in node._input_metadata)
-    bits = 2 if half else 4  # so that the weights lie within 2^-8 and 2^7, in float16 within 2^-2 and 2^1
+    narrow = any(m.dtype == torch.float16 for node in graph.nodes for m in node._input_metadata)
+    bits = 2 if narrow else 4  # so that the weights lie within 2^-8 and 2^7, in float16 within 2^-2 and 2^1
     generator = torch.Generator().manual_seed(_SEED)
     codes = torch.randperm(samples, generator=generator)
     digits = _digits(codes, samples, bits)
-    ones = torch.full((samples,), scale, dtype=torch.float64)
-    reference, unused = _sketched(graph, leaves, ones, backward)
-    passes = [_sketched(graph, leaves, ones * 2.0 ** (digit - 2 ** (bits - 1)), backward)[0] for digit in digits]
+    half = scale * (codes < samples / 2).double()
+    (first, unused), (second, _) = (_sketched(graph, leaves, weights, backward) for weights in (half, scale - half))
+    passes = [_sketched(graph, leaves, scale * 2.0 ** (digit - 2 ** (bits - 1)), backward)[0] for digit in digits]
     owners = Owners(graph, samples, unused)
     sample_of = torch.full((2 ** (bits * len(digits)),), -1)
     sample_of[codes] = torch.arange(samples)
-    for edge, sums in reference.items():
-        owners.readings[edge] = _read(sums, [sketch[edge] for sketch in passes], sample_of, bits, samples)
+    for edge, sums in first.items():
+        apart = list(zip(sums, second[edge], strict=True))
+        owners.readings[edge] = _read(apart, [sketch[edge] for sketch in passes], sample_of, bits, samples)
     _settle(owners)
     return owners
 
@@ -132,30 +136,36 @@ def _sums(grad: Tensor) -> list[Tensor]:
     return [(size.sum(rest, dtype=torch.float64) if rest else size.double()).cpu() for rest in others]
 
 
-def _read(reference: list[Tensor], passes: list[list[Tensor]], sample_of: Tensor, bits: int, samples: int) -> Reading:
-    if not bool(reference[0].any()):
-        return ZERO if all(not bool(sums[0].any()) for sums in passes) else SHARED
+def _read(
+    halves: list[tuple[Tensor, Tensor]], passes: list[list[Tensor]], sample_of: Tensor, bits: int, samples: int
+) -> Reading:
+    if not any(bool(sums.any()) for sums in (*halves[0], *(sums[0] for sums in passes))):
+        return ZERO
     if samples == 1:
         return Reading("owned", (Layout(0),))
     tables = []
-    for d, whole in enumerate(reference):
-        table = _decoded(whole, [sums[d] for sums in passes], sample_of, bits)
+    for d, pair in enumerate(halves):
+        table = _decoded(pair, [sums[d] for sums in passes], sample_of, bits)
         if table is not None:
             tables.append((d, table))
     regular = [Layout(d, inner) for d, table in tables for inner in _fitting(table, samples)]
     if regular:
         return Reading("owned", tuple(regular))
     for d, table in tables:
-        if bool(reference[d].isfinite().all()):
+        if all(bool(sums.isfinite().all()) for sums in halves[d]):
             return Reading("owned", (Layout(d, table=table),))
     return SHARED
 
 
-def _decoded(whole: Tensor, passes: list[Tensor], sample_of: Tensor, bits: int) -> Tensor | None:
+def _decoded(halves: tuple[Tensor, Tensor], passes: list[Tensor], sample_of: Tensor, bits: int) -> Tensor | None:
     """The owner of each slot, -1 where no gradient came, or one that is not finite.
 
     None unless every other slot has an owner, and some slot has.
     """
+    first, second = halves
+    if bool(((first != 0) & (second != 0) & first.isfinite() & second.isfinite()).any()):
+        return None
+    whole = first + second
     live = (whole > 0) & whole.isfinite()
     code = torch.zeros(len(whole), dtype=torch.int64)
     for p, sums in enumerate(passes):

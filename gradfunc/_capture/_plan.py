@@ -6,8 +6,8 @@ or from several samples, makes the node a *use* of that value.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
 
 from ._graph import Edge, Graph
 from ._layout import Layout
@@ -115,27 +115,30 @@ def _only_viewed(graph: Graph, owners: Owners, edge: Edge) -> bool:
     return True
 
 
+# Node type -> the first of the two inputs that are multiplied.
+BATCHED_PRODUCTS = {"BmmBackward0": 0, "BaddbmmBackward0": 1}
+
+
 def _repeated(graph: Graph, owners: Owners, node: int, j: int) -> Edge | None:
     """The value behind an operand of a batched product that repeats it for every matrix, if it does.
 
     Each repetition is owned by a sample, but its cotangent would be that sample's whole gradient.
     """
-    if graph.names[node] != "BmmBackward0":
+    first = BATCHED_PRODUCTS.get(graph.names[node])
+    if first is None or j < first:
         return None
-    operand = (graph.nodes[node]._saved_self, graph.nodes[node]._saved_mat2)[j]
     edge = graph.inputs[node][j]
-    if operand is None or operand.stride(0) != 0 or operand.shape[0] < 2:
-        return None
-    numel = operand[0].numel()
     while edge is not None and edge.node not in graph.leaves and graph.names[edge.node] in VIEWS:
         edge = graph.only_input(edge.node)
-    if edge is None or graph.names[edge.node] != "ExpandBackward0":
+    behind = None if edge is None or graph.names[edge.node] != "ExpandBackward0" else graph.only_input(edge.node)
+    if edge is None or behind is None:
         return None
-    behind: Any = graph.only_input(edge.node)
-    whole = 1
-    for n in shape_of(graph, behind):
-        whole *= n
-    return behind if whole == numel and _only_viewed(graph, owners, behind) else None
+    # Repeated along leading dimensions only, and once for every matrix.
+    one, all_ = shape_of(graph, behind), graph.shape(edge)
+    rest = one[next((d for d, n in enumerate(one) if n != 1), len(one)) :]
+    matrices = graph.shape(Edge(node, 0))[0]
+    repeated = math.prod(all_) == math.prod(rest) * matrices and all_[len(all_) - len(rest) :] == rest
+    return behind if repeated and _only_viewed(graph, owners, behind) else None
 
 
 def shape_of(graph: Graph, edge: Edge) -> tuple[int, ...]:

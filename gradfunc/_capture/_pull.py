@@ -51,7 +51,7 @@ class Step(NamedTuple):
     def saved(self, name: str) -> Tensor | None:
         """A tensor that the operation kept."""
         tensor: Tensor | None = getattr(self.node, f"_saved_{name}")
-        return None if tensor is None else tensor.detach()
+        return tensor.detach() if tensor is not None and tensor.requires_grad else tensor
 
 
 Found = list[tuple[Edge, Factor]] | None
@@ -173,18 +173,18 @@ def mul(step: Step) -> Found:
 
 def mul_number(step: Step) -> Found:
     """Times a number."""
-    other = step.node._saved_other
-    return _scaled(step, 0, torch.as_tensor(other))
+    return _scaled(step, 0, step.node._saved_other)
 
 
-def _scaled(step: Step, j: int, other: Tensor) -> Found:
+def _scaled(step: Step, j: int, other: Tensor | float) -> Found:
     factor, shape = step.factor, step.shape(j)
     if isinstance(factor, Dense):
-        return step.to(j, Dense(sum_to(factor.values * other.to(factor.values.device), shape)))
+        return step.to(j, Dense(sum_to(factor.values * other, shape)))
     if shape != factor.shape:
         return None
-    if other.numel() == 1:
-        number = other.reshape(())
+    if not isinstance(other, Tensor) or other.numel() == 1:
+        # (a number that torch has wrapped is left as it is)
+        number = other.reshape(()) if isinstance(other, Tensor) and other.dim() else other
         if isinstance(factor, Outer):
             return step.to(j, Outer(factor.x, factor.g * number, shape))
         return step.to(j, Rows(factor.index, factor.g * number, shape)) if isinstance(factor, Rows) else None
@@ -213,7 +213,7 @@ def _sum(step: Step, alpha: float) -> Found:
         if j >= len(step.inputs) or step.inputs[j] is None:
             continue
         one = step.to(j, step.factor) if number == 1 and step.shape(j) == step.factor.shape else None
-        one = one or _scaled(step, j, torch.tensor(number, dtype=step.factor.tensors[-1].dtype))
+        one = one or _scaled(step, j, number)
         if one is None:
             return None
         found += one
@@ -222,7 +222,7 @@ def _sum(step: Step, alpha: float) -> Found:
 
 def neg(step: Step) -> Found:
     """The negative."""
-    return _scaled(step, 0, torch.tensor(-1.0, dtype=step.factor.tensors[-1].dtype))
+    return _scaled(step, 0, -1.0)
 
 
 def mm(step: Step) -> Found:

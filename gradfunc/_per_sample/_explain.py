@@ -77,6 +77,8 @@ def lines(rows: Gradients, uses: Mapping[str, Sequence[Used]]) -> tuple[Line, ..
 def _of(name: str, gradient: Gradient | None, uses: Sequence[Used], scratch: int) -> list[Line]:
     if not uses:
         return [Line(name, "0", "none", "zero", 0, 0, "no loss depends on it")]
+    if gradient is not None and not gradient.factors:
+        return [Line(name, _spelt(uses), "none", "zero", 0, 0, "it has no entries")]
     if gradient is None:
         kinds = dict.fromkeys(used.kind for used in uses)
         return [Line(name, _spelt(uses, kind), kind, "?", 0, 0, "rows are computed at each query") for kind in kinds]

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+_ONE_AT_A_TIME = threading.RLock()
+
 
 @contextmanager
 def forked(seed: int, *streams: int, devices: Iterable[torch.device]) -> Iterator[None]:
     """Draw from generators seeded by (seed, *streams) inside; restore the global ones after.
 
-    Only the generators of the CPU and of `devices` are touched.
+    Only the generators of the CPU and of `devices` are touched. They belong to all threads, so one at a time has them.
     """
     # Odd multipliers keep neighbouring streams apart; 63 bits is what manual_seed takes.
     value = seed * 0x9E3779B97F4A7C15
@@ -21,7 +24,7 @@ def forked(seed: int, *streams: int, devices: Iterable[torch.device]) -> Iterato
         value = (value ^ stream) * 0xBF58476D1CE4E5B9
     value %= 2**63
     cuda = sorted({device.index or 0 for device in devices if device.type == "cuda"})
-    with torch.random.fork_rng(devices=cuda):
+    with _ONE_AT_A_TIME, torch.random.fork_rng(devices=cuda):
         torch.default_generator.manual_seed(value)
         for index in cuda:
             torch.cuda.default_generators[index].manual_seed(value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from ..._factors import Outer
@@ -48,10 +50,23 @@ def mv(site: Site) -> Maker | None:
 
 
 def bmm(site: Site) -> Maker | None:
-    """`self [N, A, K] @ mat2 [N, K, C]`, the shared operand one matrix that is repeated N times."""
-    j, dim = site.input, site.layout.dim
-    operand, other = site.saved(("self", "mat2")[j]), site.saved(("mat2", "self")[j])
-    if operand is None or other is None or (operand.shape[0] > 1 and operand.stride(0) != 0):
+    """`self [N, A, K] @ mat2 [N, K, C]`."""
+    return _matrices(site, site.input, "self", "mat2", 1.0)
+
+
+def baddbmm(site: Site) -> Maker | None:
+    """`beta input + alpha batch1 @ batch2`."""
+    node = site.node
+    if site.input == 0:
+        beta = float(node._saved_beta)
+        return lambda g: site.summed(g if beta == 1 else g * beta)
+    return _matrices(site, site.input - 1, "batch1", "batch2", float(node._saved_alpha))
+
+
+def _matrices(site: Site, j: int, left: str, right: str, alpha: float) -> Maker | None:
+    """The shared operand is one matrix that is repeated N times."""
+    dim, other = site.layout.dim, site.saved((right, left)[j])
+    if other is None or math.prod(site.shape) != other.shape[1 + j] * site.out[1 + j]:
         return None
 
     def positions(tensor: Tensor, own: int) -> Tensor:
@@ -60,14 +75,14 @@ def bmm(site: Site) -> Maker | None:
     if dim == 0:  # every matrix belongs to a sample
         rows = positions(other if j == 1 else other.mT, 0)
         if j == 1:
-            return lambda g: _outer(site, positions(g, 0), rows, 1.0)
-        return lambda g: _outer(site, rows, positions(g.mT, 0), 1.0)
+            return lambda g: _outer(site, positions(g, 0), rows, alpha)
+        return lambda g: _outer(site, rows, positions(g.mT, 0), alpha)
     if j == 1 and dim == 1:  # rows of the left factor do
         rows = positions(other, 1)
-        return lambda g: _outer(site, positions(g, 1), rows, 1.0)
+        return lambda g: _outer(site, positions(g, 1), rows, alpha)
     if j == 0 and dim == 2:  # columns of the right factor do
         rows = positions(other.mT, 1)
-        return lambda g: _outer(site, rows, positions(g.mT, 1), 1.0)
+        return lambda g: _outer(site, rows, positions(g.mT, 1), alpha)
     return None
 
 
@@ -81,4 +96,5 @@ RULES = {
     "AddmmBackward0": addmm,
     "MvBackward0": mv,
     "BmmBackward0": bmm,
+    "BaddbmmBackward0": baddbmm,
 }

@@ -42,7 +42,7 @@ class Site:
     def saved(self, name: str) -> Tensor | None:
         """A tensor that the operation kept."""
         tensor: Tensor | None = getattr(self.node, f"_saved_{name}")
-        return None if tensor is None else tensor.detach()
+        return tensor.detach() if tensor is not None and tensor.requires_grad else tensor
 
     def split(self, tensor: Tensor, dim: int | None = None) -> Tensor:
         """Every sample's slots: `[B, T, ...]`."""
