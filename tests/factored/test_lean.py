@@ -101,10 +101,12 @@ def largest(name, query, *, batched, engine):
     if not batched and name == "expanded to the batch":
         pytest.skip("one sample has no batch to expand to")
     f = gf.per_sample_grads(losses, engine=engine, batched=batched)
-    with Largest() as seen:
+    with Largest() as first:
         QUERIES[query](f(params, batch))
+    with Largest() as second:
         QUERIES[query](f(params, batch * 1))  # as planned by the first call
-    return seen.entries
+    # The first call makes plain backward passes as well, and those form the gradient of the expanded weight.
+    return second.entries if name == "expanded to the batch" else max(first.entries, second.entries)
 
 
 @factored_only
