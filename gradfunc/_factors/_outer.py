@@ -117,17 +117,17 @@ class Outer:
         (inputs, outputs), t = self.features, self.x.shape[1]
         copied = 0 if c is None else t * min(inputs, outputs)
         copied = copied if self._is_wide else t * (inputs + outputs)
-        out = self.x.new_zeros(outputs, inputs, dtype=self.dtype)
         step = fitting(scratch, copied) if copied else max(1, self.size)
+        out: Tensor | None = None
         for b in spans(self.size, step):
             x, g = self.x[b].to(self.dtype), self.g[b].to(self.dtype)
             if c is not None:
                 scale = c[b].to(self.dtype)[:, None, None]
                 x, g = (x * scale, g) if inputs < outputs else (x, g * scale)
             x, g = flat_pair(x, g)
-            if step >= self.size:
-                return (g.T @ x).reshape(self.shape)
-            out.addmm_(g.T, x)
+            out = g.T @ x if out is None else out.addmm_(g.T, x)
+        if out is None:
+            out = self.x.new_zeros(outputs, inputs, dtype=self.dtype)
         return out.reshape(self.shape)
 
     @property

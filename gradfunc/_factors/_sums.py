@@ -31,11 +31,12 @@ def weighted_sum(rows: Gradients, c: Tensor | None = None, scratch: int | None =
     for name, gradient in rows.items():
         gradient = gradient if at is None else gradient.select(at)
         coefficients = None if c is None else c.to(gradient.like.device)
-        total = gradient.like.new_zeros(gradient.like.shape, dtype=gradient.dtype)
-        for k, factor in enumerate(gradient.factors):
+        total: Tensor | None = None
+        for factor in gradient.factors:
             part = factor.weighted_sum(coefficients, scratch).to(gradient.dtype)
-            total = part if k == 0 else total.add_(part)
-        out[name] = total
+            total = part if total is None else total.add_(part)
+        like = gradient.like
+        out[name] = like.new_zeros(like.shape, dtype=gradient.dtype) if total is None else total
     return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -88,6 +89,7 @@ class Chunks:
         )
 
 
+@functools.cache
 def _machine_memory() -> int:
     """Total bytes, or the limit of the container; 8 GiB where the system does not say."""
     total = 2**33

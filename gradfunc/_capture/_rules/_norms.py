@@ -7,7 +7,9 @@ import math
 from torch import Tensor
 
 from ..._factors import Dense
-from ._site import Maker, Site
+from ._site import Maker, Site, sum_to
+
+_IN_CACHE = 2**17  # entries
 
 
 def layer_norm(site: Site) -> Maker | None:
@@ -18,10 +20,21 @@ def layer_norm(site: Site) -> Maker | None:
         return lambda g: site.summed(g)
     if site.input != 1:
         return None
-    x, mean, rstd = (site.saved(name) for name in ("input", "result1", "result2"))
+    kept = [site.saved(name) for name in ("input", "result1", "result2")]
+    x, mean, rstd = (None if tensor is None else site.split(tensor) for tensor in kept)
     if x is None or mean is None or rstd is None:
         return None
-    return lambda g: site.summed((x - mean).mul_(rstd).mul_(g))
+    return lambda g: _scale(x, mean, rstd, site.split(g), site.shape)
+
+
+def _scale(x: Tensor, mean: Tensor, rstd: Tensor, g: Tensor, shape: tuple[int, ...]) -> Dense:
+    """Sums of `g (x - mean) rstd`, all `[B, T, ...]`, a few samples at a time: so few that they stay in the cache."""
+    out = g.new_empty(len(g), *shape)
+    step = max(1, _IN_CACHE // max(1, x[:1].numel()))
+    for start in range(0, len(g), step):
+        at = slice(start, start + step)
+        out[at] = sum_to((x[at] - mean[at]).mul_(rstd[at]).mul_(g[at]), shape)
+    return Dense(out)
 
 
 def group_norm(site: Site) -> Maker | None:

@@ -52,7 +52,8 @@ class Site:
         """Rows from an elementwise product of the output's shape, summed to the shape of the value."""
         own = self.layout.dim - (product.dim() - len(self.shape))  # the dimension of samples in the value
         if product.dim() and (own < 0 or self.shape[own] == 1):
-            rows = self.split(product).sum(1)  # [B, the other dimensions]
+            each = self.split(product)  # [B, slots of a sample, the other dimensions]
+            rows = each[:, 0] if each.shape[1] == 1 else each.sum(1)
             return Dense(sum_to(rows if own < 0 else rows.unsqueeze(1 + self.layout.dim), self.shape))
         rows = self.layout.masked(product, torch.arange(self.samples), self.samples)
         return Dense(sum_to(rows, self.shape))
