@@ -50,9 +50,14 @@ def cross_entropy(
     """
     call = "gf.losses.cross_entropy(output, target)"
     logits, target = _classes_first(call, output, target, dim, batched, probabilities=True)
+    positions = target.shape if not target.is_floating_point() else logits.shape[:1] + logits.shape[2:]
+    rows, targets = logits, target
+    if (last := logits.movedim(1, -1)).is_contiguous():  # torch's kernel for rows is quicker than that for images
+        rows = last.reshape(positions.numel(), logits.shape[1])
+        targets = target.movedim(1, -1).reshape(rows.shape) if target.is_floating_point() else target.reshape(-1)
     elements = F.cross_entropy(
-        logits, target, weight, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="none"
-    )
+        rows, targets, weight, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="none"
+    ).reshape(positions)
     if target.is_floating_point():
         return counted(elements, batched)
     return rowwise(elements, class_weights(target, weight, ignore_index, like=elements), batched)
