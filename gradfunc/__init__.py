@@ -8,7 +8,9 @@ faster or more general way equals it.
         |  stateless, losses        a module becomes a function; a loss carries its weight
         v
     loss(params, x, y)  ->  Weighted(numerator, weight)
-        |  per_sample_grads         vmap(grad), or one autograd call a sample
+        |  per_sample_grads         factored: the loss runs forward; its autograd graph is read and cut where samples
+        |                           meet a parameter (_capture); one backward pass to the cut; rows as factors
+        |                           else vmap(grad), or one autograd call a sample
         v
     PerSampleGrads                  losses, weights, norms, gram, dot, weighted_sum, ...
         |  reduce, Accumulator      none | sum | mean: divided once, at the very end
@@ -26,11 +28,13 @@ Files, in the order in which data flows (a row imports only rows below it; `pypr
     _reduce         reductions by name                  models      small models as functions
     _per_sample/    PerSampleGrads, the value; per_sample_grads: the choice of engine and of chunks
     _certificate    what must hold between the answers of per-sample gradients
-    _engines/       vmap(grad), loop, rows of cotangents; kept, selected and joined rows
-    _factors/       rows as factors: Outer, Rows, Dense and their algebra
+    _engines/       factored, vmap(grad), loop, rows of cotangents; kept, selected and joined rows
+    _capture/       a loss that was run once -> factors of every sample's gradient, by its autograd graph
     _swap/          a function mode inside a loss: draws become keyed ones, recurrent operators become scans
     _problem        what tools take: (model, criterion, batch), read once
+    _factors/       rows as factors: Outer, Rows, Dense and their algebra
     _stateless      nn.Module -> a pure function        losses/     losses that carry their weight, a family a file
+    _graph          the precisions in a graph
     _weights        Weighted, Accumulator: the only mean
     _random/        draws keyed by (seed, step, sample, use); generators forked; draws refused, recorded, replayed
     _recurrent      lstm, gru, rnn as scans             _report     tables and JSON    _rounding   error bounds
@@ -44,6 +48,13 @@ Draws inside a loss are Philox numbers named by (seed, step, sample, use); `use`
 count lives in the seed of the forked CPU generator, which activation checkpointing saves and restores by itself, so
 a region that runs again in the backward pass draws again what it drew. What torch alone can draw belongs to a chunk
 under vmap; "auto" then takes the loop, where it belongs to the sample.
+
+The factored engine intercepts nothing. Its forward pass is one vmapped call of the loss (or the batch's own), behind
+which torch leaves an ordinary graph: every differentiable use of a parameter is an edge of it. Which sample owns an
+entry of a value is measured, by backward passes of losses weighted with powers of two; what several samples own is cut.
+The backward pass stops there, before any weight gradient, and each use gives a factor: inputs and cotangents of a
+product, or rows. What no rule knows is differentiated sample by sample at that operation alone. The plan is kept for
+graphs of the same signature as long as what it was read from holds.
 
 Rows are factors, and only sums, products and projections are asked of them. What multiplies a row is kept beside the
 rows as steps, one number a sample each; a step may be a function of the row's norm, which then waits until a query

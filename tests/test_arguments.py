@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import gradfunc as gf
 
 F64 = torch.float64
-ENGINES = ["vmap", "loop"]
+ENGINES = ["factored", "vmap", "loop"]
 W = {"w": torch.linspace(-1, 1, 3, dtype=F64)}
 Pair = namedtuple("Pair", "a b")
 
@@ -102,7 +102,8 @@ def test_ragged_samples_equal_plain_autograd(engine, chunk_size, device):
     check_ragged(engine, chunk_size, device)
 
 
-def test_samples_of_one_shape_run_together():
+@pytest.mark.parametrize("engine", ["factored", "vmap"])
+def test_samples_of_one_shape_run_together(engine):
     params, x, y = ragged_problem()
     shapes = []
 
@@ -110,10 +111,10 @@ def test_samples_of_one_shape_run_together():
         shapes.append(x.shape)
         return recurrent(p, x, y)
 
-    gf.per_sample_grads(loss, engine="vmap", verify=False)(params, gf.ragged(x), y)
+    gf.per_sample_grads(loss, engine=engine, verify=False)(params, gf.ragged(x), y)
     assert sorted(tuple(s) for s in shapes) == [(1, 3), (2, 3), (3, 3), (5, 3)]
     shapes.clear()
-    g = gf.per_sample_grads(loss, engine="vmap", chunk_size=2)(params, gf.ragged(x), y)
+    g = gf.per_sample_grads(loss, engine=engine, chunk_size=2)(params, gf.ragged(x), y)
     shapes.clear()
     g.norms()
     assert len(shapes) == 5  # 3 + 2 + 1 + 1 samples of four lengths, two at a time

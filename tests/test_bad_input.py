@@ -31,7 +31,7 @@ def value():
 
 # id: (call, type of the error, what the message says)
 OPTIONS = {
-    "unknown engine": (lambda: made(engine="fast"), ValueError, r"engine='fast'.*'auto', 'vmap', 'loop'"),
+    "unknown engine": (lambda: made(engine="fast"), ValueError, r"engine='fast'.*'auto', 'factored', 'vmap', 'loop'"),
     "engine None": (lambda: made(engine=None), ValueError, r"engine=None"),
     "unknown randomness": (lambda: made(randomness="none"), ValueError, r"'different', 'same', 'error'"),
     "chunk of 0": (lambda: made(chunk_size=0), ValueError, r"chunk_size=0; expected a positive int, None"),
@@ -162,7 +162,7 @@ def test_a_bad_call_is_told_what_is_wrong(name):
         call()
 
 
-@pytest.mark.parametrize("engine", ["auto", "vmap", "loop"])
+@pytest.mark.parametrize("engine", ["auto", "factored", "vmap", "loop"])
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_bad_loss_is_told_what_is_wrong(name, engine):
     call, error, match = LOSSES[name]
@@ -170,7 +170,7 @@ def test_a_bad_loss_is_told_what_is_wrong(name, engine):
         call(engine)
 
 
-@pytest.mark.parametrize("engine", ["auto", "vmap", "loop"])
+@pytest.mark.parametrize("engine", ["auto", "factored", "vmap", "loop"])
 @pytest.mark.parametrize("batched", [False, True])
 def test_inference_mode_is_refused(engine, batched):
     with torch.inference_mode(), pytest.raises(RuntimeError, match=r"got inference mode; expected tensors"):

@@ -19,6 +19,7 @@ ERRORS = {
     "CPU": RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
     "Python": MemoryError(),
 }
+BATCHED = ["factored", "vmap"]  # engines that run several samples at once
 
 
 def base(p, x):
@@ -41,12 +42,13 @@ class Tight:
         return base(p, x)
 
 
+@pytest.mark.parametrize("engine", BATCHED)
 @pytest.mark.parametrize("kind", ERRORS)
 @pytest.mark.parametrize("room", [1, 2, 5, 12])
-def test_chunks_are_halved_until_they_fit(room, kind, device):
+def test_chunks_are_halved_until_they_fit(room, kind, engine, device):
     loss = Tight(room, ERRORS[kind])
     params, x = {k: v.to(device) for k, v in P.items()}, X.to(device)
-    g = gf.per_sample_grads(loss, engine="vmap")(params, x)
+    g = gf.per_sample_grads(loss, engine=engine)(params, x)
     check_queries(g, truth(base, params, 13, (x,)))
     chunk = int(re.search(r"(\d+) at a time", g.explain())[1])
     assert room // 2 < chunk <= room
@@ -57,32 +59,35 @@ def test_chunks_are_halved_until_they_fit(room, kind, device):
 
 def test_halving_under_auto_does_not_fall_to_the_loop():
     g = gf.per_sample_grads(Tight(3))(P, X)
-    assert g.engine == "vmap"
+    assert g.engine == "factored"
     check_queries(g, truth(base, P, 13, (X,)))
 
 
-def test_memory_that_runs_out_later():
+@pytest.mark.parametrize("engine", BATCHED)
+def test_memory_that_runs_out_later(engine):
     """A query may meet less memory than the call did."""
     loss = Tight(4)
-    g = gf.per_sample_grads(loss)(P, X)
+    g = gf.per_sample_grads(loss, engine=engine)(P, X)
     loss.room = 1
     check_queries(g, truth(base, P, 13, (X,)))
 
 
-def test_ragged_chunks_are_halved_too():
+@pytest.mark.parametrize("engine", BATCHED)
+def test_ragged_chunks_are_halved_too(engine):
     loss = Tight(1)
     rows = [X[i, :4] if i % 2 else X[i, :4].repeat(2, 1) for i in range(6)]
 
     def ragged(p, x):
         return loss(p, x.reshape(-1, 4)[0])
 
-    g = gf.per_sample_grads(ragged, engine="vmap")(P, gf.ragged(rows))
+    g = gf.per_sample_grads(ragged, engine=engine)(P, gf.ragged(rows))
     check_queries(g, truth(base, P, 6, (X[:6],)))
 
 
-def test_one_sample_that_does_not_fit():
+@pytest.mark.parametrize("engine", BATCHED)
+def test_one_sample_that_does_not_fit(engine):
     with pytest.raises(torch.OutOfMemoryError) as caught:
-        gf.per_sample_grads(Tight(0), engine="vmap")(P, X)
+        gf.per_sample_grads(Tight(0), engine=engine)(P, X)
     text = str(caught.value)
     assert "one sample at a time" in text
     assert "B x P = 13 x 8 entries" in text
@@ -91,20 +96,22 @@ def test_one_sample_that_does_not_fit():
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
 
 
+@pytest.mark.parametrize("engine", BATCHED)
 @pytest.mark.parametrize("chunk_size", [None, 6])
-def test_a_chunk_size_that_was_asked_for_is_not_changed(chunk_size):
+def test_a_chunk_size_that_was_asked_for_is_not_changed(chunk_size, engine):
     loss = Tight(5)
     with pytest.raises(torch.OutOfMemoryError, match=f"{chunk_size or 13} samples at a time.*chunk_size='auto'"):
-        gf.per_sample_grads(loss, engine="vmap", chunk_size=chunk_size)(P, X)
+        gf.per_sample_grads(loss, engine=engine, chunk_size=chunk_size)(P, X)
     assert loss.tried == [chunk_size or 13]
 
 
-def test_a_native_batch_that_does_not_fit():
+@pytest.mark.parametrize("engine", ["auto", *BATCHED, "loop"])
+def test_a_native_batch_that_does_not_fit(engine):
     def losses(p, x):
         raise ERRORS["CUDA"]
 
     with pytest.raises(torch.OutOfMemoryError, match="forward pass of the whole batch"):
-        gf.per_sample_grads(losses, batched=True)(P, X)
+        gf.per_sample_grads(losses, batched=True, engine=engine)(P, X)
 
 
 def test_rows_of_a_native_batch_are_halved(monkeypatch):
@@ -121,7 +128,9 @@ def test_rows_of_a_native_batch_are_halved(monkeypatch):
         return rows(self, at)
 
     monkeypatch.setattr(CotangentSource, "rows", tight)
-    check_queries(gf.per_sample_grads(losses, batched=True)(P, X), truth_batched(losses, P, (X,)))
+    for engine in ("vmap", "loop"):
+        g = gf.per_sample_grads(losses, batched=True, engine=engine)(P, X)
+        check_queries(g, truth_batched(losses, P, (X,)))
 
 
 def test_an_error_of_the_users_own_is_no_lack_of_memory():
@@ -184,7 +193,7 @@ def test_loss_scale_saves_what_float16_loses(device):
         check_loss_scale(torch.float16, None, device)
 
 
-@pytest.mark.parametrize("engine", ["vmap", "loop"])
+@pytest.mark.parametrize("engine", ["factored", "vmap", "loop"])
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("chunk_size", [None, 2])
 def test_a_power_of_two_changes_nothing_else(engine, batched, chunk_size, device):

@@ -10,7 +10,17 @@ import gradfunc as gf
 
 F64 = torch.float64
 B = 6
-KINDS = ["kept", "streamed", "looped", "batched", "batched, streamed"]
+# kind -> options
+KINDS = {
+    "kept": {"engine": "vmap", "chunk_size": None},
+    "streamed": {"engine": "vmap", "chunk_size": 4},
+    "factors": {"engine": "factored", "chunk_size": None},
+    "factors, streamed": {"engine": "factored", "chunk_size": 4},
+    "looped": {"engine": "loop", "chunk_size": 1},
+    "batched": {"engine": "vmap", "chunk_size": None, "batched": True},
+    "batched, streamed": {"engine": "vmap", "chunk_size": 2, "batched": True},
+    "batched, factors": {"engine": "factored", "chunk_size": None, "batched": True},
+}
 
 
 def loss(p, x, y):
@@ -35,12 +45,9 @@ def problem(device="cpu"):
 def given(kind, device="cpu"):
     """A value of this kind, and its true rows."""
     params, batch = problem(device)
-    if kind.startswith("batched"):
-        chunk = 2 if "streamed" in kind else None
-        g = gf.per_sample_grads(losses, batched=True, chunk_size=chunk)(params, *batch)
-        return g, truth_batched(losses, params, batch)
-    engine, chunk = {"kept": ("vmap", None), "streamed": ("vmap", 4), "looped": ("loop", 1)}[kind]
-    return gf.per_sample_grads(loss, engine=engine, chunk_size=chunk)(params, *batch), truth(loss, params, B, batch)
+    if "batched" in KINDS[kind]:
+        return gf.per_sample_grads(losses, **KINDS[kind])(params, *batch), truth_batched(losses, params, batch)
+    return gf.per_sample_grads(loss, **KINDS[kind])(params, *batch), truth(loss, params, B, batch)
 
 
 def taken(want: Truth, index) -> Truth:
@@ -103,7 +110,7 @@ def test_concatenate_values_of_different_kinds(device):
     )
     joined = gf.concatenate([g for g, _ in parts])
     check_queries(joined, whole)
-    assert joined.engine == "vmap, loop"
+    assert joined.engine == "vmap, factored, loop"
     index = torch.randperm(len(whole.losses), generator=torch.Generator().manual_seed(0))
     check_queries(joined.select(index), taken(whole, index))
     check_queries(joined.select(index[:7]).weighted(torch.ones(7)), taken(whole, index[:7]))

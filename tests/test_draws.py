@@ -77,10 +77,11 @@ def asked(name, *, seed=0, step=0, index=None, device="cpu", x=None, **options):
 def check_engines_and_chunks_agree(name, device="cpu"):
     whole = asked(name, engine="loop", device=device)
     assert same_bits(whole.losses, asked(name, engine="loop", chunk_size=2, device=device).losses)
-    for engine, chunk in (("vmap", None), ("vmap", 1), ("vmap", 4), ("auto", "auto")):
+    batched = [(engine, chunk) for engine in ("factored", "vmap") for chunk in (None, 1, 4)]
+    for engine, chunk in [*batched, ("auto", "auto")]:
         g = asked(name, engine=engine, chunk_size=chunk, device=device)
         close_rows(g.materialize(), whole.materialize(), f"{engine}, {chunk}")
-        assert engine == "loop" or g.engine == "vmap"
+        assert g.engine == ("factored" if engine == "auto" else engine)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -98,13 +99,13 @@ def check_rows_go_with_ids(name, engine):
     close_rows(alone.materialize(), g.select([2]).materialize(), "alone")
 
 
-@pytest.mark.parametrize("engine", ["vmap", "loop"])
+@pytest.mark.parametrize("engine", ["factored", "vmap", "loop"])
 @pytest.mark.parametrize("name", LOSSES)
 def test_draws_go_with_the_ids(name, engine):
     check_rows_go_with_ids(name, engine)
 
 
-@pytest.mark.parametrize("engine", ["vmap", "loop"])
+@pytest.mark.parametrize("engine", ["factored", "vmap", "loop"])
 @pytest.mark.parametrize("name", LOSSES)
 def test_seed_step_and_id_count(name, engine):
     x = problem()[1]
@@ -125,7 +126,7 @@ def test_uses_count():
     assert bool((g.materialize()["w"] != 0).all())
 
 
-@pytest.mark.parametrize("engine", ["vmap", "loop"])
+@pytest.mark.parametrize("engine", ["factored", "vmap", "loop"])
 def test_the_rows_are_gradients_of_the_losses(engine):
     """With the draws of a sample known from one run, the rows are autograd's with those masks put in by hand."""
     params, x = problem()
@@ -139,7 +140,7 @@ def test_the_rows_are_gradients_of_the_losses(engine):
     assert {0.0, 2.0} == set(masks.flatten().tolist())
 
 
-@pytest.mark.parametrize("engine", ["vmap", "loop"])
+@pytest.mark.parametrize("engine", ["factored", "vmap", "loop"])
 def test_a_query_draws_again_what_the_call_drew(engine):
     g = asked("module", engine=engine, chunk_size=2)
     rows = g.materialize()
@@ -179,22 +180,25 @@ def test_a_native_batch_draws_by_seed_and_step(chunk_size):
         f = gf.per_sample_grads(native, batched=True, engine=engine, seed=seed, chunk_size=chunk_size)
         return f.at(step)(params, x).materialize()
 
-    close_rows(rows("vmap"), rows("loop"))
+    for engine in ("factored", "vmap"):
+        close_rows(rows(engine), rows("loop"), engine)
     assert same_bits(rows(), rows())
     assert not same_bits(rows(), rows(seed=1))
     assert not same_bits(rows(), rows(step=1))
 
 
-def test_recurrent_layers_of_a_native_batch_are_vmapped():
+def test_recurrent_layers_of_a_native_batch_are_not_looped():
     model = gf.stateless(nn.GRU(6, 3, 2, batch_first=True).double())
     x = problem()[1]
 
     def losses(p, x):
         return model(p, x)[0].square().flatten(1).sum(1)
 
-    g, loop = (gf.per_sample_grads(losses, batched=True, engine=e)(model.params, x) for e in ("auto", "loop"))
-    assert g.engine == "vmap"
-    close_rows(g.materialize(), loop.materialize())
+    engines = ("auto", "vmap", "loop")
+    *others, loop = (gf.per_sample_grads(losses, batched=True, engine=e)(model.params, x) for e in engines)
+    assert [g.engine for g in others] == ["factored", "vmap"]
+    for g in others:
+        close_rows(g.materialize(), loop.materialize(), g.engine)
 
 
 # --- activation checkpointing ------------------------------------------------------------------------
@@ -276,7 +280,8 @@ CELLS = {
 
 @pytest.mark.parametrize("name", [*RECURRENT, *CELLS])
 @pytest.mark.parametrize("chunk_size", [None, 4])
-def test_recurrent_layers_run_under_vmap(name, chunk_size, device):
+@pytest.mark.parametrize("engine", ["auto", "vmap"])
+def test_recurrent_layers_run_under_vmap(name, engine, chunk_size, device):
     model = gf.stateless({**RECURRENT, **CELLS}[name]().to(device, F64))
     x = problem(device)[1]
 
@@ -292,8 +297,8 @@ def test_recurrent_layers_run_under_vmap(name, chunk_size, device):
     loss = cell if name in CELLS else layer
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        g = gf.per_sample_grads(loss, chunk_size=chunk_size)(model.params, x)
-    assert g.engine == "vmap"
+        g = gf.per_sample_grads(loss, engine=engine, chunk_size=chunk_size)(model.params, x)
+    assert g.engine == ("factored" if engine == "auto" else engine)
     close_rows(g.materialize(), truth(loss, model.params, B, (x,)).rows)
 
 
@@ -316,7 +321,7 @@ def test_what_torch_alone_can_draw_goes_with_the_ids_in_the_loop(chunk_size):
     close_rows(gf.concatenate(g.split(4)).materialize(), g.materialize())
 
 
-@pytest.mark.parametrize("engine", ["vmap", "loop"])
+@pytest.mark.parametrize("engine", ["factored", "vmap", "loop"])
 @pytest.mark.parametrize("chunk_size", [None, 2])
 def test_other_draws_repeat_and_follow_seed_and_step(engine, chunk_size):
     def loss(p, x):

@@ -28,7 +28,7 @@ from test_weights import check_half_types_accumulate_in_float32
 
 import gradfunc as gf
 from gradfunc import _engines, _factors, _stateless, _tree, _weights
-from gradfunc._engines import _call, _vmap
+from gradfunc._engines import _call, _factored, _vmap
 from gradfunc._per_sample import _value
 
 as_weighted, weighted_sum, total = _weights.as_weighted, _factors.weighted_sum, _weights.total
@@ -90,6 +90,41 @@ def rows_run_alone(call, *, vmapped, run=_engines.CotangentSource.run):
     return dataclasses.replace(source, value=source.value._replace(numerator=numerator, weight=weight))
 
 
+def with_rows(change):
+    """Rows as factors, changed."""
+
+    def factored(*args, made=_factored.factored, **options):
+        block = made(*args, **options)
+        return block._replace(grads=_factors.from_rows(change(_factors.dense(block.grads))))
+
+    return _factored, "factored", factored
+
+
+def lost(rows):
+    return torch.cat([rows[:-1], torch.zeros_like(rows[-1:])])
+
+
+def averaged(rows):
+    return rows.mean(0).expand_as(rows).clone()
+
+
+def one_halved(grads):
+    first = next(iter(grads))
+    return {**grads, first: grads[first] / 2}
+
+
+def factors_of_linear():
+    check_case("linear", "factored", None)
+
+
+def streamed_factors():
+    check_case("linear", "factored", 2)
+
+
+def split_of_factors():
+    check_split("tokens", [3, 2], chunk_size=2, engine="factored")
+
+
 def not_forked(*_, **__):
     return contextlib.nullcontext()
 
@@ -121,6 +156,33 @@ MUTANTS = {
         split,
     ),
     "short last chunk dropped": (_vmap, "spans", short_chunk_dropped, split),
+    "short last chunk of factors dropped": (_factored, "spans", short_chunk_dropped, split_of_factors),
+    "factors permuted": (*with_rows(lambda g: {k: v.roll(1, 0) for k, v in g.items()}), factors_of_linear),
+    "factors permuted within a chunk": (*with_rows(lambda g: {k: v.flip(0) for k, v in g.items()}), streamed_factors),
+    "a sample lost among factors": (*with_rows(lambda g: {k: lost(v) for k, v in g.items()}), factors_of_linear),
+    "factors of the mean": (*with_rows(lambda g: {k: averaged(v) for k, v in g.items()}), factors_of_linear),
+    "half of a parameter's factors": (*with_rows(one_halved), factors_of_linear),
+    "factors: sign of a coefficient lost": (_factors, "weighted_sum", absolute, streamed_factors),
+    "factors: largest instead of total norm": (_factors, "norms", norm_of_norms_lost, factors_of_linear),
+    "factors: norms without scaling": (_factors, "norms", naive_norms, lambda: check_norms_are_safe("factored")),
+    "factors: draws not seeded": (
+        _call,
+        "forked",
+        not_forked,
+        lambda: check_calling_twice_is_calling_once("factored", 2),
+    ),
+    "factors: draws not forked": (
+        _call,
+        "forked",
+        not_forked,
+        lambda: check_global_state_is_unchanged("factored"),
+    ),
+    "factors: stale values answered for": (
+        gf.PerSampleGrads,
+        "_check_unchanged",
+        lambda self, query: None,
+        lambda: check_stale_queries_are_refused("factored", False, "params"),
+    ),
     "0 * NaN": (_factors, "weighted_sum", multiplied, check_zero_coefficient_leaves_out),
     "sign of a coefficient lost": (_factors, "weighted_sum", absolute, lambda: check_case("linear", "vmap", 2)),
     "norms without scaling": (_factors, "norms", naive_norms, check_norms_are_safe),

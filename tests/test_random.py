@@ -17,7 +17,7 @@ DRAWS = {
     "in place": lambda x: x.clone().normal_(),
     "factory": lambda x: x * torch.rand(x.shape),
 }
-ENGINES = ["vmap", "loop"]
+ENGINES = ["factored", "vmap", "loop"]
 
 
 def noisy(p, x):
@@ -106,7 +106,7 @@ def test_any_integer_is_a_seed(engine, seed):
     assert asked(engine=engine, seed=seed).norms().isfinite().all()
 
 
-@pytest.mark.parametrize("engine", ["auto", "vmap", "loop"])
+@pytest.mark.parametrize("engine", ["auto", "factored", "vmap", "loop"])
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("draw", DRAWS)
 def test_error(engine, batched, draw):

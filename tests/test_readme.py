@@ -40,6 +40,17 @@ def test_the_check_prints_what_readme_shows() -> None:
         assert re.sub(r"\d\.\d\de-\d\d", "x", line).rstrip() in printed, line
 
 
+def test_explain_prints_what_readme_shows(capsys) -> None:
+    document = Sybil(parsers=[PythonCodeBlockParser()], pattern="README.md", path=str(README.parent)).parse(README)
+    for example in document.examples():
+        capsys.readouterr()
+        example.evaluate()
+        if "print(g.explain())" in str(example.parsed):
+            break
+    shown = re.findall(r"```text\n(.*?)```", README.read_text(), re.DOTALL)[2]
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == shown.splitlines()
+
+
 def test_the_numbers_in_words() -> None:
     text = " ".join(README.read_text().split())
     assert len(gf.audit.MECHANISMS) == 18

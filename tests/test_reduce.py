@@ -110,7 +110,7 @@ def check_split(kind, sizes, *, chunk_size=None, engine="vmap", batched=False, s
     kind=st.sampled_from(list(LOSSES)),
     sizes=st.lists(st.integers(0, 3), min_size=1, max_size=4),
     chunk_size=st.one_of(st.none(), st.integers(1, 4)),
-    how=st.sampled_from([("vmap", False), ("loop", False), ("vmap", True), ("loop", True)]),
+    how=st.sampled_from([(engine, batched) for engine in ("factored", "vmap", "loop") for batched in (False, True)]),
     seed=st.integers(0, 1000),
 )
 def test_any_split_gives_torchs_sum_and_mean(kind, sizes, chunk_size, how, seed):
@@ -123,7 +123,7 @@ def test_empty_and_single_batches(kind, sizes, device):
     check_split(kind, sizes, chunk_size=2, device=device)
 
 
-@pytest.mark.parametrize("engine", ["vmap", "loop"])
+@pytest.mark.parametrize("engine", ["factored", "vmap", "loop"])
 def test_an_ignored_sample_has_a_row_of_exact_zeros(engine, device):
     g = check_split("tokens", [5], engine=engine, device=device)
     assert g.losses[1] == g.weights[1] == g.norms()[1] == 0

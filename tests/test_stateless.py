@@ -277,7 +277,7 @@ def test_batch_statistics_are_refused_by_name(layer, training):
                 run(model.params, x)
 
 
-@pytest.mark.parametrize("engine", ["auto", "vmap", "loop"])
+@pytest.mark.parametrize("engine", ["auto", "factored", "vmap", "loop"])
 def test_the_refusal_is_not_taken_for_a_limitation(engine):
     model = gf.stateless(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, track_running_stats=False)))
     f = gf.per_sample_grads(lambda p, x: model.sample(p, x).sum(), engine=engine)
@@ -319,7 +319,7 @@ def test_running_statistics_stay():
 # --- the module is left alone --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("engine", ["vmap", "loop"])
+@pytest.mark.parametrize("engine", ["factored", "vmap", "loop"])
 def test_the_module_is_left_as_it_was(engine, device):
     module = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 2)).to(device)
     module[0].weight.grad = torch.full_like(module[0].weight, 5.0)

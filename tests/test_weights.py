@@ -12,7 +12,7 @@ import gradfunc as gf
 
 PARAMS = {"w": torch.tensor([1.0, -2.0])}
 X = torch.arange(8.0).reshape(4, 2)
-ENGINES = ["vmap", "loop"]
+ENGINES = ["factored", "vmap", "loop"]
 
 
 def plain(p, x):
@@ -94,7 +94,7 @@ def test_init_of_live_parameters_records_no_graph():
     assert module.weight.grad is None
 
 
-def check_half_types_accumulate_in_float32():
+def check_half_types_accumulate_in_float32(engine="vmap"):
     """257 rows of 1 in bfloat16: added one at a time in bfloat16 the sum stays at 256."""
     size = 257
     params = {"w": torch.zeros(1, dtype=torch.bfloat16)}
@@ -103,7 +103,7 @@ def check_half_types_accumulate_in_float32():
     for value in x[:, 0]:
         naive = naive + value
     assert naive == 256
-    f = gf.per_sample_grads(plain, chunk_size=64, engine="vmap")
+    f = gf.per_sample_grads(plain, chunk_size=64, engine=engine)
     g = f(params, x)
     assert g.sum(wide=True)["w"].item() == size
     assert g.sum(wide=True)["w"].dtype == torch.float32
@@ -122,8 +122,9 @@ def check_half_types_accumulate_in_float32():
     assert few.norms().dtype == few.gram().dtype == few.dot(params).dtype == few.weights.dtype == torch.float32
 
 
-def test_half_types_accumulate_in_float32():
-    check_half_types_accumulate_in_float32()
+@pytest.mark.parametrize("engine", ENGINES)
+def test_half_types_accumulate_in_float32(engine):
+    check_half_types_accumulate_in_float32(engine)
 
 
 def test_counts_beyond_float32_are_exact():

@@ -47,7 +47,7 @@ def not_run(check: str, compares: str, why: str) -> CheckRow:
 
 
 def engines(sides: Sides, judge: Judge) -> Iterator[CheckRow]:
-    """Every engine against the loop over samples, or natively batched rows against each other."""
+    """Every engine against the loop over samples, or natively batched ones against each other."""
 
     @functools.cache
     def rows(side: Side, engine: str) -> Tensors:
@@ -56,16 +56,18 @@ def engines(sides: Sides, judge: Judge) -> Iterator[CheckRow]:
     def apart(engine: str, reference: str) -> Measure:
         return lambda side: compare_rows(rows(side, engine), rows(side, reference))
 
-    compares = "vmap(grad), and one autograd call a sample"
-    yield measured(sides, judge, "engines", compares, apart("vmap", "loop"), COUPLED)
+    for engine, what in (("factored", "rows as factors"), ("vmap", "vmap(grad)")):
+        compares = f"{what}, and one autograd call a sample"
+        yield measured(sides, judge, "engines", compares, apart(engine, "loop"), COUPLED)
     native = "batched, rows looped"
     compares = "the batch run natively, one row at a time, and one autograd call a sample"
     if sides.asked.draws:
         yield not_run("engines", compares, "the model draws random numbers, which one forward pass draws otherwise")
     else:
         yield measured(sides, judge, "engines", compares, apart(native, "loop"), COUPLED)
-    compares = "the batch run natively, rows vmapped, and one row at a time"
-    yield measured(sides, judge, "engines", compares, apart("batched, rows vmapped", native), COUPLED)
+    for engine, what in (("batched, factored", "rows as factors"), ("batched, rows vmapped", "rows vmapped")):
+        compares = f"the batch run natively, {what}, and one row at a time"
+        yield measured(sides, judge, "engines", compares, apart(engine, native), COUPLED)
 
 
 # --- reductions ---------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .._certificate import Difference, compare_rows
+from .._per_sample import PerSampleGrads
 from .._tree import tensors_of
 from ..audit._case import attempt
 from ._agreement import measured, results_of
@@ -45,25 +46,33 @@ def dtypes(sides: Sides) -> CheckRow:
 
 
 def aliases(sides: Sides) -> CheckRow:
-    """No result shares storage with parameters, batch or another result."""
+    """No result shares storage with parameters, batch or another result, by every engine that runs."""
     compares = "the storage of each result, and that of parameters, batch and other results"
-    side = sides.asked
+    side, ran, why = sides.asked, False, ""
     params = side.problem.model.params
     for engine in ENGINES:
         g, failed = attempt(partial(side.function(engine), params, *side.tensors))
-        if g is not None:
-            break
-    else:
-        return CheckRow("storage", compares, verdict="not run", cause=failed or "")
-    owners = {_storage(value): f"parameter {name}" for name, value in params.items()}
+        if g is None:
+            why = why or failed or ""
+            continue
+        ran = True
+        if found := _shared(side, g):
+            owner, what = found
+            cause = f"{what} by {engine} shares it."
+            return CheckRow("storage", compares, verdict="wrong", parameter=owner, cause=cause)
+    return CheckRow("storage", compares) if ran else CheckRow("storage", compares, verdict="not run", cause=why)
+
+
+def _shared(side: Side, g: PerSampleGrads) -> tuple[str, str] | None:
+    """Who owns a storage that a result shares, and which result."""
+    owners = {_storage(value): f"parameter {name}" for name, value in side.problem.model.params.items()}
     owners |= {_storage(tensor): "the batch" for tensor in side.tensors}
-    for what, result in results_of(g).items():
+    results = results_of(g)  # held, so that no storage is used for a second one
+    for what, result in results.items():
         for tensor in tensors_of(result):
-            if tensor.numel() == 0:
-                continue
-            if (owner := owners.setdefault(_storage(tensor), what)) is not what:
-                return CheckRow("storage", compares, verdict="wrong", parameter=owner, cause=f"{what} shares it.")
-    return CheckRow("storage", compares)
+            if tensor.numel() and (owner := owners.setdefault(_storage(tensor), what)) is not what:
+                return owner, what
+    return None
 
 
 def _storage(tensor: Tensor) -> int:

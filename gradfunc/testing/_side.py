@@ -22,8 +22,10 @@ from ..audit._graph import coarsest_roundoff
 # name -> (natively batched, engine)
 ENGINES = {
     "loop": (False, "loop"),
+    "factored": (False, "factored"),
     "vmap": (False, "vmap"),
     "batched, rows looped": (True, "loop"),
+    "batched, factored": (True, "factored"),
     "batched, rows vmapped": (True, "vmap"),
 }
 

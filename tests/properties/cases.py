@@ -30,7 +30,8 @@ class Case:
         options: of the loss.
         size: B.
         seed: of parameters, inputs, targets, sample ids and of whatever else a law draws.
-        engine: "vmap", "loop", "auto", or "batched vmap", "batched loop" for a loss that runs the batch as one.
+        engine: "factored", "vmap", "loop" or "auto"; one of the first three behind "batched " for a loss that runs the
+            batch as one.
         sample_weights: "none", "positive", "some 0" or "all 0": factors of numerator and weight in the batch.
         wrt: "all" parameters, or every other one of them: "half".
         values: of the inputs: "normal", "zeros", "repeated" (every sample the same), "huge" or "denormal".

@@ -18,7 +18,7 @@ from test_mutants import add_means, aliased, live_buffers, weight_lost, weight_t
 
 import gradfunc as gf
 from gradfunc import _engines, _factors, _stateless, _weights
-from gradfunc._engines import _call, _loop, _source, _vmap
+from gradfunc._engines import _call, _factored, _loop, _source, _vmap
 from gradfunc._per_sample import _function, _join, _value
 
 LABELS = {"target": "indices", "weight": "per class", "ignore_index": -100, "label_smoothing": 0.25, "dim": -1}
@@ -30,6 +30,8 @@ CASES = [
     Case(
         model="tied", loss="cross_entropy", options=LABELS, size=3, engine="loop", unused=True, wrt="half", ragged=True
     ),
+    Case(model="tied", loss="cross_entropy", options=LABELS, engine="factored", sample_weights="positive", seed=2),
+    Case(options=ELEMENTS, size=4, engine="factored", dropout=0.5, frozen=True, seed=3),
     Case(model="gru", options=ELEMENTS, size=3, engine="batched loop", unused=True, sample_weights="positive", seed=5),
 ]
 
@@ -77,6 +79,25 @@ def first_chunks_draws(self, transform, at, params, vmapped=_vmap.VmapSource._vm
     ids[at] = ids[: len(ids[at])].clone()
     call = dataclasses.replace(self.call, draws=dataclasses.replace(draws, ids=ids))
     return vmapped(dataclasses.replace(self, call=call), transform, at, params)
+
+
+def first_chunks_draws_traced(self, at, traced=_vmap.VmapSource.traced):
+    draws = self.call.draws
+    ids = draws.ids.clone()
+    ids[at] = ids[: len(ids[at])].clone()
+    call = dataclasses.replace(self.call, draws=dataclasses.replace(draws, ids=ids))
+    return traced(dataclasses.replace(self, call=call), at)
+
+
+def changed_factors(change):
+    """Rows as factors, each parameter's changed."""
+
+    def factored(*args, made=_factored.factored, **options):
+        block = made(*args, **options)
+        rows = {name: change(name, value) for name, value in _factors.dense(block.grads).items()}
+        return block._replace(grads=_factors.from_rows(rows))
+
+    return _factored, "factored", factored
 
 
 def first_row_lost(rows, c):
@@ -132,6 +153,23 @@ MUTANTS = {
     ),
     "mask reused across chunks": Mutant(
         laws.any_split_gives_the_same_mean, _vmap.VmapSource, "_vmapped", first_chunks_draws
+    ),
+    "mask of factors reused across chunks": Mutant(
+        laws.any_split_gives_the_same_mean, _vmap.VmapSource, "traced", first_chunks_draws_traced
+    ),
+    "factors permuted": Mutant(
+        laws.permuting_the_batch_permutes_the_rows, *changed_factors(lambda name, rows: rows.roll(1, 0))
+    ),
+    "a sample lost among factors": Mutant(
+        laws.joining_parts_gives_the_whole,
+        *changed_factors(lambda name, rows: torch.cat([rows[:-1], torch.zeros_like(rows[-1:])])),
+    ),
+    "factors of the mean": Mutant(
+        laws.rows_are_plain_autograd, *changed_factors(lambda name, rows: rows.mean(0).expand_as(rows).clone())
+    ),
+    "half of a parameter's factors": Mutant(
+        laws.rows_are_plain_autograd,
+        *changed_factors(lambda name, rows: rows / 2 if name.endswith("weight") else rows),
     ),
     "sum / B for mean": Mutant(laws.mean_times_weight_is_sum, _value, "total", batch_size),
     "first row lost": Mutant(laws.sum_of_none_is_sum, _factors, "weighted_sum", first_row_lost),

@@ -10,7 +10,12 @@ from criteria import CRITERIA
 from hypothesis import strategies as st
 from models import KINDS
 
-ENGINES = {"vmap": ("vmap", "auto"), "loop": ("loop",), "batched": ("batched vmap", "batched loop")}
+ENGINES = {
+    "factored": ("factored", "auto"),
+    "vmap": ("vmap",),
+    "loop": ("loop",),
+    "batched": ("batched factored", "batched vmap", "batched loop"),
+}
 # Repeated entries come more often; hypothesis shrinks towards the first.
 SIZES = [0, 1, *[2, 3, 4, 5, 6, 7] * 3, 33]
 TYPES = [torch.float64, torch.float64, torch.float32, torch.bfloat16]

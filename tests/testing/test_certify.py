@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import gradfunc as gf
 from gradfunc import _certificate, _engines, _factors
+from gradfunc._engines import _factored
 from gradfunc._per_sample import PerSampleGradsFunction
 
 VOCABULARY, WIDTH, TIME, N = 7, 4, 3, 6
@@ -47,12 +48,15 @@ def certified(**options) -> gf.testing.CheckReport:
 
 OPTIONS = [
     {},
+    {"engine": "vmap"},
     {"engine": "loop"},
     {"chunk_size": 2},
+    {"engine": "vmap", "chunk_size": 2},
     {"engine": "loop", "chunk_size": 4},
     {"batched": True},
+    {"batched": True, "engine": "vmap"},
     {"batched": True, "engine": "loop"},
-    {"batched": True, "chunk_size": 4},
+    {"batched": True, "engine": "vmap", "chunk_size": 4},
     {"wrt": "embed.*"},
 ]
 
@@ -68,8 +72,9 @@ def test_healthy(options, dtype, dropout):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_healthy_at_every_seed(seed):
-    report = gf.testing.certify(*problem(dropout=0.3), seed=seed)
+@pytest.mark.parametrize("engine", ["factored", "vmap"])
+def test_healthy_at_every_seed(engine, seed):
+    report = gf.testing.certify(*problem(dropout=0.3), engine=engine, seed=seed)
     assert {row.verdict for row in report.rows} <= {"exact", "rounding"}, report
 
 
@@ -159,15 +164,27 @@ def norms_without_cross_term(rows):
 
 norms, dots, weighted_sum = _factors.norms, _factors.dots, _factors.weighted_sum
 gram, materialize = gf.PerSampleGrads.gram, gf.PerSampleGrads.materialize
-rows_of = _engines.VmapSource.rows
+# engine -> what gives its rows
+ROWS = {"factored": (_factored, "factored"), "vmap": (_engines.VmapSource, "rows")}
+
+
+def plant(monkeypatch, engine, where, attribute, mistake):
+    """A mistake in a function; where there is no function, in the rows that this engine gives."""
+    if where is not None:
+        monkeypatch.setattr(where, attribute, mistake)
+        return
+    where, attribute = ROWS[engine]
+    rows = getattr(where, attribute)
+
+    def changed(*args, **options):
+        got = rows(*args, **options)
+        return got._replace(grads=_factors.from_rows(mistake(dict(_factors.dense(got.grads)))))
+
+    monkeypatch.setattr(where, attribute, changed)
 
 
 def changed_rows(change):
-    def rows(self, at):
-        got = rows_of(self, at)
-        return got._replace(grads=_factors.from_rows(change(dict(_factors.dense(got.grads)))))
-
-    return _engines.VmapSource, "rows", rows
+    return None, "", change
 
 
 def shared_summed(grads):
@@ -206,6 +223,18 @@ def rows_off(self):
     return {name: value * (1.01 if name == "mix.weight" else 1) for name, value in materialize(self).items()}
 
 
+def every_row_the_mean(grads):
+    return {name: value.mean(0).expand_as(value).clone() for name, value in grads.items()}
+
+
+def sample_lost(grads):
+    return {name: value.index_fill(0, torch.tensor([4]), 0.0) for name, value in grads.items()}
+
+
+def half(grads):
+    return {**grads, "mix.weight": grads["mix.weight"] / 2}
+
+
 # fault -> (where, attribute, mistake, the check that must say so, parameter, sample; None: not told)
 ENGINES = {
     "a missing tied cross term": (_factors, "norms", norms_without_cross_term, "norms", None, None),
@@ -213,6 +242,9 @@ ENGINES = {
     "a broadcast embedding summed": (*changed_rows(shared_summed), "weighted sum", "place.weight", 0),
     "rows permuted": (*changed_rows(permuted), "weighted sum", None, 2),
     "a lost parameter": (*changed_rows(lost), "weighted sum", "mix.bias", 0),
+    "every row the mean": (*changed_rows(every_row_the_mean), "weighted sum", None, 0),
+    "a sample lost": (*changed_rows(sample_lost), "weighted sum", None, 4),
+    "half of a parameter": (*changed_rows(half), "weighted sum", "mix.weight", 0),
     "one sample 0.1% off": (*changed_rows(one_sample_off), "weighted sum", "mix.weight", 4),
     "gram": (gf.PerSampleGrads, "gram", gram_off, "gram", None, None),
     "dot": (_factors, "dots", dots_off, "dot", None, None),
@@ -230,12 +262,13 @@ ENGINES = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ENGINES)
-def test_a_planted_engine_is_caught(name, dtype, monkeypatch):
-    where, attribute, mistake, check, parameter, sample = ENGINES[name]
+@pytest.mark.parametrize("engine", ROWS)
+def test_a_planted_engine_is_caught(engine, name, dtype, monkeypatch):
+    *mistake, check, parameter, sample = ENGINES[name]
     made = problem(dtype)
-    assert gf.testing.certify(*made, engine="vmap").ok
-    monkeypatch.setattr(where, attribute, mistake)
-    report = gf.testing.certify(*made, engine="vmap")
+    assert gf.testing.certify(*made, engine=engine).ok
+    plant(monkeypatch, engine, *mistake)
+    report = gf.testing.certify(*made, engine=engine)
     assert not report.ok
     row = report.row(check)
     assert row.verdict == "wrong", report
@@ -247,31 +280,32 @@ def test_a_planted_engine_is_caught(name, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["a broadcast embedding summed", "rows permuted"])
-def test_a_plain_sum_would_not_catch_it(name, monkeypatch):
+@pytest.mark.parametrize("engine", ROWS)
+def test_a_plain_sum_would_not_catch_it(engine, name, monkeypatch):
     """Why the coefficients are random: with r = 1 the same checks pass."""
-    where, attribute, mistake, *_ = ENGINES[name]
-    monkeypatch.setattr(where, attribute, mistake)
+    plant(monkeypatch, engine, *ENGINES[name][:3])
     monkeypatch.setattr(_certificate, "coefficients", lambda like, seed: torch.ones_like(like))
-    assert gf.testing.certify(*problem(), engine="vmap").row("weighted sum").verdict in ("exact", "rounding")
+    assert gf.testing.certify(*problem(), engine=engine).row("weighted sum").verdict in ("exact", "rounding")
 
 
-def test_norms_are_not_covered_by_weighted_sums(monkeypatch):
+@pytest.mark.parametrize("engine", ROWS)
+def test_norms_are_not_covered_by_weighted_sums(engine, monkeypatch):
     """A missing cross term passes (i): that is why (ii) is there."""
     monkeypatch.setattr(_factors, "norms", norms_without_cross_term)
-    report = gf.testing.certify(*problem(), engine="vmap")
+    report = gf.testing.certify(*problem(), engine=engine)
     assert report.row("weighted sum").verdict in ("exact", "rounding")
     assert {row.check for row in report.faults} == {"norms", "diagonal"}
 
 
-def test_where_it_cannot_be_repeated_a_large_difference_is_still_wrong(monkeypatch):
+@pytest.mark.parametrize("engine", ROWS)
+def test_where_it_cannot_be_repeated_a_large_difference_is_still_wrong(engine, monkeypatch):
     def loss(p, x):
         if x.dtype == torch.float64:
             raise ValueError("float32 only")
         return torch.tanh(p["w"] @ x).sum()
 
-    where, attribute, mistake = changed_rows(lambda grads: {"w": grads["w"] * 1.01})
-    monkeypatch.setattr(where, attribute, mistake)
-    report = gf.testing.certify(loss, {"w": torch.randn(5, 4)}, torch.randn(6, 4))
+    plant(monkeypatch, engine, *changed_rows(lambda grads: {"w": grads["w"] * 1.01}))
+    report = gf.testing.certify(loss, {"w": torch.randn(5, 4)}, torch.randn(6, 4), engine=engine)
     assert report.row("weighted sum").verdict == "wrong"
 
 
@@ -328,7 +362,7 @@ def test_named_draws():
     assert {row.verdict for row in report.rows} <= {"exact", "rounding"}, report
 
 
-@pytest.mark.parametrize("engine", ["vmap", "loop"])
+@pytest.mark.parametrize("engine", ["factored", "vmap", "loop"])
 def test_static_ragged_aux_and_a_loss_scale(engine):
     def loss(p, x, power):
         value = torch.tanh(x @ p["w"]).pow(power).sum()

@@ -16,6 +16,7 @@ from zoo import CLASSES, CRITERIA, MODELS, WIDTH, Tied, encoder, mlp, sequence_m
 import gradfunc as gf
 from gradfunc import _engines, _factors
 from gradfunc._certificate import Difference
+from gradfunc._engines import _factored
 from gradfunc.testing import _agreement, _hooks, _planted, _slopes
 
 DTYPES = ["float32", "float64"]
@@ -535,13 +536,13 @@ def test_grad_mode_does_not_matter(mode):
 
 # --- mistakes of the library itself ---------------------------------------------------------------------------------
 
-rows_of, loop_rows = _engines.VmapSource.rows, _engines.LoopSource.rows
+rows_of, loop_rows, factors_of = _engines.VmapSource.rows, _engines.LoopSource.rows, _factored.factored
 materialize, add = gf.PerSampleGrads.materialize, gf.Accumulator.add
 
 
 def with_grads(rows, change):
-    def mistaken(self, *at):
-        got = rows(self, *at)
+    def mistaken(*given, **options):
+        got = rows(*given, **options)
         changed = {name: change(name, value) for name, value in _factors.dense(got.grads).items()}
         return got._replace(grads=_factors.from_rows(changed))
 
@@ -565,6 +566,13 @@ MISTAKES = {
         _engines.VmapSource,
         "rows",
         with_grads(rows_of, lambda k, v: v * ("bias" not in k)),
+        "engines",
+    ),
+    "factors permute": (_factored, "factored", with_grads(factors_of, lambda k, v: v.flip(0)), "engines"),
+    "factors lose a bias": (
+        _factored,
+        "factored",
+        with_grads(factors_of, lambda k, v: v * ("bias" not in k)),
         "engines",
     ),
     "the loop scales": (_engines.LoopSource, "rows", with_grads(loop_rows, lambda k, v: v * 1.001), "sum"),
