@@ -274,7 +274,9 @@ def test_each_shape_is_verified_once(engine):
         return len(calls)
 
     assert asked(f, params, X) > 1
-    assert asked(f, params, X[:3]) == 1  # another number of samples is the same graph
+    if engine == "factored":  # which reads its graph, and may read that of another number of samples wrongly
+        assert asked(f, params, X[:3]) > 1
+    assert asked(f, params, X[:3]) == 1  # another number of samples is the same graph to vmap
     assert asked(f.at(2), params, X) == 1
     assert asked(f, {"w": torch.ones(4, dtype=torch.float64)}, X.double()) > 1
     assert asked(f, {"w": torch.ones(1)}, X) > 1

@@ -17,6 +17,11 @@ from torch import Tensor
 
 import gradfunc as gf
 
+# torch imports sympy, which adds a filter for its own warnings, at the first backward pass of a given cotangent in a
+# process, whoever asks for it. From here on a filter that appears is another's.
+_one = torch.ones((), requires_grad=True)
+torch.autograd.grad(_one * 1, _one, torch.ones(()))
+
 
 def nothing_is_touched(b: Built) -> Iterator[Claim]:
     """Modules, hooks, buffers, `.grad`, flags, generators and the batch are what they were."""
