@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from ..._factors import Dense
-from ._site import Maker, Site, sum_to
+from ._site import Maker, Site
 
 _IN_CACHE = 2**17  # entries
 
@@ -29,12 +30,15 @@ def layer_norm(site: Site) -> Maker | None:
 
 def _scale(x: Tensor, mean: Tensor, rstd: Tensor, g: Tensor, shape: tuple[int, ...]) -> Dense:
     """Sums of `g (x - mean) rstd`, all `[B, T, ...]`, a few samples at a time: so few that they stay in the cache."""
-    out = g.new_empty(len(g), *shape)
+    size, features = len(g), math.prod(shape)
+    out = torch.empty(size, features, dtype=torch.promote_types(x.dtype, mean.dtype), device=g.device)
     step = max(1, _IN_CACHE // max(1, x[:1].numel()))
-    for start in range(0, len(g), step):
+    for start in range(0, size, step):
         at = slice(start, start + step)
-        out[at] = sum_to((x[at] - mean[at]).mul_(rstd[at]).mul_(g[at]), shape)
-    return Dense(out)
+        product = (x[at] - mean[at]).mul_(g[at])
+        rows = rstd[at].flatten(1)[:, None]
+        torch.bmm(rows, product.reshape(len(rows), rows.shape[2], features), out=out[at, None])
+    return Dense(out.reshape(size, *shape))
 
 
 def group_norm(site: Site) -> Maker | None:
