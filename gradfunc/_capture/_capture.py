@@ -15,8 +15,9 @@ from torch.autograd.graph import GradientEdge
 from .._errors import message
 from .._factors import Dense, Factor, Gradient, Gradients
 from .._tree import Tensors
+from ._follows import doubtful
 from ._graph import Edge, Graph
-from ._owners import Backward, measure
+from ._owners import Backward, confirm, measure
 from ._plan import Plan, Use, plan, shape_of
 from ._pull import pulled
 from ._rules import AT_ONCE, LATE, RULES, Maker, Site, generic
@@ -96,6 +97,8 @@ def capture(
         except _Awake:
             pass
     owners = measure(graph, leaves, scale, backward)
+    if owners.samples > 2 and doubtful(graph, owners):
+        confirm(owners, leaves, scale, backward)
     with backward():  # what a checkpointed region kept is computed again where it is read
         found = plan(graph, owners)
     run = _Run(graph, leaves, found, backward, scale)

@@ -6,7 +6,8 @@ Reads `_input_metadata`, what torch knows of the outputs of the forward operatio
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ class Graph:
         where = dict.fromkeys(self.nodes, 0)
         parts: list[Any] = [len(losses)]
         for i, node in enumerate(self.nodes):  # grows while it is walked
-            name = node.name()
+            name, kind = node.name(), cast(Any, type(node))
             edges: list[Edge | None] = []
             for below, output in node.next_functions:
                 if below is None:
@@ -57,7 +58,7 @@ class Graph:
             leaf = known.get(id(node.variable)) if name == _LEAF else None
             if leaf is not None:
                 self.leaves[i] = leaf
-            numbers = tuple(str(getattr(node, attribute)) for attribute in _NUMBERS.get(name, ()))
+            numbers = tuple(str(getattr(node, attribute)) for attribute in _numbers(kind, name))
             parts.append((name, leaf, tuple(edges), tuple((tuple(m.shape), m.dtype) for m in _outputs(node)), numbers))
         self.signature: Any = tuple(parts)
 
@@ -80,17 +81,19 @@ class Graph:
 
 
 _LEAF = "torch::autograd::AccumulateGrad"
-# What tells which part of a tensor an operation takes, or in which order.
-_NUMBERS = {
-    "SelectBackward0": ("_saved_dim", "_saved_index"),
-    "SliceBackward0": ("_saved_dim", "_saved_start", "_saved_end", "_saved_step"),
-    "RollBackward0": ("_saved_dims", "_saved_shifts"),
-    "FlipBackward0": ("_saved_dims",),
-    "PermuteBackward0": ("_saved_dims",),
-    "TransposeBackward0": ("_saved_dim0", "_saved_dim1"),
-    "CatBackward0": ("_saved_dim",),
-    "StackBackward0": ("_saved_dim",),
-}
+# What tells which part of a tensor an operation takes, along which dimension, or in which order.
+_WORDS = "dim dims dim0 dim1 dim2 shifts diagonal offset pad padding size stride storage_offset repeats split_sizes"
+_NUMBERS = tuple(f"_saved_{word}" for word in _WORDS.split())
+_OWN = {
+    "SelectBackward0": ("_saved_index",),
+    "SliceBackward0": ("_saved_start", "_saved_end", "_saved_step"),
+}  # which are tensors elsewhere
+
+
+@cache
+def _numbers(kind: Any, name: str) -> tuple[str, ...]:
+    """Those of them that nodes of a type have."""
+    return tuple(number for number in (*_NUMBERS, *_OWN.get(name, ())) if hasattr(kind, number))
 
 
 def _outputs(node: Any) -> Any:

@@ -10,6 +10,8 @@ An error goes one way: an owned value read as shared is exact, only slower.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -33,10 +35,12 @@ class Reading:
     Attributes:
         state: "owned", "shared", "zero" (no gradient came in this batch) or "absent" (there is no path to a parameter).
         layouts: all regular layouts that fit an owned value; a table if none does.
+        alone: whether but one of several samples was seen to own anything of it.
     """
 
     state: str
     layouts: tuple[Layout, ...] = ()
+    alone: bool = False
 
     @property
     def layout(self) -> Layout:
@@ -45,8 +49,11 @@ class Reading:
 
     @property
     def certain(self) -> bool:
-        """Whether other data of the same shapes is owned alike: one regular layout fits, and no other."""
-        return len(self.layouts) == 1 and self.layouts[0].table is None
+        """Whether other data of the same shapes is owned alike: one regular layout fits several samples, and no other.
+
+        What only one sample has reached may be shared as soon as another does.
+        """
+        return len(self.layouts) == 1 and self.layouts[0].table is None and not self.alone
 
 
 ABSENT, ZERO, SHARED = Reading("absent"), Reading("zero"), Reading("shared")
@@ -93,6 +100,32 @@ def measure(graph: Graph, leaves: Tensors, scale: float, backward: Backward) -> 
         owners.readings[edge] = _read(apart, [sketch[edge] for sketch in passes], sample_of, bits, samples)
     _settle(owners)
     return owners
+
+
+def confirm(owners: Owners, leaves: Tensors, scale: float, backward: Backward) -> None:
+    """Find what is shared by samples that were weighted alike, so that one's gradient vanished beside another's.
+
+    In each pass half of the samples have no loss, other halves so that of every two samples one is without while the
+    other is not, and the other way round (Sperner's theorem says how few passes do). What a sample owns must be 0 then.
+    """
+    graph, samples = owners.graph, owners.samples
+    passes = next(n for n in range(1, samples + 2) if math.comb(n, n // 2) >= samples)
+    sets = itertools.islice(itertools.combinations(range(passes), passes // 2), samples)
+    silent = torch.zeros(passes, samples, dtype=torch.bool)
+    for sample, chosen in enumerate(sets):
+        silent[list(chosen), sample] = True
+    for quiet in silent:
+        found, _ = _sketched(graph, leaves, scale * (~quiet).double(), backward)
+        for edge, sums in found.items():
+            reading = owners.of(edge)
+            kept = tuple(layout for layout in reading.layouts if _silent(sums[layout.dim], layout, quiet))
+            if len(kept) < len(reading.layouts):
+                owners.readings[edge] = Reading("owned", kept, reading.alone) if kept else SHARED
+
+
+def _silent(sums: Tensor, layout: Layout, quiet: Tensor) -> bool:
+    owner = layout.owners(len(sums), len(quiet), sums.device)
+    return not bool(((sums != 0) & sums.isfinite() & (owner >= 0) & quiet[owner]).any())
 
 
 def _digits(codes: Tensor, samples: int, bits: int) -> list[Tensor]:
@@ -150,7 +183,8 @@ def _read(
             tables.append((d, table))
     regular = [Layout(d, inner) for d, table in tables for inner in _fitting(table, samples)]
     if regular:
-        return Reading("owned", tuple(regular))
+        alone = all(len(table[table >= 0].unique()) == 1 for _, table in tables)
+        return Reading("owned", tuple(regular), alone)
     for d, table in tables:
         if all(bool(sums.isfinite().all()) for sums in halves[d]):
             return Reading("owned", (Layout(d, table=table),))
@@ -198,7 +232,7 @@ VIEWS = frozenset(
     for name, last in {"View": 0, "UnsafeView": 0, "ReshapeAlias": 0, "Unsqueeze": 0, "Squeeze": 5, "Alias": 0}.items()
     for k in range(last + 1)
 )
-_REORDERS = ("Transpose", "Permute", "TBackward", "Flip", "Roll", "Index", "Gather", "Sort", "Scatter", "Select")
+REORDERS = ("Transpose", "Permute", "TBackward", "Flip", "Roll", "Index", "Gather", "Sort", "Scatter", "Select")
 
 
 def _settle(owners: Owners) -> None:
@@ -215,7 +249,7 @@ def _settle(owners: Owners) -> None:
                     continue
                 fits = _agreeing(graph, i, j, edge, above.layout, below.layouts)
                 if len(fits) == 1:
-                    owners.readings[edge], changed = Reading("owned", (fits[0],)), True
+                    owners.readings[edge], changed = Reading("owned", (fits[0],), below.alone), True
 
 
 def _agreeing(graph: Graph, i: int, j: int, edge: Edge, known: Layout, among: tuple[Layout, ...]) -> list[Layout]:
@@ -223,7 +257,7 @@ def _agreeing(graph: Graph, i: int, j: int, edge: Edge, known: Layout, among: tu
     rows = {"MmBackward0": 0, "AddmmBackward0": 1}.get(name)
     if rows == j and known.dim == 0:
         return [c for c in among if c.dim == 0 and c.inner == known.inner]
-    same = above == below and not name.startswith(_REORDERS)
+    same = above == below and not name.startswith(REORDERS)
     if same or (name in VIEWS and torch.Size(above).numel() == torch.Size(below).numel()):
         step = known.inner * torch.Size(above[known.dim + 1 :]).numel()
         return [c for c in among if c.inner * torch.Size(below[c.dim + 1 :]).numel() == step]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ._follows import follows
 from ._graph import Edge, Graph
 from ._layout import Layout
 from ._owners import VIEWS, Owners
@@ -79,9 +80,11 @@ def plan(graph: Graph, owners: Owners) -> Plan:
                 uses.append(Use(node, j, edge, layouts))
             elif state == "zero":
                 sentinels.append(edge)
-            elif state == "owned" and edge.node not in seen:
-                seen.add(edge.node)
-                owned.append(edge.node)
+            elif state == "owned":
+                lasting &= follows(graph, owners, node, j)
+                if edge.node not in seen:
+                    seen.add(edge.node)
+                    owned.append(edge.node)
     ends = [Edge(use.node, 0) for use in uses] + sentinels
     return Plan(uses, sentinels, routes(graph, owners), owners.unused, lasting, _passed(graph, ends))
 

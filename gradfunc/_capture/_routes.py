@@ -31,6 +31,19 @@ _WHOLE = {
 }
 
 
+# These read some of what the first input holds, and others write to it.
+_READS = frozenset(
+    f"{name}Backward{k}"
+    for name in ("Index", "UnsafeIndex", "IndexSelect", "Gather", "Take", "MaskedSelect", "Sort", "Topk", "Kthvalue")
+    for k in (0, 1)
+)
+
+
+def indexed(name: str) -> bool:
+    """Whether operations of this type have an index."""
+    return name in _ALONG or name in _TUPLES or name in _WHOLE
+
+
 class Route(NamedTuple):
     """One index of one operation, as it was when the plan was learnt."""
 
@@ -48,9 +61,18 @@ def routes(graph: Graph, owners: Owners) -> list[Route]:
     return [
         Route(i, dim, index.clone())
         for i in range(len(graph.nodes))
+        if not _from_shared(graph, owners, i)
         for dim, index in _indices(graph, i)
         if dim < 0 or dim in _dims(graph, owners, i)
     ]
+
+
+def _from_shared(graph: Graph, owners: Owners, node: int) -> bool:
+    """Whether an index tells which part of a parameter, or of what all samples share, is read."""
+    if graph.names[node] not in _READS:
+        return False
+    edge = graph.inputs[node][0]
+    return edge is None or edge.node in graph.leaves or owners.of(edge).state == "shared"
 
 
 def _dims(graph: Graph, owners: Owners, node: int) -> set[int]:
