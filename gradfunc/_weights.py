@@ -76,7 +76,9 @@ def as_weighted(call: str, out: Any, *, batched: bool) -> Weighted:
         )
         raise ValueError(message(call, got=f"a loss of shape {tuple(numerator.shape)}", expected=shape, do=do))
     if weight is None:
-        return Weighted(numerator, torch.ones_like(numerator, dtype=wide(numerator.dtype)).detach())
+        # not ones_like, which would take part in a vmap around the call and so be nobody's to look at
+        ones = torch.ones(numerator.shape, dtype=wide(numerator.dtype), device=numerator.device)
+        return Weighted(numerator, ones)
     if not isinstance(weight, Tensor):
         weight = torch.full_like(numerator, float(weight), dtype=wide(numerator.dtype))
     if weight.shape != numerator.shape:
@@ -109,7 +111,7 @@ def total(weights: Tensor) -> Tensor:
 def ratio(call: str, sums: Mapping[str, Tensor], weight: Tensor, on_zero_weight: str) -> Tensors:
     """`sums / weight`, the one division; total weight 0 raises, or gives exact zeros with "zero"."""
     one_of(call, "on_zero_weight", on_zero_weight, ("raise", "zero"))
-    if float(weight) == 0:
+    if float(weight.detach()) == 0:
         if on_zero_weight == "raise":
             raise ValueError(
                 message(

@@ -18,6 +18,8 @@ from ._factored import FactoredSource as FactoredSource
 from ._factored import factored as factored
 from ._limits import limitation as limitation
 from ._limits import out_of_memory as out_of_memory
+from ._live import Live as Live
+from ._live import live as live
 from ._loop import LoopSource as LoopSource
 from ._source import Block as Block
 from ._source import Source as Source

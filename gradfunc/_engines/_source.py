@@ -88,7 +88,12 @@ def spans(size: int, chunk: int) -> list[At]:
 
 
 def gradients(
-    loss: Tensor, leaves: Tensors, cotangent: Tensor | None = None, *, is_grads_batched: bool = False
+    loss: Tensor,
+    leaves: Tensors,
+    cotangent: Tensor | None = None,
+    *,
+    is_grads_batched: bool = False,
+    create_graph: bool = False,
 ) -> dict[str, Tensor | None]:
     """`autograd.grad` by name: dense, None where `loss` does not depend on a leaf. The graph is retained."""
     if not loss.requires_grad:
@@ -98,6 +103,7 @@ def gradients(
         list(leaves.values()),
         cotangent,
         retain_graph=True,
+        create_graph=create_graph,
         allow_unused=True,
         is_grads_batched=is_grads_batched,
     )

@@ -53,6 +53,13 @@ class VmapSource:
         """Asked of one sample: under vmap every sample runs the same graph."""
         return LoopSource(self.call).unused(at_positions(at)[:1]).expand(count(at), -1)
 
+    def live(self, at: At, rows: bool) -> Block:
+        """With the derivative that parameters and batch carry, of torch.func or of autograd."""
+        if not rows:
+            return _block({}, self._vmapped(_aux_only, at, self.call.params))
+        grads, value = self._vmapped(lambda loss: torch.func.grad(loss, has_aux=True), at, self.call.params)
+        return _block(from_rows(grads), value)
+
     def traced(self, at: At) -> Traced:
         """A vmapped forward pass leaves an ordinary graph behind."""
         leaves, swap = self.call.leaves(), self.call.swap(scan=True)

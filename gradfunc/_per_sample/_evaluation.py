@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -25,12 +25,16 @@ from .._engines import (
     factored,
     gathered,
     limitation,
+    live,
     out_of_memory,
+    spans,
 )
 from .._errors import message
 from .._tree import At, Tensors, count, wide
 from .._weights import check_weights
 from ._chunks import Chunks
+from ._differentiable import Origin
+from ._live import readable
 from ._scales import Scales
 from ._value import PerSampleGrads
 
@@ -59,6 +63,7 @@ class Evaluation:
     options: Options
     call: str
     calls: list[Call]
+    given: Tensors  # the parameters, not detached
     positions: list[Tensor]
     watched: list[Tensor]
     noticed: Noticed
@@ -81,13 +86,50 @@ class Evaluation:
         values = _values(parts, params)
         check_weights(self.call, values.weights)
         kept = bool(values.grads)
+        held = KeptSource(values, source if values.unused is None else None) if kept else source
+        watched = () if kept else tuple((tensor, tensor._version) for tensor in self.watched)
+        return self._made(engine, reason, values, held, chunks, watched)
+
+    def live(self, engine: str, reason: str, chunk: int, *, rows: bool = True) -> PerSampleGrads:
+        """The gradients with the derivative that the tensors given to the call carry; without `rows`, losses alone.
+
+        Chunks are those of a value that was computed before, since what torch alone can draw belongs to them.
+        """
+        given = self.given
+        calls = [replace(call, params={name: given[name] for name in call.params}, fixed=given) for call in self.calls]
+        parts: list[tuple[At, Block]] = []
+        for call, positions in zip(calls, self.positions, strict=True):
+            compute = live(call, batched=self.options.batched, looped=engine == "loop")
+            if self.options.batched:
+                block = compute(slice(0, 0), rows)
+                parts.append((slice(0, len(block.losses)), block))
+            else:
+                parts += [(positions[at], compute(at, rows)) for at in spans(call.size, chunk)]
+        values = _values(parts, calls[0].params)
+        if readable(values.weights):
+            check_weights(self.call, values.weights.detach())
+        size = len(values.losses)
+        chunks = Chunks.choose(None, calls[0].params, size, whole=True)
+        made = self._made(engine, reason, values, KeptSource(values, None), chunks, ())
+        return replace(made, _live=True)
+
+    def _made(
+        self,
+        engine: str,
+        reason: str,
+        values: Block,
+        held: Source,
+        chunks: Chunks,
+        watched: tuple[tuple[Tensor, int], ...],
+    ) -> PerSampleGrads:
         scales, unscaling = Scales(), self.options.loss_scale
         if unscaling is not None:
-            scales = scales.times(torch.full_like(values.losses, 1 / unscaling, dtype=torch.float64))
-        held = KeptSource(values, source if values.unused is None else None) if kept else source
+            shape, device = values.losses.shape, values.losses.device  # not full_like, which a vmap around would follow
+            scales = scales.times(torch.full(shape, 1 / unscaling, dtype=torch.float64, device=device))
+        params = self.calls[0].params
         return PerSampleGrads(
             names=tuple(params),
-            batch_size=source.size,
+            batch_size=len(values.losses),
             engine=engine,
             _losses=values.losses,
             _weights=values.weights,
@@ -99,8 +141,23 @@ class Evaluation:
             _reason=reason,
             _uses=self.noticed.uses,
             _slow=self.slow,
-            _watched=() if kept else tuple((tensor, tensor._version) for tensor in self.watched),
+            _watched=watched,
         )
+
+    def origin(self, value: PerSampleGrads) -> Origin | None:
+        """How to make `value` again with a graph behind its rows; None where nothing that was given requires grad."""
+        looped, chunk = value.engine == "loop", value._chunks.size
+
+        def again(rows: bool) -> PerSampleGrads:
+            if not looped:
+                try:
+                    return self.live("vmap", "run again", chunk, rows=rows)
+                except Exception as error:
+                    if self.limit(error) is None:
+                        raise
+            return self.live("loop", "run again", chunk, rows=rows)
+
+        return Origin.of(again, self.watched)
 
     def limit(self, error: Exception) -> str | None:
         """Why torch.func cannot run the loss; None for the user's own error.

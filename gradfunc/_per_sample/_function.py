@@ -16,7 +16,10 @@ from torch import Tensor
 from .._capture import Plans
 from .._engines import Call, Draws, Noticed
 from .._errors import GradfuncWarning, kind_of, message, one_of
+from .._swap import levels, transforms
 from .._tree import Group, read_batch, read_groups, tensors_of
+from ._chunks import Chunks
+from ._differentiable import refuse
 from ._evaluation import Evaluation, Options, Selection
 from ._indices import sample_ids
 from ._value import PerSampleGrads
@@ -86,11 +89,28 @@ class PerSampleGradsFunction:
     def __call__(self, params: Mapping[str, Tensor], /, *args: Any, **kwargs: Any) -> PerSampleGrads:
         """The gradients of every sample of the batch `args, kwargs` at `params`."""
         run = self.evaluation(params, args, kwargs)
+        if levels():
+            return self._inside(run)
         value = self._chosen(run)
         self._warn_of_draws(run)
         if self.options.verify and (key := signature(run, value)) not in self._learnt.verified:
             verify(run, value, lambda changed: self._again(value.engine, changed((dict(params), args, kwargs))))
             self._learnt.verified.add(key)
+        return dataclasses.replace(value, _origin=run.origin(value))
+
+    def _inside(self, run: Evaluation) -> PerSampleGrads:
+        """The call inside a transform of torch.func: nothing is detached, kept elsewhere or verified."""
+        if self.options.engine not in ("auto", "vmap"):
+            got = f"engine={self.options.engine!r} inside the transform torch.func.{transforms()}"
+            do = "Pass engine='vmap', or call f outside of the transform: its answers are differentiable by autograd."
+            raise RuntimeError(message(run.call, got=got, expected="engine='vmap' or 'auto' there", do=do))
+        size = sum(call.size for call in run.calls)
+        chunk = Chunks.choose(self.options.chunk_size, run.calls[0].params, size).size
+        try:
+            value = run.live("vmap", f"inside torch.func.{transforms()}", chunk)
+        except (RuntimeError, NotImplementedError) as error:
+            refuse(run.call, error)
+        self._warn_of_draws(run)
         return value
 
     def _again(self, engine: str, given: tuple[Any, Any, Any]) -> tuple[Evaluation, PerSampleGrads]:
@@ -116,9 +136,9 @@ class PerSampleGradsFunction:
             chosen = {name: fixed[name] for name in selected}
             scale = options.loss_scale or 1.0
             calls.append(Call(call, self.loss, chosen, fixed, batch, draws, options.has_aux, scale))
-        watched = [*fixed.values(), *tensors_of((args, kwargs))]
+        watched, plans = [*params.values(), *tensors_of((args, kwargs))], self._learnt.plans
         return Evaluation(
-            options, call, calls, [group.positions for group in groups], watched, noticed, self._learnt.plans
+            options, call, calls, dict(params), [group.positions for group in groups], watched, noticed, plans
         )
 
     def _chosen(self, run: Evaluation) -> PerSampleGrads:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from .._errors import kind_of, message
+from .._swap import levels
+from ._live import readable
 
 
 def indices(call: str, index: Any, size: int) -> Tensor:
@@ -50,7 +52,7 @@ def sample_ids(call: str, index: Any, size: int) -> Tensor:
 
 
 def coefficients(call: str, c: Any, losses: Tensor, *, negative: bool = True) -> Tensor:
-    """One finite constant a sample, `[B]` in float64, where `losses` are.
+    """One finite number a sample, `[B]` in float64, where `losses` are; values that a vmap maps over go unseen.
 
     Raises:
         TypeError: `c` is not a tensor.
@@ -62,12 +64,14 @@ def coefficients(call: str, c: Any, losses: Tensor, *, negative: bool = True) ->
         raise ValueError(
             message(call, got=f"c of shape {tuple(c.shape)}", expected=f"one number a sample: [{len(losses)}]")
         )
-    factors: Tensor = c.detach().to(losses.device, torch.float64)
+    factors: Tensor = c.to(losses.device, torch.float64)
     bad = ~(factors.isfinite() if negative else factors.isfinite() & (factors >= 0))
-    if bool(bad.any()):
+    if not (levels() and not readable(bad)) and bool(bad.any()):
         i = int(bad.nonzero()[0])
         expected = "finite coefficients" if negative else "finite coefficients >= 0"
-        raise ValueError(message(call, got=f"coefficient {float(factors[i])} for sample {i}", expected=expected))
+        raise ValueError(
+            message(call, got=f"coefficient {float(factors[i].detach())} for sample {i}", expected=expected)
+        )
     return factors
 
 

@@ -13,6 +13,7 @@ from .._engines import JoinedSource, Source
 from .._errors import kind_of, message
 from .._tree import map_nests, same_structure
 from .._weights import Weighted, as_weighted
+from ._differentiable import joint_origin, live_of
 from ._evaluation import Options, Selection
 from ._function import PerSampleGradsFunction, check_options
 from ._scales import joined
@@ -46,6 +47,7 @@ def concatenate(values: Sequence[PerSampleGrads]) -> PerSampleGrads:
             raise TypeError(message(call, got=f"{kind_of(g)} in the list", expected="per-sample gradients"))
         _check_alike(call, g, values[0])
     first = values[0]
+    live = any(g._live for g in values)
     parts, positions = _flattened(values)
     filled = [g for g in values if g.batch_size] or [first]
     smallest = min((g._chunks for g in filled), key=lambda chunks: chunks.size)
@@ -64,6 +66,8 @@ def concatenate(values: Sequence[PerSampleGrads]) -> PerSampleGrads:
         _uses=first._uses,
         _slow=set().union(*(g._slow for g in values)),
         _watched=tuple(pair for g in values for pair in g._watched),
+        _origin=None if live else joint_origin(lambda rows: concatenate([live_of(g, rows) for g in values]), values),
+        _live=live,
     )
 
 

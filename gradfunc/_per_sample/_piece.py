@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from .. import _factors
-from .._factors import Gradients
+from .._factors import Gradients, Projection
 from .._tree import At, Tensors, weighed
 from ._scales import Scales
 
@@ -40,6 +41,21 @@ class Piece:
     def norms_each(self) -> Tensors:
         """The same of each parameter."""
         return {name: self._sized(value) for name, value in _factors.norms_each(self.rows).items()}
+
+    def gram(self, other: Piece) -> Tensors:
+        """Inner products with the rows of another piece, `{name: [b, b']}`."""
+        return {
+            name: self.scaled(other.scaled(products, dim=1))
+            for name, products in _factors.gram(self.rows, other.rows).items()
+        }
+
+    def dots(self, direction: Mapping[str, Tensor]) -> Tensor:
+        """Inner products with a direction, `[b]`."""
+        return self.scaled(_factors.dots(self.rows, direction))
+
+    def project(self, projection: Projection) -> Tensor:
+        """The rows under a linear map, `[b, k]`."""
+        return self.scaled(_factors.project(self.rows, projection))
 
     def dense(self) -> Tensors:
         """The rows times their coefficients, `{name: [b, *shape]}`, in storage of their own."""

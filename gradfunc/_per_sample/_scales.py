@@ -102,4 +102,5 @@ def _by_then(norms: Callable[[], Tensor], c: Tensor | None) -> Tensor:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    return torch.where((a == 0) | (b == 0), torch.zeros_like(a), a * b)
+    product = a * b  # which has a derivative also where it is 0
+    return torch.where(((a == 0) | (b == 0)) & ~product.isfinite(), torch.zeros_like(a), product)

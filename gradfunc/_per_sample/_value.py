@@ -11,16 +11,17 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from .. import _factors
 from .._capture import Used
-from .._engines import SelectedSource, Source
+from .._engines import SelectedSource, Source, spans
 from .._errors import kind_of, message
 from .._factors import Projection
 from .._tree import At, Tensors, add, at_positions, count, map_tensors, scattered, weighed, wide
 from .._weights import ratio, total
 from ._chunks import Chunks
+from ._differentiable import Origin, derives, differentiable
 from ._explain import Explanation, lines
 from ._indices import coefficients, indices
+from ._live import LivePiece, readable, times
 from ._piece import Piece
 from ._scales import OfNorms, Scales
 
@@ -31,6 +32,10 @@ class PerSampleGrads:
 
     Row i is the gradient of sample i's numerator. Where the rows fit in one chunk they are kept; otherwise each
     query runs the model again, chunk by chunk, and holds a small multiple of one chunk of rows.
+
+    Answers can be differentiated again, to any order, in whatever requires grad of what was given: parameters, batch,
+    coefficients, directions. A backward pass then runs the loss again by `vmap(grad)`, or in a loop, and holds B x P;
+    until one does, nothing costs more. Where nothing requires grad, or under `torch.no_grad()`, answers have no graph.
 
     Attributes:
         names: the parameters differentiated, in the order of `params`.
@@ -63,8 +68,13 @@ class PerSampleGrads:
     _slow: set[str] = field(repr=False)
     # Tensors that a query reads again, with their versions; none where the rows are kept.
     _watched: tuple[tuple[Tensor, int], ...] = field(repr=False)
+    # How it is made again with a graph behind its rows, where autograd follows what it was made of.
+    _origin: Origin | None = field(repr=False, default=None)
+    # Whether its rows have that graph.
+    _live: bool = field(repr=False, default=False)
 
     @property
+    @differentiable(rows=False)
     def losses(self) -> Tensor:
         """Numerators, `[B]`."""
         return self._losses.clone()
@@ -75,6 +85,7 @@ class PerSampleGrads:
         return self._weights.clone()
 
     @property
+    @differentiable(rows=False)
     def aux(self) -> Any:
         """What the loss returned beside its value (`has_aux=True`), the samples in dimension 0; None without."""
         return map_tensors(torch.clone, self._aux)
@@ -94,6 +105,9 @@ class PerSampleGrads:
         every sample in a loop. An empty batch uses nothing.
         """
         self._check_unchanged("unused")
+        if self._live:
+            got, do = "a value made inside a transform of torch.func", "Ask outside of the transform."
+            raise RuntimeError(message("g.unused", got=got, expected="one whose loss can be run by autograd", do=do))
         left = torch.ones(len(self.names), dtype=torch.bool)
         for at in self._plan():
             left &= self._source.unused(at).all(0)
@@ -101,6 +115,7 @@ class PerSampleGrads:
 
     # --- other values from this one ----------------------------------------------------------------
 
+    @derives
     def select(self, index: Tensor | Sequence[int] | slice) -> PerSampleGrads:
         """Some of the samples, in the order of `index`.
 
@@ -132,8 +147,11 @@ class PerSampleGrads:
             raise ValueError(message("g.split(size)", got=f"{size!r}", expected="a positive int"))
         return [self.select(slice(start, start + size)) for start in range(0, self.batch_size, size)]
 
+    @derives
     def scaled(self, c: Tensor) -> PerSampleGrads:
         """Gradients and losses times `c`, `[B]`; weights as they are. A 0 gives exact zeros, also for a NaN.
+
+        A `c` that requires grad keeps its own derivative, also where it is 0.
 
         Raises:
             TypeError: `c` is not a tensor.
@@ -141,6 +159,7 @@ class PerSampleGrads:
         """
         return self._times(coefficients("g.scaled(c)", c, self._losses))
 
+    @derives
     def weighted(self, c: Tensor) -> PerSampleGrads:
         """Gradients, losses and weights times `c >= 0`, `[B]`: importance weights, or a mask. A 0 leaves a sample out.
 
@@ -149,15 +168,19 @@ class PerSampleGrads:
             ValueError: `c` has another shape, or an entry that is negative or not finite.
         """
         factor = coefficients("g.weighted(c)", c, self._losses, negative=False)
-        return dataclasses.replace(self._times(factor), _weights=weighed(self._weights, factor))
+        return dataclasses.replace(self._times(factor), _weights=times(self._weights, factor))
 
     def first_chunk(self) -> PerSampleGrads:
         """The samples that are computed first, as a value of their own: cheap to ask, and with the same draws."""
         return self.select(at_positions(self._plan()[0])) if self.batch_size else self
 
     def _times(self, c: Tensor) -> PerSampleGrads:
+        if self._live:
+            return dataclasses.replace(self, _losses=times(self._losses, c), _scales=self._scales.times(c))
+        c = c.detach()
         return dataclasses.replace(self, _losses=weighed(self._losses, c), _scales=self._scales.times(c))
 
+    @derives
     def _rescaled(self, c: Tensor | OfNorms, given: Tensor | None = None) -> PerSampleGrads:
         """Gradients times `c`, `[B]`, or times a function of the norms `[b]` of any b rows; losses and weights stay.
 
@@ -167,11 +190,12 @@ class PerSampleGrads:
         """
         if not isinstance(c, Tensor):
             given = torch.ones_like(self._losses) if given is None else given
-            given = given.detach().to(self._losses.device, torch.float64)
-            if self._watched:
+            given = (given if self._live else given.detach()).to(self._losses.device, torch.float64)
+            if self._watched and not self._live:
                 return dataclasses.replace(self, _scales=self._scales.deferred(c, given))
             c = c(self.norms(), given)
-        return dataclasses.replace(self, _scales=self._scales.times(c.detach().to(self._losses.device, torch.float64)))
+        c = c.to(self._losses.device, torch.float64)
+        return dataclasses.replace(self, _scales=self._scales.times(c if self._live else c.detach()))
 
     # --- queries -----------------------------------------------------------------------------------
 
@@ -179,8 +203,12 @@ class PerSampleGrads:
     def norms(self, *, per_parameter: Literal[False] = False) -> Tensor: ...
     @overload
     def norms(self, *, per_parameter: Literal[True]) -> Tensors: ...
+    @differentiable()
     def norms(self, *, per_parameter: bool = False) -> Tensor | dict[str, Tensor]:
-        """Euclidean norm of each sample's gradient: `[B]`, or `{name: [B]}`; safe from overflow."""
+        """Euclidean norm of each sample's gradient: `[B]`, or `{name: [B]}`; safe from overflow.
+
+        Where a gradient is 0 the derivative of its norm is 0, a subgradient.
+        """
         if per_parameter:
             parts = [(piece.at, piece.norms_each()) for piece in self._pieces("norms()")]
             return {name: self._joined([(at, part[name]) for at, part in parts]) for name in self.names}
@@ -190,6 +218,7 @@ class PerSampleGrads:
     def gram(self, other: PerSampleGrads | None = None, *, per_parameter: Literal[False] = False) -> Tensor: ...
     @overload
     def gram(self, other: PerSampleGrads | None = None, *, per_parameter: Literal[True]) -> Tensors: ...
+    @differentiable()
     def gram(self, other: PerSampleGrads | None = None, *, per_parameter: bool = False) -> Tensor | dict[str, Tensor]:
         """Inner products of rows: `[B, B']`, or `{name: [B, B']}`; with `other`, between two batches.
 
@@ -205,29 +234,32 @@ class PerSampleGrads:
         theirs, ours = ({k: tuple(v.shape) for k, v in g._shapes.items()} for g in (right, self))
         if theirs != ours:
             raise ValueError(message("g.gram(other)", got=f"gradients of parameters {theirs}", expected=f"of {ours}"))
+        live = (self._live or right._live) and self.batch_size * right.batch_size > 0
+        out = self._whole().gram(right._whole()) if live else self._gram(right)
+        return out if per_parameter else torch.stack(list(out.values())).sum(0)
+
+    def _gram(self, right: PerSampleGrads) -> Tensors:
+        """Inner products with the rows of `right`, perhaps the same, block by block."""
+        device = self._losses.device
         out = {
-            name: torch.zeros(
-                self.batch_size, right.batch_size, dtype=wide(self._shapes[name].dtype), device=self.losses.device
-            )
-            for name in self.names
+            name: torch.zeros(self.batch_size, right.batch_size, dtype=wide(like.dtype), device=device)
+            for name, like in self._shapes.items()
         }
-        plan = self._plan()
+        same, plan = right is self, self._plan()
         for k, chunk in enumerate(plan):
             for rows in self._pieces("gram()", [chunk]):
                 i = at_positions(rows.at)
                 # Its own Gram is symmetric: blocks left of the chunk's own are there already.
-                across = self._from(rows, plan[k:]) if other is None else right._pieces("gram()")
+                across = self._from(rows, plan[k:]) if same else right._pieces("gram()")
                 for columns in across:
                     j = at_positions(columns.at)
-                    for name, products in _factors.gram(rows.rows, columns.rows).items():
-                        whole, block = out[name], rows.scaled(columns.scaled(products, dim=1))
-                        whole[i[:, None], j] = block
-                        if other is None:
-                            whole[j[:, None], i] = block.T
-        if per_parameter:
-            return out
-        return torch.stack(list(out.values())).sum(0)
+                    for name, block in rows.gram(columns).items():
+                        out[name][i[:, None], j] = block
+                        if same:
+                            out[name][j[:, None], i] = block.T
+        return out
 
+    @differentiable()
     def dot(self, direction: Mapping[str, Tensor]) -> Tensor:
         """Inner product of each row with `direction`, `{name: tensor}` of the parameters' shapes: `[B]`.
 
@@ -243,10 +275,9 @@ class PerSampleGrads:
                 came = f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else "nothing"
                 expected = f"shape {tuple(like.shape)}, the parameter's"
                 raise ValueError(message("g.dot(direction)", got=f"{came} for '{name}'", expected=expected))
-        return self._joined(
-            [(piece.at, piece.scaled(_factors.dots(piece.rows, direction))) for piece in self._pieces("dot()")]
-        )
+        return self._joined([(piece.at, piece.dots(direction)) for piece in self._pieces("dot()")])
 
+    @differentiable()
     def project(self, projection: Projection) -> Tensor:
         """Each row under a linear map to few numbers: `[B, k]`.
 
@@ -272,11 +303,9 @@ class PerSampleGrads:
         if not isinstance(size, int) or isinstance(size, bool) or not callable(getattr(projection, "apply", None)):
             expected = "an object with an int `size` and apply(name, factor) -> [b, size]"
             raise TypeError(message("g.project(projection)", got=kind_of(projection), expected=expected))
-        parts = [
-            (piece.at, piece.scaled(_factors.project(piece.rows, projection))) for piece in self._pieces("project()")
-        ]
-        return self._joined(parts, size)
+        return self._joined([(piece.at, piece.project(projection)) for piece in self._pieces("project()")], size)
 
+    @differentiable()
     def sum(self, *, wide: bool = False) -> Tensors:
         """Sum of the rows, `{name: tensor}`: the gradient of torch's `reduction="sum"`.
 
@@ -285,8 +314,9 @@ class PerSampleGrads:
         """
         return self._summed(None, "sum()", wide)
 
+    @differentiable()
     def weighted_sum(self, c: Tensor, *, wide: bool = False) -> Tensors:
-        """Sum of `c[i]` times row i, for constants c of shape `[B]`. A coefficient 0 leaves its row out, NaN included.
+        """Sum of `c[i]` times row i, for c of shape `[B]`. A coefficient 0 leaves its row out, NaN included.
 
         Raises:
             TypeError: `c` is not a tensor.
@@ -300,7 +330,7 @@ class PerSampleGrads:
             raise ValueError(
                 message("g.weighted_sum(c)", got=f"c of shape {tuple(c.shape)}", expected=f"[{self.batch_size}]")
             )
-        return self._summed(c.detach(), "weighted_sum(c)", wide)
+        return self._summed(c, "weighted_sum(c)", wide)
 
     def mean(self, *, on_zero_weight: str = "raise") -> Tensors:
         """Sum of the rows over the total weight: the gradient of torch's `reduction="mean"`.
@@ -311,9 +341,18 @@ class PerSampleGrads:
         Raises:
             ValueError: the total weight is 0 (an empty batch, or every sample ignored).
         """
-        sums = ratio("g.mean()", self.sum(wide=True), total(self.weights), on_zero_weight)
+        weight, sums = total(self.weights), self.sum(wide=True)
+        if self._live and not readable(weight):  # a vmap around the call maps over the weights
+            if on_zero_weight != "zero":
+                got, expected = "weights that a transform of torch.func maps over", "a total weight known not to be 0"
+                raise RuntimeError(message("g.mean()", got=got, expected=expected, do="Pass on_zero_weight='zero'."))
+            whole = torch.where(weight == 0, torch.ones_like(weight), weight)
+            sums = {k: torch.where(weight == 0, 0, v / whole.to(v.device, v.dtype)) for k, v in sums.items()}
+        else:
+            sums = ratio("g.mean()", sums, weight, on_zero_weight)
         return {name: value.to(self._shapes[name].dtype) for name, value in sums.items()}
 
+    @differentiable()
     def materialize(self) -> Tensors:
         """Every row: `{name: [B, *shape]}`, fresh tensors of B times the parameters' size."""
         parts = [(piece.at, piece.dense()) for piece in self._pieces("materialize()")]
@@ -352,14 +391,20 @@ class PerSampleGrads:
 
     def _plan(self) -> list[At]:
         """Every sample once, a chunk at a time."""
-        return self._source.plan(self._chunks.size)
+        return spans(self.batch_size, max(self.batch_size, 1)) if self._live else self._source.plan(self._chunks.size)
 
     def _pieces(self, query: str, plan: list[At] | None = None) -> Iterator[Piece]:
         """The rows, a chunk at a time; a chunk comes in several pieces where memory is short."""
         self._check_unchanged(query)
         for chunk in self._plan() if plan is None else plan:
             for at, block in self._chunks.computed(f"g.{query}", self._source.rows, chunk, self.batch_size):
-                yield Piece(at, block.grads, self._scales)
+                yield (LivePiece if self._live else Piece)(at, block.grads, self._scales)
+
+    def _whole(self) -> LivePiece:
+        """All rows, with their graph where they have one."""
+        self._check_unchanged("gram()")
+        at = slice(0, self.batch_size)
+        return LivePiece(at, self._source.rows(at).grads, self._scales)
 
     def _from(self, piece: Piece, plan: list[At]) -> Iterator[Piece]:
         """The pieces of `plan`, given one of its first chunk: that is not computed again where it is all of it."""

@@ -20,6 +20,21 @@ def levels() -> list[str]:
     return [pointer(i).randomness().name.lower() if i.key() == kinds.Vmap else "" for i in stack() or ()]
 
 
+def transforms() -> str:
+    """How messages name the transforms that are running, such as "vmap(grad(...))"; empty where none is."""
+    functorch = getattr(torch._C, "_functorch", None)
+    stack = getattr(functorch, "get_interpreter_stack", None)
+    names = [interpreter.key().name.lower() for interpreter in (stack() if stack else None) or ()]
+    return "(".join([*names, "..."]) + ")" * len(names) if names else ""
+
+
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether a running transform follows this tensor; False where torch does not say."""
+    functorch = getattr(torch._C, "_functorch", None)
+    asked = getattr(functorch, "is_functorch_wrapped_tensor", None)
+    return asked is not None and bool(asked(tensor))
+
+
 def is_batched(tensor: Tensor) -> bool:
     """Whether a running vmap maps over this tensor; False where torch does not say."""
     functorch = getattr(torch._C, "_functorch", None)

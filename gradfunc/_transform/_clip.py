@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .._errors import kind_of, message, one_of
 from .._per_sample import PerSampleGrads
+from .._swap import levels
 from .._tree import Tensors
 from ._base import Say, Stage, State
 from ._guarantee import SAMPLES, Guarantee
@@ -92,7 +93,7 @@ class ClipPerSample(Stage[PerSampleGrads, PerSampleGrads]):
         c = factors(norms, self.max_norm, unit, self.eps)
         if seen is not None:
             lengths = torch.where(unit > 0, norms / unit, 0).double()
-            seen.pieces.append(torch.stack([lengths, (c < 1).double(), (~norms.isfinite()).double()]))
+            seen.pieces.append(torch.stack([lengths, (c < 1).double(), (~norms.isfinite()).double()]).detach())
         return c
 
     def _said(self, seen: _Seen, g: PerSampleGrads | None) -> tuple[tuple[str, Facts], ...]:
@@ -186,7 +187,20 @@ def clip_per_sample(
 
 
 def factors(norms: Tensor, max_norm: float, unit: Tensor, eps: float) -> Tensor:
-    """`min(1, C u / (n + eps u))`, `[b]`, rounded so that n times it is <= C u; 1 where n is 0 or not finite."""
+    """`min(1, C u / (n + eps u))`, `[b]`, rounded so that n times it is <= C u; 1 where n is 0 or not finite.
+
+    Its derivative is that of the quotient, and 0 where it is 1.
+    """
+    c = _rounded(norms.detach(), max_norm, unit.detach(), eps)
+    if not (norms.requires_grad or unit.requires_grad or levels()):
+        return c
+    above = c < 1
+    length = torch.where(above, norms.double() + eps * unit, 1.0)
+    quotient = torch.where(above, max_norm * unit / length, 1.0).to(c.dtype)
+    return c + (quotient - quotient.detach())
+
+
+def _rounded(norms: Tensor, max_norm: float, unit: Tensor, eps: float) -> Tensor:
     limit = _down(max_norm * unit, norms)
     length = norms.double() + eps * unit
     c = (limit.double() / length).to(norms.dtype)
@@ -207,7 +221,7 @@ def _refused(call: str, g: PerSampleGrads) -> str:
     names = ", ".join(f"'{name}'" for name in g.names if not bool(each[name][i].isfinite()))
     return message(
         call,
-        got=f"a gradient of norm {float(norms[i])} for sample {i}" + (f" in {names}" if names else ""),
+        got=f"a gradient of norm {float(norms[i].detach())} for sample {i}" + (f" in {names}" if names else ""),
         expected="finite norms",
         do="Pass nonfinite='skip' to leave such samples out, 'zero' to count them as zeros, or 'keep'.",
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .._errors import kind_of, message
@@ -64,11 +65,19 @@ class StepFunction:
         report = StepReport()
         # no name here holds the rows: they are free as soon as the chain has reduced them
         if isinstance(self.step, Stage):
-            out, state, say = self.step.telling(f(params, *args, **kwargs), state, params)
+            out, state, say = self.step.telling(_constant(f, params, args, kwargs), state, params)
             report = StepReport(say())
         else:
-            out, state = self.step.update(f(params, *args, **kwargs), state, params)
+            out, state = self.step.update(_constant(f, params, args, kwargs), state, params)
         return (apply_updates(params, out) if places(self.step)[1] is Updates else out), state, report
+
+
+def _constant(
+    f: PerSampleGradsFunction, params: Tensors, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> PerSampleGrads:
+    """Rows that no later backward pass asks for: a state must not hold on to the batches of all steps before."""
+    with torch.no_grad():
+        return f(params, *args, **kwargs)
 
 
 def make_step(
