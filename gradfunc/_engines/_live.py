@@ -84,7 +84,9 @@ def _by_func(call: Call, rows: bool) -> Block:
         return call.scaled(value.numerator), value if call.has_aux else value[:2]
 
     with call.running(swap, 0, vmapped=False):
-        losses, vjp, given = torch.func.vjp(scaled, dict(call.params), has_aux=True)
+        # three values with has_aux, where torch's stubs have two
+        out: Any = torch.func.vjp(scaled, dict(call.params), has_aux=True)
+    losses, vjp, given = out
     stacked: Tensors = {}
     if rows:
         with swap.backward():
