@@ -74,7 +74,7 @@ def plan(graph: Graph, owners: Owners) -> Plan:
             if edge is None:
                 continue
             state = "shared" if edge.node in graph.leaves else owners.node(edge.node)
-            if state == "owned" and (behind := _repeated(graph, owners, node, j)) is not None:
+            if state in ("owned", "shared") and (behind := _repeated(graph, owners, node, j)) is not None:
                 state, edge = "shared", behind
             if state == "shared" or (state == "zero" and _only_viewed(graph, owners, edge)):
                 uses.append(Use(node, j, edge, layouts))
@@ -125,7 +125,8 @@ BATCHED_PRODUCTS = {"BmmBackward0": 0, "BaddbmmBackward0": 1}
 def _repeated(graph: Graph, owners: Owners, node: int, j: int) -> Edge | None:
     """The value behind an operand of a batched product that repeats it for every matrix, if it does.
 
-    Each repetition is owned by a sample, but its cotangent would be that sample's whole gradient.
+    If a sample owns a repetition, its cotangent would be that sample's whole gradient; if all share each of them, rows
+    would be as many times larger as there are repetitions.
     """
     first = BATCHED_PRODUCTS.get(graph.names[node])
     if first is None or j < first:
