@@ -67,9 +67,17 @@ class Side:
 
     def function(self, engine: str) -> PerSampleGradsFunction:
         """Per-sample gradients by one engine, every sample under the same draws, so that any two can be compared."""
-        batched, name = ENGINES[engine]
-        options: dict[str, Any] = {"engine": name, "batched": batched, "randomness": "same", "seed": self.case.seed}
-        return per_sample_grads(self._losses if batched else self._loss, chunk_size=None, verify=False, **options)
+        return self._functions[engine]
+
+    @functools.cached_property
+    def _functions(self) -> dict[str, PerSampleGradsFunction]:
+        """One of each, so that what an engine learns of a graph is learnt once."""
+        made = {}
+        for engine, (batched, name) in ENGINES.items():
+            options: dict[str, Any] = {"engine": name, "batched": batched, "randomness": "same", "seed": self.case.seed}
+            loss = self._losses if batched else self._loss
+            made[engine] = per_sample_grads(loss, chunk_size=None, verify=False, **options)
+        return made
 
     def rows(self, engine: str, order: Tensor | None = None) -> Tensors:
         """Every row, by one engine; with `order`, of the batch in that order.

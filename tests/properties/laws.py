@@ -21,10 +21,10 @@ def sum_of_none_is_sum(b: Built) -> Iterator[Claim]:
     g = b.grads()
     none, total = gf.reduce(g, "none"), gf.reduce(g, "sum")
     assert set(total) == set(b.names)
-    yield from sums("sum(none)", total, added(none), norms(none).sum(), terms(b))
+    yield from sums("sum(none)", total, added(none), norms(none).sum(), of_rows(b))
     yield from sums("sum()", g.sum(), total, norms(none).sum(), terms(b))
     c = coefficients(b, 1)
-    yield from sums("weighted_sum", g.weighted_sum(c), added(none, c), (c.abs() * norms(none)).sum(), terms(b))
+    yield from sums("weighted_sum", g.weighted_sum(c), added(none, c), (c.abs() * norms(none)).sum(), of_rows(b))
 
 
 def mean_times_weight_is_sum(b: Built) -> Iterator[Claim]:
@@ -85,14 +85,14 @@ def scaling_the_loss_scales_the_gradient(b: Built) -> Iterator[Claim]:
     yield from rows("loss_scale", b.grads(loss_scale=2.0**4).materialize(), none)
     by_row, scale = g.scaled(c), (c.abs() * norms(none)).sum()
     yield from rows("scaled(c)", by_row.materialize(), times(none, c), c.abs() * norms(none), 1)
-    yield from sums("sum of scaled(c)", by_row.sum(), added(none, c), scale, terms(b))
+    yield from sums("sum of scaled(c)", by_row.sum(), added(none, c), scale, of_rows(b))
     yield equal("weights of scaled(c)", by_row.weights, g.weights)
     yield Claim("losses of scaled(c)", by_row.losses, g.losses.double() * c, (g.losses * c).abs(), 1)
     weighted, weight = g.weighted(c.abs()), (b.weights() * c.abs()).sum()
     yield equal("weights of weighted(c)", weighted.weights.double(), b.weights() * c.abs())
     want = {name: value / weight if weight else value * 0 for name, value in added(none, c.abs()).items()}
     mean = {k: v.double() for k, v in weighted.mean(on_zero_weight="zero").items()}
-    yield from sums("mean of weighted(c)", mean, want, scale / weight if weight else scale, terms(b))
+    yield from sums("mean of weighted(c)", mean, want, scale / weight if weight else scale, of_rows(b))
 
 
 def a_sum_of_losses_gives_the_sum_of_gradients(b: Built) -> Iterator[Claim]:
@@ -298,6 +298,11 @@ def zeros(like: Rows) -> Rows:
 def terms(b: Built) -> int:
     """Additions and products in a sum over the batch, in whatever chunks."""
     return 2 * len(b.samples) + 2
+
+
+def of_rows(b: Built) -> int | None:
+    """The same of a sum of rows as they are handed out; None where the sum is of factors, which no row has rounded."""
+    return None if b.case.engine in ("factored", "auto", "batched factored") else terms(b)
 
 
 def draw(b: Built, stream: int, low: int, high: int) -> int:
