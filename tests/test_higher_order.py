@@ -284,6 +284,24 @@ def test_some_parameters_only():
     check_same(again(g.norms(), inputs), again(flat({k: rows[k] for k in "wb"}).norm(dim=1), inputs))
 
 
+def check_inputs_made_of_inputs():
+    """A batch, a coefficient and a direction computed from the parameters: no share is counted twice."""
+    p, x, t = given()
+    inputs = [*p.values(), x]
+    made = x * p["v"][:2].sin()
+    c, v = p["b"].sum().cos() * torch.arange(4.0, dtype=F64), {**V, "w": p["w"] * 2}
+    for engine in ("vmap", "loop"):
+        g = gf.per_sample_grads(perceptron, engine=engine)(p, made, t)
+        rows = flat(func_rows(p, made, t))
+        check_same(again(g.norms(), inputs), again(rows.norm(dim=1), inputs))
+        check_same(again(joined(g.scaled(c).sum()), inputs), again(c @ rows, inputs))
+        check_same(again(g.dot(v), inputs), again(rows @ joined(v), inputs))
+
+
+def test_inputs_made_of_inputs():
+    check_inputs_made_of_inputs()
+
+
 def test_a_parameter_that_the_loss_closes_over_is_not_differentiated_as_a_parameter():
     p, x, t = given()
 
@@ -646,8 +664,8 @@ def test_a_module_by_its_parameters():
 live_of, and_of, norms = _differentiable.live_of, _differentiable.Origin.and_of, _live.norms
 
 
-def scales_forgotten(value, rows=True):
-    made = live_of(value, rows)
+def scales_forgotten(value, want=_differentiable.EVERYTHING):
+    made = live_of(value, want)
     return dataclasses.replace(made, _scales=dataclasses.replace(made._scales, steps=()))
 
 
@@ -688,6 +706,10 @@ MUTANTS = {
         check_norms_where_one_parameter_has_no_gradient,
     ),
     "a root at 0": (lambda m: m.setattr(_live, "norms", plain_root), check_zero_rows),
+    "inputs without aliases": (
+        lambda m: m.setattr(_differentiable, "map_all", lambda fn, nest: nest),
+        check_inputs_made_of_inputs,
+    ),
     "versions not looked at": (
         lambda m: m.setattr(_differentiable.Origin, "check_unchanged", lambda self, call: None),
         check_changes_are_noticed,

@@ -84,14 +84,14 @@ def _by_func(call: Call, rows: bool) -> Block:
         return call.scaled(value.numerator), value if call.has_aux else value[:2]
 
     with call.running(swap, 0, vmapped=False):
-        # three values with has_aux, where torch's stubs have two
-        out: Any = torch.func.vjp(scaled, dict(call.params), has_aux=True)
-    losses, vjp, given = out
+        # torch's stubs call what comes with has_aux a pair
+        losses, vjp, given = torch.func.vjp(scaled, dict(call.params), has_aux=True)  # type: ignore[misc]
+    numerator, weight, *aux = given
     stacked: Tensors = {}
     if rows:
         with swap.backward():
             (stacked,) = torch.func.vmap(vjp)(torch.eye(len(losses), dtype=losses.dtype, device=losses.device))
-    return Block(from_rows(stacked), *given[:2], None, given[2] if call.has_aux else None)
+    return Block(from_rows(stacked), numerator, weight, None, aux[0] if aux else None)
 
 
 def _aliases(params: Tensors) -> Tensors:

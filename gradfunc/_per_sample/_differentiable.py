@@ -16,7 +16,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,14 +24,27 @@ from torch import Tensor
 from .._engines import limitation
 from .._errors import message
 from .._swap import is_transformed, levels, transforms
-from .._tree import map_tensors, tensors_of
+from .._tree import map_all, map_tensors, tensors_of
 
 if TYPE_CHECKING:
     from ._value import PerSampleGrads
 
 F = TypeVar("F", bound=Callable[..., Any])
-# With the rows, or with losses, weights and auxiliary values alone.
-Run = Callable[[bool], "PerSampleGrads"]
+
+
+class Want(NamedTuple):
+    """What is to be made live: the rows too, or losses alone; and what stands in for the tensors of a nest.
+
+    In a backward pass inputs are replaced by aliases, each with a place of its own in the graph: where one input was
+    computed from another, as a clip's factor from the parameters, its share would else be counted twice.
+    """
+
+    rows: bool = True
+    alias: Callable[[Any], Any] = lambda nest: nest
+
+
+EVERYTHING = Want()
+Run = Callable[[Want], "PerSampleGrads"]
 
 
 class Refused(RuntimeError):
@@ -81,11 +94,11 @@ class Origin:
             )
 
 
-def live_of(value: PerSampleGrads, rows: bool = True) -> PerSampleGrads:
+def live_of(value: PerSampleGrads, want: Want = EVERYTHING) -> PerSampleGrads:
     """The same value with a graph behind its rows; constant rows where it is plain."""
     if value._live:
         return value
-    return dataclasses.replace(value, _live=True) if value._origin is None else value._origin.run(rows)
+    return dataclasses.replace(value, _live=True) if value._origin is None else value._origin.run(want)
 
 
 def derives(method: F) -> F:
@@ -100,7 +113,12 @@ def derives(method: F) -> F:
             return method(self, *args, **kwargs)  # type: ignore[no-any-return]
         plain = dataclasses.replace(self, _origin=None)
         value = method(plain, *args, **kwargs)
-        origin = joint_origin(lambda rows: method(live_of(self, rows), *args, **kwargs), [self], _tensors(args, kwargs))
+
+        def again(want: Want) -> PerSampleGrads:
+            given, named = want.alias((_plain(args), kwargs))
+            return method(live_of(self, want), *given, **named)  # type: ignore[no-any-return]
+
+        origin = joint_origin(again, [self], _tensors(args, kwargs))
         return dataclasses.replace(value, _origin=origin)
 
     return made  # type: ignore[return-value]
@@ -131,10 +149,12 @@ def differentiable(*, rows: bool = True) -> Callable[[F], F]:
                 return query(self, *args, **kwargs)
             values = [self, *(arg for arg in (*args, *kwargs.values()) if isinstance(arg, type(self)))]
 
-            def again(rows: bool) -> Any:
-                lives = [live_of(arg, rows) if isinstance(arg, type(self)) else arg for arg in (self, *args)]
-                named = {k: live_of(arg, rows) if isinstance(arg, type(self)) else arg for k, arg in kwargs.items()}
-                return query(*lives, **named)
+            def again(want: Want) -> Any:
+                given, named = want.alias((_plain(args), kwargs))
+                lives = [live_of(arg, want) if isinstance(arg, type(self)) else arg for arg in (self, *given)]
+                return query(
+                    *lives, **{k: live_of(v, want) if isinstance(v, type(self)) else v for k, v in named.items()}
+                )
 
             origin = joint_origin(again, values, _tensors(args, kwargs))
             if origin is None:
@@ -162,11 +182,15 @@ class _Again(torch.autograd.Function):
         origin, create_graph = ctx.origin, torch.is_grad_enabled()
         origin.check_unchanged(ctx.call)
         with torch.enable_grad():
-            answers = _floating(origin.run(ctx.rows))
+            aliases = {id(tensor): tensor.view_as(tensor) for tensor in origin.inputs}
+            want = Want(ctx.rows, functools.partial(map_all, lambda tensor: aliases.get(id(tensor), tensor)))
+            answers = _floating(origin.run(want))
         asked = [
             (answer, c) for answer, c in zip(answers, cotangents, strict=True) if c is not None and answer.requires_grad
         ]
-        wanted = [tensor for tensor, need in zip(origin.inputs, ctx.needs_input_grad[4:], strict=True) if need]
+        wanted = [
+            aliases[id(tensor)] for tensor, need in zip(origin.inputs, ctx.needs_input_grad[4:], strict=True) if need
+        ]
         found = iter(
             torch.autograd.grad(
                 [answer for answer, _ in asked],
@@ -226,8 +250,11 @@ def refuse(call: str, error: Exception) -> NoReturn:
 
 def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """The tensors among arguments, also those of mappings that are no pytrees."""
-    each = [dict(arg) if isinstance(arg, Mapping) else arg for arg in (*args, *kwargs.values())]
-    return tensors_of(each)
+    return tensors_of((_plain(args), _plain(tuple(kwargs.values()))))
+
+
+def _plain(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(dict(arg) if isinstance(arg, Mapping) else arg for arg in args)
 
 
 def _both(first: Origin, second: Origin) -> Origin:

@@ -33,7 +33,6 @@ from .._errors import message
 from .._tree import At, Tensors, count, wide
 from .._weights import check_weights
 from ._chunks import Chunks
-from ._differentiable import Origin
 from ._live import readable
 from ._scales import Scales
 from ._value import PerSampleGrads
@@ -144,20 +143,15 @@ class Evaluation:
             _watched=watched,
         )
 
-    def origin(self, value: PerSampleGrads) -> Origin | None:
-        """How to make `value` again with a graph behind its rows; None where nothing that was given requires grad."""
-        looped, chunk = value.engine == "loop", value._chunks.size
-
-        def again(rows: bool) -> PerSampleGrads:
-            if not looped:
-                try:
-                    return self.live("vmap", "run again", chunk, rows=rows)
-                except Exception as error:
-                    if self.limit(error) is None:
-                        raise
-            return self.live("loop", "run again", chunk, rows=rows)
-
-        return Origin.of(again, self.watched)
+    def live_or_looped(self, engine: str, chunk: int, *, rows: bool) -> PerSampleGrads:
+        """The same as `engine` answered, for a backward pass: by torch.func where it can."""
+        if engine != "loop":
+            try:
+                return self.live("vmap", "run again", chunk, rows=rows)
+            except Exception as error:
+                if self.limit(error) is None:
+                    raise
+        return self.live("loop", "run again", chunk, rows=rows)
 
     def limit(self, error: Exception) -> str | None:
         """Why torch.func cannot run the loss; None for the user's own error.

@@ -19,7 +19,7 @@ from .._errors import GradfuncWarning, kind_of, message, one_of
 from .._swap import levels, transforms
 from .._tree import Group, read_batch, read_groups, tensors_of
 from ._chunks import Chunks
-from ._differentiable import refuse
+from ._differentiable import Origin, Want, refuse
 from ._evaluation import Evaluation, Options, Selection
 from ._indices import sample_ids
 from ._value import PerSampleGrads
@@ -96,7 +96,16 @@ class PerSampleGradsFunction:
         if self.options.verify and (key := signature(run, value)) not in self._learnt.verified:
             verify(run, value, lambda changed: self._again(value.engine, changed((dict(params), args, kwargs))))
             self._learnt.verified.add(key)
-        return dataclasses.replace(value, _origin=run.origin(value))
+        return dataclasses.replace(value, _origin=self._origin(run, value, (dict(params), args, kwargs)))
+
+    def _origin(self, run: Evaluation, value: PerSampleGrads, given: tuple[Any, Any, Any]) -> Origin | None:
+        """How to make `value` again with a graph behind its rows; None where nothing that was given requires grad."""
+        engine, chunk = value.engine, value._chunks.size
+
+        def again(want: Want) -> PerSampleGrads:
+            return self.evaluation(*want.alias(given)).live_or_looped(engine, chunk, rows=want.rows)
+
+        return Origin.of(again, run.watched)
 
     def _inside(self, run: Evaluation) -> PerSampleGrads:
         """The call inside a transform of torch.func: nothing is detached, kept elsewhere or verified."""

@@ -66,7 +66,7 @@ def concatenate(values: Sequence[PerSampleGrads]) -> PerSampleGrads:
         _uses=first._uses,
         _slow=set().union(*(g._slow for g in values)),
         _watched=tuple(pair for g in values for pair in g._watched),
-        _origin=None if live else joint_origin(lambda rows: concatenate([live_of(g, rows) for g in values]), values),
+        _origin=None if live else joint_origin(lambda want: concatenate([live_of(g, want) for g in values]), values),
         _live=live,
     )
 

@@ -20,6 +20,7 @@ from ._marks import ragged as ragged
 from ._marks import static as static
 from ._nests import cast as cast
 from ._nests import copy_of as copy_of
+from ._nests import map_all as map_all
 from ._nests import map_floats as map_floats
 from ._nests import map_nests as map_nests
 from ._nests import map_tensors as map_tensors

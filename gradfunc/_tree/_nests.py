@@ -15,20 +15,22 @@ from ._marks import Ragged, Static
 
 def cast(tree: Any, dtype: torch.dtype | None, device: torch.device | str | None = None) -> Any:
     """Move every tensor to `device`, and the floating ones to `dtype`, also inside marked arguments."""
-    return _marked(lambda leaf: leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else None), tree)
+    return map_all(lambda leaf: leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else None), tree)
 
 
 def map_floats(fn: Callable[[Tensor], Tensor], tree: Any) -> Any:
     """`tree` with `fn` applied to its floating tensors, also inside marked arguments."""
-    return _marked(lambda leaf: fn(leaf) if leaf.is_floating_point() else leaf, tree)
+    return map_all(lambda leaf: fn(leaf) if leaf.is_floating_point() else leaf, tree)
 
 
-def _marked(fn: Callable[[Tensor], Tensor], tree: Any) -> Any:
+def map_all(fn: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """`tree` with `fn` applied to all its tensors, also inside marked arguments."""
+
     def each(leaf: Any) -> Any:
         if isinstance(leaf, Static):
-            return Static(_marked(fn, leaf.value))
+            return Static(map_all(fn, leaf.value))
         if isinstance(leaf, Ragged):
-            return Ragged(_marked(fn, leaf.samples))
+            return Ragged(map_all(fn, leaf.samples))
         return fn(leaf) if isinstance(leaf, Tensor) else leaf
 
     return pytree.tree_map(each, tree)
