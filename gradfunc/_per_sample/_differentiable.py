@@ -16,7 +16,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,9 +26,7 @@ from .._errors import message
 from .._swap import is_transformed, levels, transforms
 from .._tree import map_all, map_tensors, tensors_of
 
-if TYPE_CHECKING:
-    from ._value import PerSampleGrads
-
+Value = Any  # `PerSampleGrads`, which is made of this file
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -44,7 +42,7 @@ class Want(NamedTuple):
 
 
 EVERYTHING = Want()
-Run = Callable[[Want], "PerSampleGrads"]
+Run = Callable[[Want], Value]
 
 
 class Refused(RuntimeError):
@@ -94,7 +92,7 @@ class Origin:
             )
 
 
-def live_of(value: PerSampleGrads, want: Want = EVERYTHING) -> PerSampleGrads:
+def live_of(value: Value, want: Want = EVERYTHING) -> Value:
     """The same value with a graph behind its rows; constant rows where it is plain."""
     if value._live:
         return value
@@ -105,18 +103,18 @@ def derives(method: F) -> F:
     """A method that makes a value of a value: the live value is made likewise."""
 
     @functools.wraps(method)
-    def made(self: PerSampleGrads, *args: Any, **kwargs: Any) -> PerSampleGrads:
+    def made(self: Value, *args: Any, **kwargs: Any) -> Value:
         if _followed(self, args, kwargs):
-            value: PerSampleGrads = _said(self, method, args, kwargs)
+            value: Value = _said(self, method, args, kwargs)
             return value
         if self._live:
-            return method(self, *args, **kwargs)  # type: ignore[no-any-return]
+            return method(self, *args, **kwargs)
         plain = dataclasses.replace(self, _origin=None)
         value = method(plain, *args, **kwargs)
 
-        def again(want: Want) -> PerSampleGrads:
+        def again(want: Want) -> Value:
             given, named = want.alias((_plain(args), kwargs))
-            return method(live_of(self, want), *given, **named)  # type: ignore[no-any-return]
+            return method(live_of(self, want), *given, **named)
 
         origin = joint_origin(again, [self], _tensors(args, kwargs))
         return dataclasses.replace(value, _origin=origin)
@@ -124,7 +122,7 @@ def derives(method: F) -> F:
     return made  # type: ignore[return-value]
 
 
-def joint_origin(run: Run, values: Iterable[PerSampleGrads], read: Iterable[Tensor] = ()) -> Origin | None:
+def joint_origin(run: Run, values: Iterable[Value], read: Iterable[Tensor] = ()) -> Origin | None:
     """Of what is made of several values, and of tensors besides; None where nothing is attached."""
     if not torch.is_grad_enabled():
         return None
@@ -142,7 +140,7 @@ def differentiable(*, rows: bool = True) -> Callable[[F], F]:
 
     def decorated(query: F) -> F:
         @functools.wraps(query)
-        def asked(self: PerSampleGrads, *args: Any, **kwargs: Any) -> Any:
+        def asked(self: Value, *args: Any, **kwargs: Any) -> Any:
             if _followed(self, args, kwargs):
                 return _said(self, query, args, kwargs)
             if self._live or not torch.is_grad_enabled() or levels():
@@ -216,7 +214,7 @@ def _floating(answer: Any) -> list[Tensor]:
     return [tensor for tensor in tensors_of(answer) if tensor.is_floating_point()]
 
 
-def _followed(value: PerSampleGrads, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _followed(value: Value, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a transform of torch.func is running that follows what is asked, or may."""
     if not levels():
         return False
@@ -224,7 +222,7 @@ def _followed(value: PerSampleGrads, args: tuple[Any, ...], kwargs: dict[str, An
     return any(v._live or v._origin for v in values) or any(is_transformed(t) for t in _tensors(args, kwargs))
 
 
-def _said(value: PerSampleGrads, method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _said(value: Value, method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The method on the live value, inside a transform; what cannot be is said in our own words."""
     try:
         return method(live_of(value), *args, **kwargs)

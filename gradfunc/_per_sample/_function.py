@@ -153,7 +153,7 @@ class PerSampleGradsFunction:
     def _chosen(self, run: Evaluation) -> PerSampleGrads:
         if self.options.engine != "auto":
             return run.value(self.options.engine, "as asked")
-        refused = self._learnt.refused
+        refused = dict(self._learnt.refused)  # learnt where another engine has done it: an error may be the user's own
         for engine, reason in _BATCHED:
             if engine in refused:
                 continue
@@ -165,6 +165,7 @@ class PerSampleGradsFunction:
                 refused[engine] = f"torch.func cannot run this loss ({limit})"
             else:
                 if self.options.batched or not run.noticed.drew_otherwise or self.options.randomness == "same":
+                    self._learnt.refused = refused
                     return value
                 limit = (
                     "it draws what torch alone can draw, which vmap gives to a batch and not to a sample by its name"
@@ -172,6 +173,7 @@ class PerSampleGradsFunction:
                 refused.update({name: f"torch.func cannot run this loss ({limit})" for name, _ in _BATCHED})
         reason, warned = refused["vmap"], self._learnt.warned_of_loop
         value = run.value("loop", reason)  # the user's own error, if it is one, passes here
+        self._learnt.refused = refused
         self._learnt.warned_of_loop = True
         if not warned:
             do = "Results are exact but cost one backward pass a sample; pass engine='loop' to say that this is meant."

@@ -78,8 +78,8 @@ lookups.index | rule IndexBackward0: from the end | first + site.shape[0] | -1 -
 lookups.index_select | rule IndexSelectBackward0: a row a sample | _rows(site, indices) | _rows(site, indices.flip(0))
 lookups._rows | rule EmbeddingBackward0: padding, time first \
 | own = site.split(indices) | own = indices.reshape(site.samples, -1)
-norms.layer_norm | rule NativeLayerNormBackward0: time | .mul_(rstd) |
-norms.layer_norm | rule NativeLayerNormBackward0: time | (x - mean).mul_ | x.clone().mul_
+norms._scale | rule NativeLayerNormBackward0: time | rstd[at].flatten(1) | torch.ones_like(rstd[at]).flatten(1)
+norms._scale | rule NativeLayerNormBackward0: time | (x[at] - mean[at]).mul_ | x[at].clone().mul_
 norms.layer_norm | rule NativeLayerNormBackward0: time \
 | lambda g: site.summed(g) | lambda g: site.summed(g / g.shape[1])
 norms.group_norm | rule NativeGroupNormBackward0: 2 groups | .sum(2) if | .mean(2) if
@@ -94,7 +94,7 @@ elementwise.by_the_node | rule AddcmulBackward0: features 1 | out[j] if isinstan
 elementwise.by_the_node | rule RsubBackward1: rows | product.expand | g.expand
 generic.generic | convolution | min(start + step, samples)) | min(start + step, samples)).flip(0)
 generic.generic | convolution | sum_to(dense(product)[None], shape)[0] | sum_to(dense(product)[None], shape)[0] / 2
-Site.summed | rule AddBackward0: merged rows | rows = self.split(product).sum(1) | rows = self.split(product).mean(1)
+Site.summed | rule AddBackward0: merged rows | each.sum(1) | each.mean(1)
 site.sum_to | rule AddBackward0: features 0 | rows.sum(list( | rows.mean(list(
 site.sum_to | rule AddBackward0: column 0 | rows.sum(short | rows.mean(short
 Layout.split | rule MmBackward0: right, time first \

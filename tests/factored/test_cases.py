@@ -17,6 +17,7 @@ def test_there_are_enough():
     assert len(CASES) >= COUNT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_every_parameter_has_a_gradient(name):
     case, p = CASES[name], problem(name, 4, 3)
@@ -32,6 +33,7 @@ def test_every_parameter_has_a_gradient(name):
     assert set(case.kinds) <= set(p.params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if set(case.modes) == set(MODES)])
 def test_both_forms_mean_the_same(name):
     p = problem(name, 3, 4)

@@ -34,10 +34,11 @@ def check_case(name, mode, size, length, calls=2):
         check(name, f(p.params, *args), expected(p, mode, p.params, args, size))
 
 
-# Half of the pairs at once, each case in one mode at least; the others with the slow tests.
+# Each case at once in one mode; the other with the slow tests.
 AT_ONCE = [
-    pytest.param(*pair, marks=[] if k % 2 or len(CASES[pair[0]].modes) == 1 else pytest.mark.slow)
-    for k, pair in enumerate(EVERY)
+    pytest.param(name, mode, marks=[] if mode == case.modes[k % len(case.modes)] else pytest.mark.slow)
+    for k, (name, case) in enumerate(CASES.items())
+    for mode in case.modes
 ]
 
 

@@ -68,7 +68,12 @@ def asked(name, mode="native", size=3, length=4):
     return function(name, p, mode)(p.params, *p.args(0))
 
 
-@pytest.mark.parametrize(("name", "mode"), EVERY)
+def _mostly_slow(pairs):
+    """One in eight at once, the others with the slow tests."""
+    return [pytest.param(*pair, marks=[] if k % 8 == 3 else pytest.mark.slow) for k, pair in enumerate(pairs)]
+
+
+@pytest.mark.parametrize(("name", "mode"), _mostly_slow(EVERY))
 @factored_only
 def test_every_parameter_is_named(name, mode):
     g = asked(name, mode)
@@ -81,7 +86,7 @@ def test_every_parameter_is_named(name, mode):
                 assert row[column], f"{parameter} has no {column}"
 
 
-@pytest.mark.parametrize(("name", "mode"), [pair for pair in EVERY if CASES[pair[0]].kinds])
+@pytest.mark.parametrize(("name", "mode"), _mostly_slow(pair for pair in EVERY if CASES[pair[0]].kinds))
 @factored_only
 def test_the_kinds_are_those_of_the_uses(name, mode):
     rows = table(asked(name, mode))

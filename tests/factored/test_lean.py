@@ -111,7 +111,9 @@ def largest(name, query, *, batched, engine):
 
 @factored_only
 @pytest.mark.parametrize("batched", [True, False], ids=["native", "vmap"])
-@pytest.mark.parametrize("query", QUERIES)
+@pytest.mark.parametrize(
+    "query", [pytest.param(q, marks=[] if q in ("clip and sum", "gram") else pytest.mark.slow) for q in QUERIES]
+)
 @pytest.mark.parametrize("name", LEAN)
 def test_no_query_makes_the_rows_of_a_wide_layer(name, query, batched):
     # One sample's block, or one row of a product, twice over: far from the B of them.

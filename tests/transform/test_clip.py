@@ -57,7 +57,7 @@ def test_with_the_loop_engine():
 def check_bound(dtype, kind="kept"):
     """Norms read back are at most C, exactly; entries are, up to the rounding of one product and of a norm."""
     u = torch.finfo(dtype).eps / 2
-    for seed in range(40):
+    for seed in range(40 if kind == "kept" else 5):
         generator = torch.Generator().manual_seed(seed)
         matrix = torch.randn(16, 5, generator=generator, dtype=F64) * 10 ** torch.empty(16, 1, dtype=F64).uniform_(
             -6, 6, generator=generator
@@ -76,7 +76,7 @@ def test_the_bound_holds(dtype, kind):
 
 
 def check_idempotent(dtype, kind="kept"):
-    for seed in range(40):
+    for seed in range(40 if kind == "kept" else 5):
         generator = torch.Generator().manual_seed(seed)
         matrix = torch.randn(16, 5, generator=generator, dtype=F64) * 10
         g, _ = plain(matrix, dtype=dtype, chunk_size=KINDS[kind])
