@@ -41,6 +41,8 @@ def follows(graph: Graph, owners: Owners, node: int, j: int) -> bool:
     name, out, shape = graph.names[node], graph.shape(Edge(node, 0)), graph.shape(edge)
     if owners.samples == 1 or not above.layouts or not below.layouts or name in VIEWS or name.startswith(REORDERS):
         return True
+    if hasattr(graph.nodes[node], "apply"):  # a function written in Python may do anything with its data
+        return False
     if name.startswith("Convolution") and graph.nodes[node]._saved_groups % owners.samples == 0:
         return True  # groups of channels for each sample
     (dim, inner), (own, within) = ((layout.dim, layout.inner) for layout in (above.layout, below.layout))
