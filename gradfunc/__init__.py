@@ -60,6 +60,11 @@ Rows are factors, and only sums, products and projections are asked of them. Wha
 rows as steps, one number a sample each; a step may be a function of the row's norm, which then waits until a query
 computes the rows, so that clipping a value that is computed in chunks is no pass of its own.
 
+A value whose parameters, batch or coefficients require grad answers as any other, and each answer has one node of
+autograd behind it. Its backward pass makes the value again with a graph behind its rows (by torch.func, or by autograd
+with create_graph), repeats what values were made of values, asks the same and differentiates that; so higher orders
+are ordinary autograd. Inside a transform of torch.func that live form is the only one.
+
 An engine that batches samples by rules checks its first answer for each shape of input against a backward pass of a
 random weighted sum. A difference is an error of method if it stays in another precision and exceeds what the
 gradient's own conditioning allows; what cancellation leaves of larger numbers is not.

@@ -563,7 +563,7 @@ def test_what_cannot_be_inside_says_so():
         torch.vmap(lambda s: (g := f(p, x * s, t)).select(g.norms() > s).sum())(torch.ones(2, dtype=F64))
     with pytest.raises(RuntimeError, match=r"g\.unused.*transform"):
         torch.func.grad(lambda q: f(q, x, t).unused)(p)
-    with pytest.raises(RuntimeError, match=r"g\._rescaled.*torch\.func\.vmap|clip_per_sample.*torch\.func\.vmap"):
+    with pytest.raises(RuntimeError, match=r"gf\.clip_per_sample.*torch\.func\.vmap"):
         torch.vmap(lambda s: gf.clip_per_sample(1.0).update(f(p, x * s, t), ())[0].sum())(torch.ones(2, dtype=F64))
 
 
@@ -613,12 +613,9 @@ def test_the_forward_pass_runs_once_until_a_backward_pass_asks():
     assert len(calls) == 2 * plain
     del g
     gc.collect()
-    assert kept() is not None  # the answer can still be differentiated
+    assert kept() is None  # an answer can be differentiated without the rows that gave it
     norms.sum().backward()
     assert len(calls) == 2 * plain + 1
-    del norms
-    gc.collect()
-    assert kept() is None
 
 
 def test_a_step_of_training_holds_no_graph():

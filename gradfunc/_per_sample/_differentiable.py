@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import torch
@@ -42,7 +42,7 @@ class Want(NamedTuple):
 
 
 EVERYTHING = Want()
-Run = Callable[[Want], Value]
+Run = Callable[[Want], Any]  # the value, live
 
 
 class Refused(RuntimeError):
@@ -92,37 +92,58 @@ class Origin:
             )
 
 
-def live_of(value: Value, want: Want = EVERYTHING) -> Value:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Differentiable:
+    """What a value knows of its derivative."""
+
+    # How it is made again with a graph behind its rows, where autograd follows what it was made of.
+    _origin: Origin | None = field(repr=False, default=None)
+    # Whether its rows have that graph.
+    _live: bool = field(repr=False, default=False)
+
+
+V = TypeVar("V", bound=Differentiable)
+
+
+def live_of(value: V, want: Want = EVERYTHING) -> V:
     """The same value with a graph behind its rows; constant rows where it is plain."""
     if value._live:
         return value
     return dataclasses.replace(value, _live=True) if value._origin is None else value._origin.run(want)
 
 
+@dataclass(frozen=True, eq=False)
+class Maker:
+    """Makes a value live, and holds no rows of one that can be computed again."""
+
+    run: Run
+
+    @classmethod
+    def of(cls, value: Differentiable) -> Maker:
+        """Of this value."""
+        return cls(functools.partial(live_of, value) if value._origin is None else value._origin.run)
+
+
 def derives(method: F) -> F:
     """A method that makes a value of a value: the live value is made likewise."""
 
     @functools.wraps(method)
-    def made(self: Value, *args: Any, **kwargs: Any) -> Value:
+    def made(self: Differentiable, *args: Any, **kwargs: Any) -> Differentiable:
         if _followed(self, args, kwargs):
-            value: Value = _said(self, method, args, kwargs)
+            value: Differentiable = _said(self, method, args, kwargs)
             return value
         if self._live:
             return method(self, *args, **kwargs)
         plain = dataclasses.replace(self, _origin=None)
         value = method(plain, *args, **kwargs)
 
-        def again(want: Want) -> Value:
-            given, named = want.alias((_plain(args), kwargs))
-            return method(live_of(self, want), *given, **named)
-
-        origin = joint_origin(again, [self], _tensors(args, kwargs))
+        origin = joint_origin(_repeated(method, self, args, kwargs), [self], _tensors(args, kwargs))
         return dataclasses.replace(value, _origin=origin)
 
     return made  # type: ignore[return-value]
 
 
-def joint_origin(run: Run, values: Iterable[Value], read: Iterable[Tensor] = ()) -> Origin | None:
+def joint_origin(run: Run, values: Iterable[Differentiable], read: Iterable[Tensor] = ()) -> Origin | None:
     """Of what is made of several values, and of tensors besides; None where nothing is attached."""
     if not torch.is_grad_enabled():
         return None
@@ -140,21 +161,14 @@ def differentiable(*, rows: bool = True) -> Callable[[F], F]:
 
     def decorated(query: F) -> F:
         @functools.wraps(query)
-        def asked(self: Value, *args: Any, **kwargs: Any) -> Any:
+        def asked(self: Differentiable, *args: Any, **kwargs: Any) -> Any:
             if _followed(self, args, kwargs):
                 return _said(self, query, args, kwargs)
             if self._live or not torch.is_grad_enabled() or levels():
                 return query(self, *args, **kwargs)
-            values = [self, *(arg for arg in (*args, *kwargs.values()) if isinstance(arg, type(self)))]
+            values = [self, *(arg for arg in (*args, *kwargs.values()) if isinstance(arg, Differentiable))]
 
-            def again(want: Want) -> Any:
-                given, named = want.alias((_plain(args), kwargs))
-                lives = [live_of(arg, want) if isinstance(arg, type(self)) else arg for arg in (self, *given)]
-                return query(
-                    *lives, **{k: live_of(v, want) if isinstance(v, type(self)) else v for k, v in named.items()}
-                )
-
-            origin = joint_origin(again, values, _tensors(args, kwargs))
+            origin = joint_origin(_repeated(query, self, args, kwargs), values, _tensors(args, kwargs))
             if origin is None:
                 return query(self, *args, **kwargs)
             with torch.no_grad():
@@ -214,20 +228,35 @@ def _floating(answer: Any) -> list[Tensor]:
     return [tensor for tensor in tensors_of(answer) if tensor.is_floating_point()]
 
 
-def _followed(value: Value, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _repeated(method: Callable[..., Any], value: Differentiable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
+    """The same asked of the same values, live."""
+    makers = [Maker.of(arg) if isinstance(arg, Differentiable) else arg for arg in _plain((value, *args))]
+    named = {key: Maker.of(arg) if isinstance(arg, Differentiable) else arg for key, arg in kwargs.items()}
+
+    def run(want: Want) -> Any:
+        def one(arg: Any) -> Any:
+            return arg.run(want) if isinstance(arg, Maker) else want.alias(arg)
+
+        return method(*map(one, makers), **{key: one(arg) for key, arg in named.items()})
+
+    return run
+
+
+def _followed(value: Differentiable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a transform of torch.func is running that follows what is asked, or may."""
     if not levels():
         return False
-    values = [value, *(arg for arg in (*args, *kwargs.values()) if isinstance(arg, type(value)))]
+    values = [value, *(arg for arg in (*args, *kwargs.values()) if isinstance(arg, Differentiable))]
     return any(v._live or v._origin for v in values) or any(is_transformed(t) for t in _tensors(args, kwargs))
 
 
-def _said(value: Value, method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _said(value: Differentiable, method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The method on the live value, inside a transform; what cannot be is said in our own words."""
     try:
         return method(live_of(value), *args, **kwargs)
     except (RuntimeError, NotImplementedError) as error:
-        refuse(f"g.{method.__name__}", error)
+        name = method.__name__
+        refuse("gf.clip_per_sample(max_norm).update(g, state)" if name == "_rescaled" else f"g.{name}", error)
 
 
 def refuse(call: str, error: Exception) -> NoReturn:

@@ -209,6 +209,11 @@ def per_sample_grads(
     `Weighted`. Arguments reach `loss` as they are; tensors (in any nest) carry the samples in dimension 0, other
     leaves are the same for every sample, as is what `gf.static` marks; `gf.ragged` lists samples of different shapes.
 
+    What the value answers can be differentiated again where parameters or tensors of the batch require grad: a backward
+    pass runs the loss again, by `vmap(grad)` or in a loop, whatever engine answered; what the loss merely closes over
+    is a constant there. Inside a transform of torch.func (grad, jvp, jacrev, vmap, ...) engine "auto" is "vmap",
+    closures have their derivatives too, rows of all samples are held, and nothing is verified.
+
     Args:
         loss: `loss(params, *sample, **sample) -> scalar | Weighted` of ONE sample, without batch dimension.
         wrt: which parameters: a regex (`re.fullmatch`), exact names, or a predicate(name, tensor); default: every
@@ -236,8 +241,9 @@ def per_sample_grads(
         TypeError: `loss` is not callable; params is not `{name: tensor}`; the loss returns something else.
         ValueError: an unknown option; tensors that disagree in B; a loss of another shape; no differentiable
             parameter, or none that `wrt` matches; negative weights.
-        RuntimeError: inference mode; a query that must run the model again after something changed in place; an engine
-            that fails verification.
+        RuntimeError: inference mode; a query, or a backward pass through one, that must run the model again after
+            something changed in place; an engine that fails verification; inside a transform of torch.func, another
+            engine than "vmap", or what torch cannot do there, named with what to do.
         torch.OutOfMemoryError: not even one sample fits, or not `chunk_size` of them.
 
     Example:

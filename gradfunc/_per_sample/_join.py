@@ -13,7 +13,7 @@ from .._engines import JoinedSource, Source
 from .._errors import kind_of, message
 from .._tree import map_nests, same_structure
 from .._weights import Weighted, as_weighted
-from ._differentiable import joint_origin, live_of
+from ._differentiable import Maker, Origin, Want, joint_origin
 from ._evaluation import Options, Selection
 from ._function import PerSampleGradsFunction, check_options
 from ._scales import joined
@@ -66,7 +66,7 @@ def concatenate(values: Sequence[PerSampleGrads]) -> PerSampleGrads:
         _uses=first._uses,
         _slow=set().union(*(g._slow for g in values)),
         _watched=tuple(pair for g in values for pair in g._watched),
-        _origin=None if live else joint_origin(lambda want: concatenate([live_of(g, want) for g in values]), values),
+        _origin=None if live else _origin(values),
         _live=live,
     )
 
@@ -110,6 +110,15 @@ def row_grads(
         return _stacked(f"{call}(params, ...)", losses(*args, **kwargs))
 
     return PerSampleGradsFunction(rows, options, call=call)
+
+
+def _origin(values: Sequence[PerSampleGrads]) -> Origin | None:
+    makers = [Maker.of(g) for g in values]
+
+    def again(want: Want) -> PerSampleGrads:
+        return concatenate([maker.run(want) for maker in makers])
+
+    return joint_origin(again, values)
 
 
 def _flattened(values: Sequence[PerSampleGrads]) -> tuple[list[Source], list[Tensor]]:

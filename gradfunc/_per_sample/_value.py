@@ -18,7 +18,7 @@ from .._factors import Projection
 from .._tree import At, Tensors, add, at_positions, count, map_tensors, scattered, weighed, wide
 from .._weights import ratio, total
 from ._chunks import Chunks
-from ._differentiable import Origin, derives, differentiable
+from ._differentiable import Differentiable, derives, differentiable
 from ._explain import Explanation, lines
 from ._indices import coefficients, indices
 from ._live import LivePiece, readable, times
@@ -27,7 +27,7 @@ from ._scales import OfNorms, Scales
 
 
 @dataclass(frozen=True, eq=False)
-class PerSampleGrads:
+class PerSampleGrads(Differentiable):
     """The gradients of every sample of a batch, as one immutable value. Made by `gf.per_sample_grads`.
 
     Row i is the gradient of sample i's numerator. Where the rows fit in one chunk they are kept; otherwise each
@@ -68,10 +68,6 @@ class PerSampleGrads:
     _slow: set[str] = field(repr=False)
     # Tensors that a query reads again, with their versions; none where the rows are kept.
     _watched: tuple[tuple[Tensor, int], ...] = field(repr=False)
-    # How it is made again with a graph behind its rows, where autograd follows what it was made of.
-    _origin: Origin | None = field(repr=False, default=None)
-    # Whether its rows have that graph.
-    _live: bool = field(repr=False, default=False)
 
     @property
     @differentiable(rows=False)
