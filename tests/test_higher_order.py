@@ -658,12 +658,19 @@ def test_a_module_by_its_parameters():
 
 # --- planted mistakes --------------------------------------------------------------------------------
 
-live_of, and_of, norms = _differentiable.live_of, _differentiable.Origin.and_of, _live.norms
+repeated, norms = _differentiable._repeated, _live.norms
 
 
-def scales_forgotten(value, want=_differentiable.EVERYTHING):
-    made = live_of(value, want)
-    return dataclasses.replace(made, _scales=dataclasses.replace(made._scales, steps=()))
+def scales_forgotten(*given):
+    run = repeated(*given)
+
+    def forgetful(want):
+        made = run(want)
+        if not isinstance(made, gf.PerSampleGrads):
+            return made
+        return dataclasses.replace(made, _scales=dataclasses.replace(made._scales, steps=()))
+
+    return forgetful
 
 
 def other_draws(monkeypatch):
@@ -690,7 +697,7 @@ def plain_root(rows):
 
 
 MUTANTS = {
-    "derived scales forgotten": (lambda m: m.setattr(_differentiable, "live_of", scales_forgotten), check_derived),
+    "derived scales forgotten": (lambda m: m.setattr(_differentiable, "_repeated", scales_forgotten), check_derived),
     "a clip's factor is constant": (
         lambda m: m.setattr(gf._transform._clip, "factors", lambda *given: factors(*given).detach()),
         check_derived,
