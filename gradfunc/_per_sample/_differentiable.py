@@ -26,7 +26,6 @@ from .._errors import message
 from .._swap import is_transformed, levels, transforms
 from .._tree import map_all, map_tensors, tensors_of
 
-Value = Any  # `PerSampleGrads`, which is made of this file
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -133,7 +132,7 @@ def derives(method: F) -> F:
             value: Differentiable = _said(self, method, args, kwargs)
             return value
         if self._live:
-            return method(self, *args, **kwargs)
+            return method(self, *args, **kwargs)  # type: ignore[no-any-return]
         plain = dataclasses.replace(self, _origin=None)
         value = method(plain, *args, **kwargs)
 
