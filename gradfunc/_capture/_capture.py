@@ -18,7 +18,7 @@ from .._tree import Tensors
 from ._follows import doubtful
 from ._graph import Edge, Graph
 from ._owners import Backward, confirm, measure
-from ._plan import Plan, Use, plan, shape_of
+from ._plan import Plan, Use, plan
 from ._pull import pulled
 from ._rules import AT_ONCE, LATE, RULES, Maker, Site, generic
 from ._vjp import dense as _dense
@@ -134,9 +134,9 @@ class _Run:
         arrived: dict[str, list[Factor]] = {name: [] for name in self.leaves}
         uses: dict[str, list[Used]] = {name: [] for name in self.leaves}
         stopped: list[tuple[Edge, Factor, Used]] = []
-        with torch.no_grad(), self.backward():
+        with torch.no_grad():
             for use, factor, used in self._factors():
-                back = pulled(self.graph, use.edge, factor)
+                back = pulled(self.graph, use.edge, factor, self.backward)
                 through = ", ".join(self.graph.names[node] for node in sorted(back.through))
                 for name, rows in back.arrived:
                     arrived[name].append(rows)
@@ -154,7 +154,27 @@ class _Run:
     def _factors(self) -> list[tuple[Use, Factor, Used]]:
         """The cotangents of the uses by one backward pass, and what the rules make of them."""
         graph, plan = self.graph, self.plan
-        makers = [self._maker(use) for use in plan.uses]
+        with self.backward():
+            makers = [self._maker(use) for use in plan.uses]
+            early, made, grads = self._run_backward(makers)
+        self._check_asleep([grads[edge] for edge in plan.sentinels])
+        out = []
+        for i, use in enumerate(plan.uses):
+            if use.node not in early:
+                cotangents = [grads[Edge(use.node, k)] for k in range(graph.outputs(use.node))]
+                factor = self._made(use, makers[i][0], cotangents)
+                if factor is not None:
+                    made[i] = factor
+                makers[i] = (None, makers[i][1])
+            if i in made:
+                out.append((use, made[i], Used(graph.names[use.node], makers[i][1])))
+        return out
+
+    def _run_backward(
+        self, makers: list[tuple[Maker | None, str]]
+    ) -> tuple[dict[int, list[int]], dict[int, Factor], dict[Edge, Tensor | None]]:
+        """What is summed while the pass runs, the factors of that, and the cotangents of all other uses."""
+        graph, plan = self.graph, self.plan
         early, made = self._early(makers), dict[int, Factor]()
         wanted = dict.fromkeys(
             [
@@ -168,14 +188,15 @@ class _Run:
             ]
         )
         if not wanted and not early:
-            return []
+            return early, made, {}
 
         def make(node: int, grads: tuple[Tensor | None, ...]) -> None:
-            for i in early[node]:
-                maker = makers[i][0]
-                if maker is not None and grads[0] is not None:
-                    made[i] = maker(_dense(grads[0]))
-                makers[i] = (None, makers[i][1])  # which held what it read
+            with torch._C.DisableTorchFunction():  # operations of ours, which the mode around the pass is not for
+                for i in early[node]:
+                    maker = makers[i][0]
+                    if maker is not None and grads[0] is not None:
+                        made[i] = maker(_dense(grads[0]))
+                    makers[i] = (None, makers[i][1])  # which held what it read
 
         handles = [graph.nodes[node].register_prehook(partial(make, node)) for node in early]
         edges = [GradientEdge(graph.nodes[edge.node], edge.output) for edge in wanted]
@@ -187,20 +208,10 @@ class _Run:
         finally:
             for handle in handles:
                 handle.remove()
-        grads = {edge: None if g is None else _dense(g) for edge, g in zip(wanted, found, strict=True)}
-        self._check_asleep([grads[edge] for edge in plan.sentinels])
-        out = []
-        for i, use in enumerate(plan.uses):
-            if use.node not in early:
-                factor = self._made(
-                    use, makers[i][0], [grads[Edge(use.node, k)] for k in range(graph.outputs(use.node))]
-                )
-                if factor is not None:
-                    made[i] = factor
-                makers[i] = (None, makers[i][1])
-            if i in made:
-                out.append((use, made[i], Used(graph.names[use.node], makers[i][1])))
-        return out
+        grads: dict[Edge, Tensor | None] = {
+            edge: None if g is None else _dense(g) for edge, g in zip(wanted, found, strict=True)
+        }
+        return early, made, grads
 
     def _early(self, makers: list[tuple[Maker | None, str]]) -> dict[int, list[int]]:
         """Nodes whose cotangents are summed while the pass runs, with their uses: rows of them are small.
@@ -225,10 +236,14 @@ class _Run:
             return None
         first, *others = cotangents
         if maker is not None and first is not None and all(g is None for g in others):
-            return maker(first)
+            if self.graph.names[use.node] not in LATE:
+                return maker(first)
+            with self.backward():
+                return maker(first)
         self.late = True
-        node, shape = self.graph.nodes[use.node], shape_of(self.graph, use.edge)
-        return generic(node, use.input, cotangents, use.layouts, self.samples, shape)
+        node, shape = self.graph.nodes[use.node], self.graph.shape(use.edge)
+        with self.backward():
+            return generic(node, use.input, cotangents, use.layouts, self.samples, shape)
 
     def _maker(self, use: Use) -> tuple[Maker | None, str]:
         graph, layout = self.graph, use.layouts[0]
@@ -236,7 +251,7 @@ class _Run:
         rule = RULES.get(name) or LATE.get(name)
         if rule is None or layout is None:
             return None, "generic"
-        out, shape = graph.shape(Edge(use.node, 0)), shape_of(graph, use.edge)
+        out, shape = graph.shape(Edge(use.node, 0)), graph.shape(use.edge)
         try:
             maker = rule(Site(graph.nodes[use.node], name, use.input, self.samples, layout, out, shape))
         except AttributeError:  # this version of torch keeps it under another name
@@ -263,7 +278,8 @@ class _Run:
         operation, rule = (", ".join(sorted({getattr(u, part) for *_, u in stopped})) for part in ("operation", "rule"))
         used = Used(operation, rule, "dense", through, stopped=True)
         outputs = [GradientEdge(graph.nodes[edge.node], edge.output) for edge in totals]
-        found = vjp(outputs, list(self.leaves.values()), list(totals.values()))
+        with self.backward():
+            found = vjp(outputs, list(self.leaves.values()), list(totals.values()))
         for name, grads in zip(self.leaves, found, strict=True):
             if grads is not None:
                 yield name, Dense(grads), used

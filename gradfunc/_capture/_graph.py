@@ -40,6 +40,7 @@ class Graph:
         root = losses.grad_fn
         self.nodes: list[Any] = [] if root is None else [root]
         where = dict.fromkeys(self.nodes, 0)
+        self._outputs: list[tuple[tuple[tuple[int, ...], torch.dtype], ...]] = []
         parts: list[Any] = [len(losses)]
         for i, node in enumerate(self.nodes):  # grows while it is walked
             name, kind = node.name(), cast(Any, type(node))
@@ -59,21 +60,22 @@ class Graph:
             if leaf is not None:
                 self.leaves[i] = leaf
             numbers = tuple(str(getattr(node, attribute)) for attribute in _numbers(kind, name))
-            parts.append((name, leaf, tuple(edges), tuple((tuple(m.shape), m.dtype) for m in _outputs(node)), numbers))
+            outputs = tuple((tuple(meta.shape), meta.dtype) for meta in cast(Any, node)._input_metadata)
+            self._outputs.append(outputs)
+            parts.append((name, leaf, tuple(edges), outputs, numbers))
         self.signature: Any = tuple(parts)
 
     def shape(self, edge: Edge) -> tuple[int, ...]:
-        """Of the value at an edge."""
-        return tuple(_outputs(self.nodes[edge.node])[edge.output].shape)
+        """Of the value, or the parameter, at an edge."""
+        return self._outputs[edge.node][edge.output][0]
 
     def dtype(self, edge: Edge) -> torch.dtype:
         """Of the value at an edge."""
-        dtype: torch.dtype = _outputs(self.nodes[edge.node])[edge.output].dtype
-        return dtype
+        return self._outputs[edge.node][edge.output][1]
 
     def outputs(self, node: int) -> int:
         """How many outputs the operation has."""
-        return len(_outputs(self.nodes[node]))
+        return len(self._outputs[node])
 
     def only_input(self, node: int) -> Edge | None:
         """The edge below a node that reads one value."""
@@ -94,7 +96,3 @@ _OWN = {
 def _numbers(kind: Any, name: str) -> tuple[str, ...]:
     """Those of them that nodes of a type have."""
     return tuple(number for number in (*_NUMBERS, *_OWN.get(name, ())) if hasattr(kind, number))
-
-
-def _outputs(node: Any) -> Any:
-    return node._input_metadata

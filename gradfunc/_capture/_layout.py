@@ -37,11 +37,14 @@ class Layout:
 
         By a table, samples with fewer slots than others are filled up with zeros.
         """
-        tensor = tensor.movedim(self.dim if dim is None else dim, 0)
+        dim = self.dim if dim is None else dim
+        tensor = tensor.movedim(dim, 0) if dim else tensor
         slots, *rest = tensor.shape
         if self.table is not None:
             return self._gathered(tensor, samples)
         outer = slots // (samples * self.inner)
+        if outer == 1:
+            return tensor.reshape(samples, self.inner, *rest)
         return (
             tensor.reshape(outer, samples, self.inner, *rest).movedim(1, 0).reshape(samples, outer * self.inner, *rest)
         )

@@ -138,14 +138,8 @@ def _repeated(graph: Graph, owners: Owners, node: int, j: int) -> Edge | None:
     if edge is None or behind is None:
         return None
     # Repeated along leading dimensions only, and once for every matrix.
-    one, all_ = shape_of(graph, behind), graph.shape(edge)
+    one, all_ = graph.shape(behind), graph.shape(edge)
     rest = one[next((d for d, n in enumerate(one) if n != 1), len(one)) :]
     matrices = graph.shape(Edge(node, 0))[0]
     repeated = math.prod(all_) == math.prod(rest) * matrices and all_[len(all_) - len(rest) :] == rest
     return behind if repeated and _only_viewed(graph, owners, behind) else None
-
-
-def shape_of(graph: Graph, edge: Edge) -> tuple[int, ...]:
-    """Of a value or a parameter."""
-    node = graph.nodes[edge.node]
-    return tuple(node.variable.shape) if edge.node in graph.leaves else graph.shape(edge)

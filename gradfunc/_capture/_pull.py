@@ -16,17 +16,21 @@ from torch.nn import functional as F
 
 from .._factors import Dense, Factor, Outer, Rows
 from ._graph import Edge, Graph
-from ._owners import VIEWS
-from ._plan import shape_of
+from ._owners import VIEWS, Backward
 from ._rules import sum_to
 
 
 class Step(NamedTuple):
-    """One operation to go back through, and the factor on its output."""
+    """One operation to go back through, and the factor on its output.
+
+    Attributes:
+        backward: a context around reading what the operation kept: a checkpointed region computes that again.
+    """
 
     graph: Graph
     edge: Edge
     factor: Factor
+    backward: Backward
 
     @property
     def node(self) -> Any:
@@ -41,7 +45,7 @@ class Step(NamedTuple):
     def shape(self, j: int = 0) -> tuple[int, ...]:
         """Of operand j."""
         edge = self.inputs[j]
-        return () if edge is None else shape_of(self.graph, edge)
+        return () if edge is None else self.graph.shape(edge)
 
     def to(self, j: int, factor: Factor) -> list[tuple[Edge, Factor]]:
         """A factor on operand j, nothing where it needs no gradient."""
@@ -50,7 +54,8 @@ class Step(NamedTuple):
 
     def saved(self, name: str) -> Tensor | None:
         """A tensor that the operation kept."""
-        tensor: Tensor | None = getattr(self.node, f"_saved_{name}")
+        with self.backward():
+            tensor: Tensor | None = getattr(self.node, f"_saved_{name}")
         return tensor.detach() if tensor is not None and tensor.requires_grad else tensor
 
 
@@ -71,7 +76,7 @@ class Pulled(NamedTuple):
     through: set[int]
 
 
-def pulled(graph: Graph, edge: Edge, factor: Factor) -> Pulled:
+def pulled(graph: Graph, edge: Edge, factor: Factor, backward: Backward) -> Pulled:
     """Carry a factor on a shared value as far as its structure survives."""
     arrived: list[tuple[str, Factor]] = []
     stopped: list[tuple[Edge, Factor]] = []
@@ -84,7 +89,7 @@ def pulled(graph: Graph, edge: Edge, factor: Factor) -> Pulled:
             continue
         through.add(edge.node)
         rule = _PULLS.get(graph.names[edge.node])
-        found = rule(Step(graph, edge, factor)) if rule is not None else None
+        found = rule(Step(graph, edge, factor, backward)) if rule is not None else None
         if found is None:
             stopped.append((edge, factor))
         else:
@@ -343,7 +348,8 @@ def embedding(step: Step) -> Found:
 
 def index(step: Step) -> Found:
     """`table[indices]`."""
-    first, *others = step.node._saved_indices
+    with step.backward():
+        first, *others = step.node._saved_indices
     if first is None or any(o is not None for o in others) or first.dtype in (torch.bool, torch.uint8):
         return None
     return _looked_up(step, torch.where(first < 0, first + step.shape()[0], first), None)

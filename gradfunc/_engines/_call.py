@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._capture import Used
 from .._errors import kind_of, message
-from .._factors import mapped
+from .._factors import mapped, tensors
 from .._random import RefuseDraws, forked
 from .._swap import Swap
 from .._tree import Batch, Tensors, map_tensors, others_of, tensors_of
@@ -129,12 +129,16 @@ class Call:
         """`block`, detached, with copies of what shares storage with parameters or batch: results are fresh."""
         inputs = {t.untyped_storage().data_ptr() for t in (*self.fixed.values(), *self.batch.tensors)}
 
+        def is_input(tensor: Tensor) -> bool:
+            return tensor.untyped_storage().data_ptr() in inputs
+
         def fresh(tensor: Tensor) -> Tensor:
             tensor = tensor.detach()
-            return tensor.clone() if tensor.untyped_storage().data_ptr() in inputs else tensor
+            return tensor.clone() if is_input(tensor) else tensor
 
+        aliased = any(t.requires_grad or is_input(t) for t in tensors(block.grads))
         return block._replace(
-            grads=mapped(block.grads, fresh),
+            grads=mapped(block.grads, fresh) if aliased else block.grads,
             losses=fresh(block.losses),
             weights=fresh(block.weights),
             aux=map_tensors(fresh, block.aux),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._factors import Gradients, from_rows
 from .._swap import Swap
-from .._tree import At, Tensors, at_positions, count, map_tensors
+from .._tree import At, Tensors, at_positions, count, is_whole, map_tensors
 from ._call import Call, Value
 from ._source import Block, Traced, absent, gradients, spans, stacked_grads, zero_filled
 
@@ -69,9 +69,10 @@ class CotangentSource:
 
     def traced(self, at: At) -> Traced:
         """The graph that is there."""
-        there = self.values(at)
-        with torch.enable_grad():
-            losses = self.value.numerator[at]
+        there, losses = self.values(at), self.value.numerator
+        if not is_whole(at, self.size):
+            with torch.enable_grad():
+                losses = losses[at]
         return Traced(self.leaves, losses, there.weights, there.aux, self.swap, self.call.loss_scale)
 
     def _block(self, grads: Gradients, at: At, unused: Tensor | None) -> Block:

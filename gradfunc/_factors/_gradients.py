@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._errors import message
-from .._tree import At, Tensors, count, wide
+from .._tree import At, Tensors, count, is_whole, wide
 from ._blocks import fitting, spans
 from ._dense import Dense
 from ._factor import Factor
@@ -58,6 +58,8 @@ class Gradient:
 
     def select(self, at: At) -> Gradient:
         """Some of the samples."""
+        if is_whole(at, self.size):
+            return self
         return Gradient(self.like, count(at), tuple(factor.select(at) for factor in self.factors))
 
     def dense(self) -> Tensor:

@@ -59,6 +59,9 @@ def norms_each(rows: Gradients, scratch: int | None = None) -> Tensors:
 
 def squares(gradient: Gradient, scratch: int) -> Terms:
     """Squared norms of one parameter's rows, products of its factors included."""
+    if len(gradient.factors) == 1:
+        term = gradient.factors[0].squares(scratch)
+        return Terms(term.value.to(gradient.dtype), _magnitude(term).to(gradient.dtype))
     value = gradient.like.new_zeros(gradient.size, dtype=gradient.dtype)
     magnitude = torch.zeros_like(value)
     for factor in gradient.factors:
@@ -67,9 +70,8 @@ def squares(gradient: Gradient, scratch: int) -> Terms:
     for a, b in combinations(gradient.factors, 2):
         term = cross(a, b, scratch)
         value, magnitude = value + 2 * term.value, magnitude + 2 * _magnitude(term)
-    if len(gradient.factors) > 1:  # factors may cancel each other
-        magnitude = magnitude + value.abs()
-    return Terms(value.to(gradient.dtype), magnitude.to(gradient.dtype))
+    # factors may cancel each other
+    return Terms(value.to(gradient.dtype), (magnitude + value.abs()).to(gradient.dtype))
 
 
 def safe_norms(gradient: Gradient, scratch: int) -> Tensor:

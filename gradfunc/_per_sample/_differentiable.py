@@ -166,10 +166,11 @@ def differentiable(*, rows: bool = True) -> Callable[[F], F]:
             if self._live or not torch.is_grad_enabled() or levels():
                 return query(self, *args, **kwargs)
             values = [self, *(arg for arg in (*args, *kwargs.values()) if isinstance(arg, Differentiable))]
-
-            origin = joint_origin(_repeated(query, self, args, kwargs), values, _tensors(args, kwargs))
-            if origin is None:
+            read = _tensors(args, kwargs)
+            if all(v._origin is None for v in values) and not any(tensor.requires_grad for tensor in read):
                 return query(self, *args, **kwargs)
+            origin = joint_origin(_repeated(query, self, args, kwargs), values, read)
+            assert origin is not None
             with torch.no_grad():
                 answer = query(self, *args, **kwargs)
             return _attached(f"g.{query.__name__}", answer, origin, rows)
@@ -276,7 +277,8 @@ def refuse(call: str, error: Exception) -> NoReturn:
 
 def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """The tensors among arguments, also those of mappings that are no pytrees."""
-    return tensors_of((_plain(args), _plain(tuple(kwargs.values()))))
+    given = (*args, *kwargs.values())
+    return tensors_of(_plain(given)) if given else []
 
 
 def _plain(args: tuple[Any, ...]) -> tuple[Any, ...]:

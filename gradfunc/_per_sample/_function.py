@@ -130,7 +130,9 @@ class PerSampleGradsFunction:
     def evaluation(self, params: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Evaluation:
         """One call, read and checked, for an engine to run."""
         call, options = f"{self.call}(params, ...)", self.options
-        _check_modes(call, params, args, kwargs)
+        _check_params(call, params)
+        watched, plans = [*params.values(), *tensors_of((args, kwargs))], self._learnt.plans
+        _check_modes(call, watched)
         selected = _selected(call, params, options.wrt)
         fixed = {name: value.detach() for name, value in params.items()}
         if options.batched:
@@ -145,7 +147,6 @@ class PerSampleGradsFunction:
             chosen = {name: fixed[name] for name in selected}
             scale = options.loss_scale or 1.0
             calls.append(Call(call, self.loss, chosen, fixed, batch, draws, options.has_aux, scale))
-        watched, plans = [*params.values(), *tensors_of((args, kwargs))], self._learnt.plans
         return Evaluation(
             options, call, calls, dict(params), [group.positions for group in groups], watched, noticed, plans
         )
@@ -286,12 +287,15 @@ def check_options(call: str, loss: Any, options: Options) -> None:
         raise ValueError(message(call, got=f"loss_scale={scale!r}", expected=expected, do="Such as 2.0**12."))
 
 
-def _check_modes(call: str, params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _check_params(call: str, params: Any) -> None:
     if not isinstance(params, Mapping) or not all(isinstance(value, Tensor) for value in params.values()):
         do = "Pass model.params, or dict(module.named_parameters())."
         raise TypeError(message(call, got=f"{kind_of(params)} as params", expected="a dict {name: tensor}", do=do))
+
+
+def _check_modes(call: str, given: list[Tensor]) -> None:
     inference = torch.is_inference_mode_enabled()
-    if inference or any(tensor.is_inference() for tensor in tensors_of((dict(params), args, kwargs))):
+    if inference or any(tensor.is_inference() for tensor in given):
         raise RuntimeError(
             message(
                 call,

@@ -111,7 +111,9 @@ class Swap(TorchFunctionMode):
         return func(*args, **kwargs) if flat is None else self._flattened(flat, func, args, kwargs)
 
     def _flattened(self, handler: _Handler, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        found = handler.run(*args, **kwargs) if self._scan and handler.fits(args, kwargs) else NotImplemented
+        found = NotImplemented
+        if self._scan and levels() and handler.fits(args, kwargs):  # flattened is what a vmap has taken apart
+            found = handler.run(*args, **kwargs)
         return func(*args, **kwargs) if found is NotImplemented else found
 
     def _recurrence(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -32,6 +32,7 @@ from ._rows import At as At
 from ._rows import at_positions as at_positions
 from ._rows import compact as compact
 from ._rows import count as count
+from ._rows import is_whole as is_whole
 from ._rows import row_norms as row_norms
 from ._rows import row_sum as row_sum
 from ._rows import scattered as scattered

@@ -20,6 +20,11 @@ def count(at: At) -> int:
     return int(at.stop - at.start) if isinstance(at, slice) else len(at)
 
 
+def is_whole(at: At, size: int) -> bool:
+    """Whether `at` is the stretch of all `size` samples."""
+    return isinstance(at, slice) and (at.start, at.stop) == (0, size)
+
+
 def at_positions(at: At) -> Tensor:
     """The positions that `at` names, `[b]`."""
     return torch.arange(at.start, at.stop) if isinstance(at, slice) else at

@@ -25,19 +25,14 @@ def addmm(site: Site) -> Maker | None:
 
 
 def _matrix(site: Site, which: int, left: str, right: str, alpha: float) -> Maker | None:
-    if which == 1 and site.layout.dim == 0:  # rows of the left factor belong to samples; the value is the right one
-        kept = site.saved(left)
-        if kept is None:
-            return None
-        rows = site.split(kept)
-        return lambda g: _outer(site, site.split(g), rows, alpha)
-    if which == 0 and site.layout.dim == 1:  # columns of the right factor do; the value is the left one
-        kept = site.saved(right)
-        if kept is None:
-            return None
-        columns = site.split(kept, 1)
-        return lambda g: _outer(site, columns, site.split(g), alpha)
-    return None
+    if site.layout.dim != 1 - which:
+        return None
+    kept = site.saved((right, left)[which])
+    if kept is None:
+        return None
+    if which == 1:  # rows of the left factor belong to samples; the value is the right one
+        return lambda g: _outer(site, site.split(g), site.split(kept, 0), alpha)
+    return lambda g: _outer(site, site.split(kept, 1), site.split(g), alpha)  # columns of the right factor do
 
 
 def mv(site: Site) -> Maker | None:
@@ -45,8 +40,7 @@ def mv(site: Site) -> Maker | None:
     kept = site.saved("self") if site.input == 1 else None
     if kept is None:
         return None
-    rows = site.split(kept)
-    return lambda g: _outer(site, rows, site.split(g)[..., None], 1.0)
+    return lambda g: _outer(site, site.split(kept), site.split(g)[..., None], 1.0)
 
 
 def bmm(site: Site) -> Maker | None:

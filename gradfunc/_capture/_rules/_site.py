@@ -53,7 +53,7 @@ class Site:
         own = self.layout.dim - (product.dim() - len(self.shape))  # the dimension of samples in the value
         if product.dim() and (own < 0 or self.shape[own] == 1):
             each = self.split(product)  # [B, slots of a sample, the other dimensions]
-            rows = each[:, 0] if each.shape[1] == 1 else each.sum(1)
+            rows = each.squeeze(1) if each.shape[1] == 1 else each.sum(1)
             return Dense(sum_to(rows if own < 0 else rows.unsqueeze(1 + self.layout.dim), self.shape))
         rows = self.layout.masked(product, torch.arange(self.samples), self.samples)
         return Dense(sum_to(rows, self.shape))
@@ -66,4 +66,4 @@ def sum_to(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
         rows = rows.sum(list(range(1, 1 + lead)))
     if short := [d + 1 for d, n in enumerate(shape) if n == 1 and rows.shape[d + 1] != 1]:
         rows = rows.sum(short, keepdim=True)
-    return rows.reshape(len(rows), *shape)
+    return rows if rows.shape[1:] == shape else rows.reshape(len(rows), *shape)
