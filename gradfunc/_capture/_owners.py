@@ -162,11 +162,13 @@ def _sketched(
 
 
 def _sums(grad: Tensor) -> list[Tensor]:
-    size = (grad.to_dense() if grad.layout != torch.strided else grad).abs()
-    if size.dim() == 0:
-        return [size.double()[None].cpu()]
-    others = ([e for e in range(size.dim()) if e != d] for d in range(size.dim()))
-    return [(size.sum(rest, dtype=torch.float64) if rest else size.double()).cpu() for rest in others]
+    size = (grad.to_dense() if grad.layout != torch.strided else grad).abs().double()
+    rank = size.dim()
+    if rank <= 1:
+        return [size.reshape(-1).cpu()]
+    lead = size.sum(-1)  # far smaller, and all that the other dimensions need
+    each = [lead.sum([e for e in range(rank - 1) if e != d]) if rank > 2 else lead for d in range(rank - 1)]
+    return [sums.cpu() for sums in (*each, size.sum(list(range(rank - 1))))]
 
 
 def _read(

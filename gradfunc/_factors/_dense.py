@@ -95,6 +95,8 @@ class Dense:
         """One product of a vector and a matrix."""
         if c is None:
             return self.values.sum(0, dtype=self.dtype)
+        if self.values.dtype == self.dtype:
+            return (c.to(self.dtype) @ self._flat).reshape(self.shape)
         out = self.values.new_zeros(math.prod(self.shape), dtype=self.dtype)
         for rows, part in zip(self._blocks(scratch), c.to(self.dtype).split(self._step(scratch)), strict=True):
             out += part @ rows
