@@ -108,8 +108,11 @@ def total(weights: Tensor) -> Tensor:
     return weights.sum(dtype=torch.float64)
 
 
-def ratio(call: str, sums: Mapping[str, Tensor], weight: Tensor, on_zero_weight: str) -> Tensors:
-    """`sums / weight`, the one division; total weight 0 raises, or gives exact zeros with "zero"."""
+def ratio(call: str, sums: Tensors, weight: Tensor, on_zero_weight: str) -> Tensors:
+    """`sums / weight`, the one division; total weight 0 raises, or gives exact zeros with "zero".
+
+    The quotients take the place of the sums in the dictionary, so that two of each are never held.
+    """
     one_of(call, "on_zero_weight", on_zero_weight, ("raise", "zero"))
     if float(weight.detach()) == 0:
         if on_zero_weight == "raise":
@@ -122,7 +125,9 @@ def ratio(call: str, sums: Mapping[str, Tensor], weight: Tensor, on_zero_weight:
                 )
             )
         return {name: torch.zeros_like(value) for name, value in sums.items()}
-    return {name: value / weight.to(value.device, value.dtype) for name, value in sums.items()}
+    for name in sums:
+        sums[name] = sums[name] / weight.to(sums[name].device, sums[name].dtype)
+    return sums
 
 
 @dataclass(frozen=True)
@@ -201,7 +206,7 @@ class Accumulator:
         Raises:
             ValueError: the total weight is 0, unless `on_zero_weight="zero"`, which gives zeros.
         """
-        return self._cast(ratio("gf.Accumulator.mean()", self.totals, self.weight, on_zero_weight))
+        return self._cast(ratio("gf.Accumulator.mean()", dict(self.totals), self.weight, on_zero_weight))
 
     def _cast(self, values: Tensors) -> Tensors:
         # clone: an accumulator's result must not share storage with the accumulator

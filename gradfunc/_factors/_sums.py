@@ -16,10 +16,13 @@ from ._pairs import cross_gram
 from ._projection import Projection
 
 
-def weighted_sum(rows: Gradients, c: Tensor | None = None, scratch: int | None = None) -> Tensors:
+def weighted_sum(
+    rows: Gradients, c: Tensor | None = None, scratch: int | None = None, *, spent: bool = False
+) -> Tensors:
     """Sum of the rows, or of `c[i]` times row i, in the accumulation dtypes.
 
-    A coefficient 0 leaves its row out of both halves of a factor, even one that holds inf or NaN.
+    A coefficient 0 leaves its row out of both halves of a factor, even one that holds inf or NaN. Rows that are `spent`
+    are taken out of the dictionary one parameter after the other, so that their memory is free before the next sum.
     """
     scratch = scratch_of(rows) if scratch is None else scratch
     at = None
@@ -28,15 +31,18 @@ def weighted_sum(rows: Gradients, c: Tensor | None = None, scratch: int | None =
         if len(kept) < len(c):
             at, c = kept, c[kept]
     out = {}
-    for name, gradient in rows.items():
+    for name in tuple(rows):
+        gradient = rows.pop(name) if spent else rows[name]
         gradient = gradient if at is None else gradient.select(at)
         coefficients = None if c is None else c.to(gradient.like.device)
         total: Tensor | None = None
         for factor in gradient.factors:
             part = factor.weighted_sum(coefficients, scratch).to(gradient.dtype)
             total = part if total is None else total.add_(part)
+            del factor
         like = gradient.like
         out[name] = like.new_zeros(like.shape, dtype=gradient.dtype) if total is None else total
+        del gradient
     return out
 
 

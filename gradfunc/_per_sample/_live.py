@@ -45,8 +45,8 @@ class LivePiece(Piece):
         """Always copies: nothing can be asked of storage."""
         return {name: self.scaled(value).clone() for name, value in self._dense.items()}
 
-    def weighted_sum(self, c: Tensor | None) -> Tensors:
-        """Sums of products."""
+    def weighted_sum(self, c: Tensor | None, *, spent: bool = False) -> Tensors:
+        """Sums of products; the graph holds the rows."""
         wider = {name: self.scaled(value.to(wide(value.dtype))) for name, value in self._dense.items()}
         return {name: (value if c is None else times(value, c)).sum(0) for name, value in wider.items()}
 

@@ -63,12 +63,15 @@ class Piece:
         values = {name: self.scaled(value) for name, value in _factors.dense(self.rows).items()}
         return {k: v.clone() if v.untyped_storage().data_ptr() in held else v for k, v in values.items()}
 
-    def weighted_sum(self, c: Tensor | None) -> Tensors:
-        """Sum of `c[i]` times row i times its coefficient, in the accumulation dtype; `c` is `[b]`, None for all 1."""
+    def weighted_sum(self, c: Tensor | None, *, spent: bool = False) -> Tensors:
+        """Sum of `c[i]` times row i times its coefficient, in the accumulation dtype; `c` is `[b]`, None for all 1.
+
+        With `spent` the piece holds no rows afterwards.
+        """
         own = self.coefficients
         if own is not None:
             c = own if c is None else weighed(own, c)
-        return _factors.weighted_sum(self.rows, c)
+        return _factors.weighted_sum(self.rows, c, spent=spent)
 
     @functools.cached_property
     def _norms(self) -> Tensor:

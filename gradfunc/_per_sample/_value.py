@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .._capture import Used
-from .._engines import SelectedSource, Source, spans
+from .._engines import KeptSource, SelectedSource, Source, spans
 from .._errors import kind_of, message
 from .._factors import Projection
 from .._tree import At, Tensors, add, at_positions, count, map_tensors, scattered, weighed, wide
@@ -68,6 +68,8 @@ class PerSampleGrads(Differentiable):
     _slow: set[str] = field(repr=False)
     # Tensors that a query reads again, with their versions; none where the rows are kept.
     _watched: tuple[tuple[Tensor, int], ...] = field(repr=False)
+    # Whether a sum is the last thing that is asked, so that it gives up the rows as it goes.
+    _spent: bool = field(repr=False, default=False, kw_only=True)
 
     @property
     @differentiable(rows=False)
@@ -379,7 +381,9 @@ class PerSampleGrads(Differentiable):
     def _summed(self, c: Tensor | None, query: str, keep_wide: bool) -> Tensors:
         sums: Tensors | None = None
         for piece in self._pieces(query):
-            part = piece.weighted_sum(None if c is None else c[piece.at])
+            if self._spent and isinstance(self._source, KeptSource):
+                self._source.kept.grads.clear()  # the piece alone holds them now
+            part = piece.weighted_sum(None if c is None else c[piece.at], spent=self._spent)
             sums = part if sums is None else add(sums, part)
         if sums is None:
             sums = {name: torch.zeros_like(like, dtype=wide(like.dtype)) for name, like in self._shapes.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,9 @@ from torch import Tensor
 from .._errors import kind_of, message
 from .._per_sample import PerSampleGrads, PerSampleGradsFunction, per_sample_grads
 from .._tree import Tensors
-from ._base import Grads, Stage, State, Transformation, Updates, name_of, places
+from ._base import Chain, Grads, Stage, State, Transformation, Updates, name_of, places
+from ._clip import ClipPerSample
+from ._reductions import Reduction
 from ._said import StepReport
 
 
@@ -65,19 +68,26 @@ class StepFunction:
         report = StepReport()
         # no name here holds the rows: they are free as soon as the chain has reduced them
         if isinstance(self.step, Stage):
-            out, state, say = self.step.telling(_constant(f, params, args, kwargs), state, params)
+            out, state, say = self.step.telling(self._rows(f, params, args, kwargs), state, params)
             report = StepReport(say())
         else:
-            out, state = self.step.update(_constant(f, params, args, kwargs), state, params)
+            out, state = self.step.update(self._rows(f, params, args, kwargs), state, params)
         return (apply_updates(params, out) if places(self.step)[1] is Updates else out), state, report
 
+    def _rows(
+        self, f: PerSampleGradsFunction, params: Tensors, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> PerSampleGrads:
+        """Rows that no later backward pass asks for: a state must not hold on to the batches of all steps before."""
+        with torch.no_grad():
+            return dataclasses.replace(f(params, *args, **kwargs), _spent=_keeps_none(self.step))
 
-def _constant(
-    f: PerSampleGradsFunction, params: Tensors, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> PerSampleGrads:
-    """Rows that no later backward pass asks for: a state must not hold on to the batches of all steps before."""
-    with torch.no_grad():
-        return f(params, *args, **kwargs)
+
+def _keeps_none(step: Transformation[PerSampleGrads, Any]) -> bool:
+    """Whether all stages up to a reduction are known to hold no rows, so that it may free each layer as it sums it."""
+    for stage in step.stages if isinstance(step, Chain) else (step,):
+        if not isinstance(stage, ClipPerSample):
+            return isinstance(stage, Reduction)
+    return False
 
 
 def make_step(
@@ -87,7 +97,8 @@ def make_step(
 
     It returns `(params, state, report)` for a chain that ends in updates, `(grads, state, report)` for one that ends in
     gradients. Keyword arguments `step=` and `index=` of `run` go to `f.at`; all others, and `args`, to the loss.
-    Nothing holds the per-sample gradients once the chain has reduced them.
+    Nothing holds the per-sample gradients once the chain has reduced them; where all stages before the reduction are
+    gradfunc's own, each parameter's are free before the next is summed.
 
     Args:
         loss_or_f: a loss of one sample, or what `gf.per_sample_grads` made of one, with its options.

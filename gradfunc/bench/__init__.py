@@ -4,6 +4,7 @@ _workload     a model, a batch and its losses as a value; made once, it is a cas
 _gpt          a small GPT as a plain module
 _workloads    the workloads by name
 _by_hand      rows by `vmap(grad)`, without gradfunc
+_floor        what clipping by factors cannot do without, in bare operations
 _truth        the answers in float64, and how far from them a result is
 _contenders   what is timed, by name
 _memory       the peak of extra bytes during one call

@@ -11,6 +11,7 @@ import torch
 from .._errors import message, one_of
 from .._per_sample import per_sample_grads
 from . import _by_hand
+from ._floor import floor
 from ._truth import QUANTITIES
 from ._workload import Case
 
@@ -104,6 +105,7 @@ CONTENDERS = {
     for contender in (
         PLAIN,
         Contender("forward", _forward, ("loss",)),
+        Contender("floor", floor, ("its operations",)),
         gradfunc(),
         gradfunc(batched=False),
         Contender("vmap(grad)", _vmap_grad),

@@ -32,8 +32,9 @@ def bench(
 
     Args:
         workloads: of mlp, gpt and gpt-tied; default: all of them.
-        contenders: of plain, forward, gradfunc, gradfunc-vmap and vmap(grad); gradfunc's own may name an engine, as
-            in gradfunc:vmap. Default: all of them. The plain backward pass is always measured.
+        contenders: of plain, forward, floor (the bare operations that clipping by factors cannot do without),
+            gradfunc, gradfunc-vmap and vmap(grad); gradfunc's own may name an engine, as in gradfunc:vmap. Default:
+            all of them. The plain backward pass is always measured.
         quantities: of clip-and-sum, norms and gram; default: clip-and-sum.
         rounds: timed calls of each, interleaved.
         warmups: calls before these; the first is reported on its own.

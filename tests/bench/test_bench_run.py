@@ -43,6 +43,25 @@ def test_every_contender_is_right_on_every_workload(report):
     assert report.row("mlp", "plain").ratios == (1.0, 1.0)
 
 
+@pytest.mark.parametrize("workload", TINY, ids=lambda workload: workload.name)
+def test_the_floor_computes_what_the_method_needs(workload):
+    """Squared norms and sums of every use of a weight, and all other gradients by autograd."""
+    case = workload.case().in_float64()
+    found, squares, sums = gf.bench.CONTENDERS["floor"].make(case, "its operations")()
+    g = gf.per_sample_grads(case.losses, batched=True, engine="factored")(case.model.params, *case.batch)
+    mean, total, norms = g.mean(), g.sum(), g.norms(per_parameter=True)
+    looked_up = {"positions.weight", *(() if workload is TIED else ("tokens.weight",))}
+    weights = [name for name, value in mean.items() if value.dim() == 2 and name not in looked_up]
+    assert len(squares) == len(sums) == len(weights) > 1
+    for name, square, whole in zip(weights, squares, sums, strict=True):
+        if name != "tokens.weight":  # the head is one of its two uses
+            assert torch.allclose(square.sqrt(), norms[name], rtol=1e-10)
+            assert torch.allclose(whole, total[name], rtol=1e-10)
+    others = [value for name, value in mean.items() if name not in weights]
+    assert len(found) == len(others)
+    assert all(torch.allclose(a, b, rtol=1e-10) for a, b in zip(found, others, strict=True))
+
+
 def test_the_table(report):
     text = str(report)
     assert max(map(len, text.splitlines())) <= 118

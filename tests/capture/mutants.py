@@ -66,7 +66,8 @@ products.baddbmm | rule BaddbmmBackward0: left, 0.5 -1.5 | float(node._saved_alp
 products.mm | rule MmBackward0: right | "mat2", 1.0 | "mat2", 0.5
 products.mv | rule MvBackward0: vector, time | [..., None], 1.0 | [..., None], 1.0 / site.split(kept).shape[1]
 products.bmm | rule BmmBackward0: right | "mat2", 1.0 | "mat2", 1.0 / site.samples
-products._matrix | rule MmBackward0: left, last | site.split(kept, 1), site.split(g), | site.split(g), site.split(kept, 1),
+products._matrix | rule MmBackward0: left, last \
+| site.split(kept, 1), site.split(g), | site.split(g), site.split(kept, 1),
 products._matrix | rule MmBackward0: right, time first \
 | site.split(kept, 0), | kept.reshape(site.samples, -1, 5),
 products._matrices | rule BmmBackward0: right, second | positions(g, 1) | positions(g.roll(1, 0), 1)

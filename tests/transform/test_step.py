@@ -11,6 +11,7 @@ from problem import KINDS, Doubled, Sgd, loss, problem
 from torch.nn import functional as F
 
 import gradfunc as gf
+from gradfunc._factors import Outer
 
 
 def by_hand(params, batch, lr=0.1):
@@ -171,3 +172,57 @@ def test_no_updates_yet():
 def test_updates_of_something_else(updates, match):
     with pytest.raises(ValueError, match=match):
         gf.apply_updates({"w": torch.ones(2)}, gf.Updates(updates))
+
+
+class Passing:
+    """A per-sample stage of the user's own, which may keep what it is given."""
+
+    takes = gives = gf.PerSampleGrads
+
+    def __init__(self):
+        self.kept = []
+
+    def init(self, params):
+        return ()
+
+    def update(self, g, state, params=None, /):
+        self.kept.append(g)
+        return g, state
+
+
+def alive_at_each_sum(step, monkeypatch):
+    """How many parameters' factors are alive when each is summed."""
+    alive, counts = weakref.WeakSet(), []
+    squares, summed = Outer.squares, Outer.weighted_sum
+
+    def seen(self, scratch):
+        alive.add(self)
+        return squares(self, scratch)
+
+    def counted(self, c, scratch):
+        counts.append(len(alive))
+        return summed(self, c, scratch)
+
+    monkeypatch.setattr(Outer, "squares", seen)
+    monkeypatch.setattr(Outer, "weighted_sum", counted)
+    module = torch.nn.Sequential(*[torch.nn.Linear(4, 4, bias=False) for _ in range(3)])
+    model = gf.stateless(module)
+    f = gf.per_sample_grads(lambda p, x: model(p, x).square().sum(1), batched=True, engine="factored", verify=False)
+    run, batch = gf.make_step(f, step), torch.randn(5, 4)
+    first, _, _ = run(model.params, step.init(model.params), batch)
+    again, _, _ = run(model.params, step.init(model.params), batch)
+    assert same_bits(first, again)
+    want, _ = step.update(f(model.params, batch), step.init(model.params))
+    assert same_bits(first, want)
+    return counts[:3]
+
+
+@pytest.mark.parametrize("reduction", [gf.sum, gf.mean])
+def test_each_layers_factors_are_free_before_the_next_is_summed(reduction, monkeypatch):
+    assert alive_at_each_sum(gf.clip_per_sample(0.5) >> reduction(), monkeypatch) == [3, 2, 1]
+
+
+def test_rows_that_a_users_stage_may_hold_are_not_given_up(monkeypatch):
+    stage = Passing()
+    assert alive_at_each_sum(gf.clip_per_sample(0.5) >> stage >> gf.mean(), monkeypatch) == [3, 3, 3]
+    assert all(g.norms().shape == (5,) for g in stage.kept)

@@ -1,0 +1,66 @@
+"""The floor: what clipping by factors cannot do without, in bare operations.
+
+A forward pass; a backward pass that forms no weight gradients; and for each use of a weight the products of its squared
+norms and the product of its weighted sum. No graph is read, nothing is checked, cross terms and biases' norms are left
+out: what gradfunc takes beyond this is its own.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._factors import Outer, scratch_of
+from .._per_sample import per_sample_grads
+from ._workload import Case
+
+
+def floor(case: Case, quantity: str) -> Callable[[], Any]:
+    """The operations on a case as one call; factors are found beforehand, by the factored engine.
+
+    Raises:
+        RuntimeError: the engine cannot run the loss.
+    """
+    whole = slice(0, case.size)
+    g = per_sample_grads(case.losses, engine="factored", batched=True)(case.model.params, *case.batch)
+    rows = g._source.rows(whole).grads
+    scratch = scratch_of(rows)
+    outer = {
+        name: [(factor, factor.method(scratch).name) for factor in gradient.factors if isinstance(factor, Outer)]
+        for name, gradient in rows.items()
+    }
+    module = copy.deepcopy(case.module)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(not outer.get(name))
+    others = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    *inputs, target = case.batch
+
+    def call() -> Any:
+        loss = case.workload.criterion(module(*inputs), target, reduction="mean")
+        found = list(torch.autograd.grad(loss, others, allow_unused=True)) if others else []
+        norms = [_squares(factor, method) for factors in outer.values() for factor, method in factors]
+        sums = [_sum(factor) for factors in outer.values() for factor, _ in factors]
+        return found, norms, sums
+
+    return call
+
+
+def _squares(factor: Outer, method: str) -> Tensor:
+    x, g = factor.tensors
+    if x.shape[1] == 1:
+        out: Tensor = (torch.linalg.vector_norm(x, dim=(1, 2)) * torch.linalg.vector_norm(g, dim=(1, 2))).square()
+    elif method == "gram":
+        out = (x @ x.mT).mul_(g @ g.mT).sum((1, 2))
+    else:
+        out = torch.linalg.vector_norm(g.mT @ x, dim=(1, 2)).square()
+    return out
+
+
+def _sum(factor: Outer) -> Tensor:
+    x, g = factor.tensors
+    out: Tensor = g.flatten(0, 1).T @ x.flatten(0, 1)
+    return out
