@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from .._factors import Dense, Factor, Outer, Rows
 from ._graph import Edge, Graph
 from ._owners import VIEWS, Backward
-from ._rules import sum_to
+from ._rules import sum_copies, sum_to
 
 
 class Step(NamedTuple):
@@ -132,6 +132,13 @@ def expand(step: Step) -> Found:
     if isinstance(step.factor, Dense):
         return step.to(0, Dense(sum_to(step.factor.values, step.shape())))
     return view(step)
+
+
+def repeat(step: Step) -> Found:
+    """Copies one after the other."""
+    if isinstance(step.factor, Dense):
+        return step.to(0, Dense(sum_copies(step.factor.values, step.shape())))
+    return None
 
 
 def _permuted(step: Step, order: list[int]) -> Found:
@@ -376,6 +383,7 @@ _PULLS: dict[str, Callable[[Step], Found]] = {
     "ToCopyBackward0": cast,
     "CloneBackward0": cast,
     "ExpandBackward0": expand,
+    "RepeatBackward0": repeat,
     "TBackward0": t,
     "TransposeBackward0": transpose,
     "PermuteBackward0": permute,

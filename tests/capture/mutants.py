@@ -90,6 +90,11 @@ elementwise.add | rule AddBackward0: features 1 | float(site.node._saved_alpha) 
 elementwise.sub | rule SubBackward0: features 1 | -float(site.node._saved_alpha) if | float(site.node._saved_alpha) if
 elementwise.sub | rule SubBackward0: features 1 | -float(site.node._saved_alpha) if | -1.0 if
 elementwise.mul | rule MulBackward0: features 1 | g * other.conj() | g
+elementwise.repeat | rule RepeatBackward0: features | site.split(g) | site.split(g.roll(1, 0))
+pull.repeat | pull RepeatBackward0: a matrix, dense | step.factor.values | step.factor.values * 2
+site.sum_copies | rule RepeatBackward0: time in a sample, merged | .sum(d) | .mean(d)
+site.sum_copies | rule RepeatBackward0: two dimensions | (-1, n)).sum(d) | (n, -1)).sum(d + 1)
+site.sum_copies | pull RepeatBackward0: a matrix, dense | .sum(d) | .mean(d)
 elementwise.same | rule ExpandBackward0: features 0 | site.summed(g) | site.summed(g / 2)
 elementwise.by_the_node | rule AddcmulBackward0: features 1 | out[j] if isinstance(out, tuple) else out | g
 elementwise.by_the_node | rule RsubBackward1: rows | product.expand | g.expand

@@ -190,6 +190,19 @@ rule(
 rule(
     "AddBackward0", "a row each", {"w": (B * T, I)}, [(B * T, I)], lambda p, x: (x + p["w"]).view(B, T, I)
 )  # fmt: skip
+for what, shape, repeats, batch in (
+    ("instance norm's, merged", (I,), (B,), (B * I,)),
+    ("time in a sample, merged", (I,), (B * T,), (B * T * I,)),
+    ("features", (I,), (B, 2), (B, 2 * I)),
+    ("a row", (1, I), (B, 2), (B, 2 * I)),
+    ("two dimensions", (T, I), (B, 2, 3), (B, 2 * T, 3 * I)),
+    ("time first, second", (I,), (T, B, 1), (T, B, I)),
+    ("features first, last", (I, 1), (2, B), (2 * I, B)),
+):
+    rule(
+        "RepeatBackward0", what, {"w": shape}, [batch],
+        lambda p, x, r=repeats: (lambda out: out.view(B, -1) if out.dim() == 1 else out)(p["w"].repeat(r) * x),
+    )  # fmt: skip
 # of a value and a number: a row of the parameter a sample
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "AddBackward1": lambda w: aten.add.Scalar(w, 2.0),
@@ -254,6 +267,8 @@ derived("SqueezeBackward2", "some", (O, 1, 1, I), lambda w: w.squeeze((1, 2)), e
 derived("AliasBackward0", "alias", (O, I), lambda w: aten.alias(w), every)
 derived("ToCopyBackward0", "copied", (O, I), lambda w: w.to(F64, copy=True), every)
 derived("CloneBackward0", "cloned", (O, I), lambda w: w.clone(), every)
+derived("RepeatBackward0", "a matrix", (O, I), lambda w: w.repeat(2, 1), "dense outer")
+derived("RepeatBackward0", "a vector", (I,), lambda w: w.repeat(O, 2), "dense")
 derived("ExpandBackward0", "leading", (1, O, I), lambda w: w.expand(3, O, I), "dense")
 derived("ExpandBackward0", "as it is", (O, I), lambda w: w.expand(1, O, I)[0].expand(O, I), "dense outer")
 derived("ExpandBackward0", "a column", (O, 1), lambda w: w.expand(O, I), "dense outer")

@@ -23,6 +23,7 @@ UNREACHED = {"SqueezeBackward3", "SqueezeBackward4", "SqueezeBackward5"}
 STOPPED = {
     ("SqueezeBackward0", "all, rows"),
     ("ExpandBackward0", "a column, outer"),
+    ("RepeatBackward0", "a matrix, outer"),
     ("MulBackward0", "by entry, outer"),
     ("MulBackward0", "broadcast, outer"),
 }

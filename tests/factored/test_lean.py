@@ -158,3 +158,15 @@ def test_the_mode_counts_storages_and_not_shapes():
     with Largest() as seen:
         torch.ones(1000, 3, dtype=torch.float64)
     assert seen.entries == 3000
+
+
+@factored_only
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [False, True])
+def test_clipping_a_gpt_takes_the_memory_of_a_plain_backward_pass(tied):
+    """The benchmark's own GPT, once its plan is known: what factors hold, the graph has given up."""
+    case = gf.bench.gpt(tied=tied).case()
+    plain = gf.bench.peak_bytes(gf.bench.CONTENDERS["plain"].make(case, "mean gradient"))
+    call = gf.bench.CONTENDERS["gradfunc"].make(case, "clip-and-sum")
+    call()
+    assert gf.bench.peak_bytes(call) <= 1.3 * plain

@@ -12,6 +12,7 @@ from . import _elementwise, _lookups, _norms, _products
 from ._generic import generic as generic
 from ._site import Maker as Maker
 from ._site import Site as Site
+from ._site import sum_copies as sum_copies
 from ._site import sum_to as sum_to
 
 Rule = Callable[[Site], Maker | None]

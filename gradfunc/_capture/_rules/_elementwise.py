@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..._factors import Dense
-from ._site import Maker, Site
+from ._site import Maker, Site, sum_copies
 
 
 def add(site: Site) -> Maker | None:
@@ -36,6 +36,19 @@ def same(site: Site) -> Maker | None:
     return lambda g: site.summed(g)
 
 
+def repeat(site: Site) -> Maker | None:
+    """`self.repeat(...)`: copies one after the other, as instance norm makes of its scale and shift."""
+    own, lead = site.layout.dim, len(site.out) - len(site.shape)
+    each = 1 if own < lead else site.shape[own - lead]
+    if site.layout.table is not None or not each or site.layout.inner % each:
+        return None  # samples that meet in one copy
+
+    def make(g: Tensor) -> Dense:
+        return Dense(sum_copies(site.split(g).movedim(1, 1 + own), site.shape))
+
+    return make
+
+
 def by_the_node(site: Site) -> Maker | None:
     """What the node itself makes of the whole cotangent."""
     node, j = site.node, site.input
@@ -54,6 +67,7 @@ RULES = {
     "SubBackward0": sub,
     "MulBackward0": mul,
     "ExpandBackward0": same,
+    "RepeatBackward0": repeat,
 }
 # These call the node after the backward pass, so the graph must last.
 BY_THE_NODE = dict.fromkeys(

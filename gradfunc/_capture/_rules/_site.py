@@ -67,3 +67,12 @@ def sum_to(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
     if short := [d + 1 for d, n in enumerate(shape) if n == 1 and rows.shape[d + 1] != 1]:
         rows = rows.sum(short, keepdim=True)
     return rows if rows.shape[1:] == shape else rows.reshape(len(rows), *shape)
+
+
+def sum_copies(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`[B, *longer]` summed to `[B, *shape]`: the reverse of repeating copies one after the other."""
+    lead = rows.dim() - 1 - len(shape)
+    for d, n in enumerate((*[1] * lead, *shape), 1):
+        if rows.shape[d] != n:
+            rows = rows.unflatten(d, (-1, n)).sum(d)
+    return rows.reshape(len(rows), *shape)
