@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from . import losses
 from ._errors import kind_of, message
 from ._stateless import PureModel, Stateless, stateless
-from ._tree import Tensors, cast, copy_of, map_tensors, map_with_dims, read_batch, tensors_of
+from ._tree import cast, copy_of, map_tensors, map_with_dims, read_batch, tensors_of
 from ._weights import Weighted, as_weighted
 
 _FAMILIES: dict[str, tuple[tuple[type, ...], tuple[Any, ...]]] = {
@@ -42,11 +42,13 @@ class Criterion:
         given: as the user passed it.
         form: "reducible" (its reduction can be varied), "rows" (one loss a sample) or "whole".
         family: for a reducible one, whose weight rule torch's mean follows: "class", "ctc", "kl" or "element".
+        copies: whether it is called on copies, since it may write to them and others use them again.
     """
 
     given: Any
     form: str
     family: str
+    copies: bool = True
 
     def option(self, name: str, default: Any = None) -> Any:
         """An option such as `weight` or `ignore_index`, from the module or the partial's keywords."""
@@ -62,13 +64,13 @@ class Criterion:
     def reduced(self, output: Any, target: Any, reduction: str) -> Tensor:
         """The loss of a reducible criterion under "none" (elements), "sum" or "mean"."""
         reduction = self.given_mean if reduction == "mean" else reduction
-        out: Tensor = _varied(self.given, reduction)(*_arguments(output, target))
+        out: Tensor = _varied(self.given, reduction)(*self._arguments(output, target))
         return out
 
     def rows(self, output: Any, target: Any) -> Weighted:
         """Numerators and weights `[B]` of a criterion of the form "rows"."""
         batched = {"batched": True} if _has_parameter(self.given, "batched") else {}
-        out = self.given(*_arguments(output, target), **batched)
+        out = self.given(*self._arguments(output, target), **batched)
         numerator = out.numerator if isinstance(out, Weighted) else out
         if isinstance(numerator, Tensor) and numerator.dim() == 0:
             raise ValueError(
@@ -91,6 +93,13 @@ class Criterion:
             given = functools.partial(given.func, *moved[0], **moved[1])
         return dataclasses.replace(self, given=given)
 
+    def _arguments(self, output: Any, target: Any) -> tuple[Any, ...]:
+        targets = target if isinstance(target, (tuple, list)) else (target,)
+        if not self.copies:
+            return (output, *targets)
+        copies: tuple[Any, ...] = (map_tensors(torch.clone, output), *map_tensors(copy_of, targets))
+        return copies
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -111,14 +120,21 @@ class Problem:
             return self._whole
         return {**self.kwargs, "target": self.target} if self.kwargs else (*self.args, self.target)
 
-    def output(self, params: Tensors) -> Any:
-        """The model's output for the whole batch."""
-        args, kwargs = map_tensors(copy_of, (self.args, self.kwargs))  # a forward may write to its input
-        return self.model(params, *args, **kwargs)
+    def output(self, model: Callable[..., Any]) -> Any:
+        """The output for the whole batch of the model as a function of its inputs."""
+        args, kwargs = self._passed((self.args, self.kwargs))
+        return model(*args, **kwargs)
 
-    def whole(self, params: Tensors) -> Any:
+    def whole(self, model: Callable[..., Any]) -> Any:
         """What a criterion made by `gf.whole` returns for the whole batch."""
-        return self.criterion.given.fn(functools.partial(self.model, params), map_tensors(copy_of, self.batch))
+        return self.criterion.given.fn(model, self._passed(self.batch))
+
+    def uncopied(self) -> Problem:
+        """The same problem, whose passes run on its tensors themselves: for timing."""
+        return dataclasses.replace(self, criterion=dataclasses.replace(self.criterion, copies=False))
+
+    def _passed(self, batch: Any) -> Any:
+        return map_tensors(copy_of, batch) if self.criterion.copies else batch  # a forward may write to its input
 
     def rows(self, start: int, stop: int) -> Problem:
         """The same problem on samples start to stop."""
@@ -252,13 +268,6 @@ def _size(call: str, args: tuple[Any, ...], kwargs: dict[str, Any], in_dims: Any
             )
         )
     return sizes[0]
-
-
-def _arguments(output: Any, target: Any) -> tuple[Any, ...]:
-    """What a criterion is called with: copies, since it may write to them and others use them again."""
-    targets = target if isinstance(target, (tuple, list)) else (target,)
-    copies: tuple[Any, ...] = (map_tensors(torch.clone, output), *map_tensors(copy_of, targets))
-    return copies
 
 
 def _varied(criterion: Any, reduction: str) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 _options       precision, device, samples and seed, read once
 _case          one problem at one precision: the forward pass, and the plain estimators
+_losses        a problem's losses as functions of parameters and samples
 _loops         the forum's loop and the user's own
 _graph         the lowest precision in a graph; where rounding has a bound
 _measure       every estimator of a case

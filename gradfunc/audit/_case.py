@@ -6,6 +6,7 @@ mean gradient is measured the plain way, as its user would write it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -111,14 +112,19 @@ class Case:
 
 def run(problem: Problem, params: Tensors) -> Forward:
     """Run model and criterion on the whole batch."""
+    return forward_of(problem, functools.partial(problem.model, params))
+
+
+def forward_of(problem: Problem, model: Callable[..., Any]) -> Forward:
+    """The same for the model as a function of its inputs."""
     criterion = problem.criterion
     if criterion.form == "whole":
-        out = problem.whole(params)
+        out = problem.whole(model)
         if isinstance(out, Tensor) and out.dim() == 0:
             return Forward(None, None, None, out)
         rows = _checked(problem, as_weighted("gf.whole(fn)", out, batched=True))
         return Forward(None, rows.numerator, rows.weight, None)
-    output = problem.output(params)
+    output = problem.output(model)
     if criterion.form == "rows":
         rows = _checked(problem, criterion.rows(output, problem.target))
         return Forward(output, rows.numerator, rows.weight, None)
@@ -213,7 +219,7 @@ def _refed(case: Case, sizes: list[int]) -> tuple[Grads, float, Passes]:
         for size in sizes:
             part = case.problem.rows(start, start + size)
             with torch.enable_grad(), recorded() as record:
-                loss = mean_loss(part, case.leaves)
+                loss = mean_loss(part, functools.partial(part.model, case.leaves))
             records += record
             g = case.filled(gradients(loss, case.leaves))
             total = add(total, scale(g, size / case.size))
@@ -222,11 +228,11 @@ def _refed(case: Case, sizes: list[int]) -> tuple[Grads, float, Passes]:
     return total, norms, Passes(sizes, records if len(records) == len(sizes) else None)
 
 
-def mean_loss(problem: Problem, params: Tensors) -> Tensor:
-    """The criterion's own mean over a batch, as a training loop computes it."""
+def mean_loss(problem: Problem, model: Callable[..., Any]) -> Tensor:
+    """The criterion's own mean over a batch, as a training loop computes it, of the model as a function of inputs."""
     if problem.criterion.form == "reducible":
-        return problem.criterion.reduced(problem.output(params), problem.target, "mean")
-    forward = run(problem, params)
+        return problem.criterion.reduced(problem.output(model), problem.target, "mean")
+    forward = forward_of(problem, model)
     if forward.scalar is not None:
         return forward.scalar
     assert forward.elements is not None

@@ -3,10 +3,13 @@
 _workload     a model, a batch and its losses as a value; made once, it is a case
 _gpt          a small GPT as a plain module
 _workloads    the workloads by name
-_by_hand      rows by `vmap(grad)`, without gradfunc
+_of_model     the user's own model as a workload
+_steady       whether a model gives the same each time
+_by_hand      rows by `vmap(grad)` or a loop, without gradfunc
 _floor        what clipping by factors cannot do without, in bare operations
 _truth        the answers in float64, and how far from them a result is
 _contenders   what is timed, by name
+_answers      the answers at two precisions, and whether a difference is rounding
 _memory       the peak of extra bytes during one call
 _environment  where it ran
 _report       rows, tables, JSON
@@ -18,6 +21,7 @@ from ._contenders import CONTENDERS as CONTENDERS
 from ._contenders import Contender as Contender
 from ._contenders import gradfunc as gradfunc
 from ._memory import peak_bytes as peak_bytes
+from ._of_model import of_model as of_model
 from ._report import BenchReport as BenchReport
 from ._report import BenchRow as BenchRow
 from ._run import run as run

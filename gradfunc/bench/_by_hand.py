@@ -1,12 +1,13 @@
-"""Rows by `vmap(grad)` as one would write them without gradfunc."""
+"""Rows by `vmap(grad)`, or a loop, as one would write them without gradfunc."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
 from .._tree import Tensors
 from ._workload import Case
@@ -14,16 +15,21 @@ from ._workload import Case
 
 def rows(case: Case, start: int = 0, stop: int | None = None) -> Tensors:
     """The gradients of samples start to stop: `{name: [B, *shape]}`."""
-
-    def loss(params: Tensors, *sample: Tensor) -> Tensor:
-        *inputs, target = (tensor.unsqueeze(0) for tensor in sample)
-        output = functional_call(case.module, params, tuple(inputs))
-        out: Tensor = case.workload.criterion(output, target, reduction="sum")
-        return out
-
     batch = [tensor[start:stop] for tensor in case.batch]
-    out: Tensors = vmap(grad(loss), in_dims=(None, *[0] * len(batch)))(case.model.params, *batch)
+    rows_of = vmap(grad(case.plain_loss), in_dims=(None, *[0] * len(batch)), randomness="different")
+    out: Tensors = rows_of(case.model.params, *batch)
     return out
+
+
+def looped(case: Case, start: int = 0, stop: int | None = None) -> Tensors:
+    """The same by one backward pass a sample, for a model that does not run under vmap."""
+    leaves = {name: value.detach().requires_grad_() for name, value in case.model.params.items()}
+    options: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
+    found = [
+        torch.autograd.grad(case.plain_loss(leaves, *sample), list(leaves.values()), **options)
+        for sample in zip(*[tensor[start:stop] for tensor in case.batch], strict=True)
+    ]
+    return {name: torch.stack(parts) for name, parts in zip(leaves, zip(*found, strict=True), strict=True)}
 
 
 def norms(grads: Mapping[str, Tensor]) -> Tensor:

@@ -55,8 +55,10 @@ def gradfunc(engine: str = "auto", *, batched: bool = True) -> Contender:
         ('gradfunc', 'gradfunc-vmap:vmap')
     """
 
+    per_sample_grads(Case.loss, engine=engine)  # refuses an unknown engine now, before anything is measured
+
     def make(case: Case, quantity: str) -> Call:
-        f = per_sample_grads(case.losses if batched else case.loss, engine=engine, batched=batched)
+        f = per_sample_grads(case.losses if batched else case.loss, engine=engine, batched=batched).at(step=0)
 
         def call() -> Any:
             g = f(case.model.params, *case.batch)
@@ -72,18 +74,13 @@ def gradfunc(engine: str = "auto", *, batched: bool = True) -> Contender:
 
 def _plain(case: Case, quantity: str) -> Call:
     """The gradient of the mean loss by `torch.autograd.grad`: what `backward()` computes where `.grad` is None."""
-    params = list(case.module.parameters())
-    return lambda: torch.autograd.grad(_mean_loss(case), params)
+    params = [param for param in case.module.parameters() if param.requires_grad]
+    return lambda: torch.autograd.grad(case.mean_loss(), params, allow_unused=True)
 
 
 def _forward(case: Case, quantity: str) -> Call:
     """The forward pass alone, recorded for a backward pass that does not come."""
-    return lambda: _mean_loss(case)
-
-
-def _mean_loss(case: Case) -> torch.Tensor:
-    *inputs, target = case.batch
-    return case.workload.criterion(case.module(*inputs), target, reduction="mean")
+    return case.mean_loss
 
 
 def _vmap_grad(case: Case, quantity: str) -> Call:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .._factors import Outer, scratch_of
 from .._per_sample import per_sample_grads
+from ..audit._case import mean_loss
 from ._workload import Case
 
 
@@ -26,7 +27,8 @@ def floor(case: Case, quantity: str) -> Callable[[], Any]:
         RuntimeError: the engine cannot run the loss.
     """
     whole = slice(0, case.size)
-    g = per_sample_grads(case.losses, engine="factored", batched=True)(case.model.params, *case.batch)
+    f = per_sample_grads(case.losses, engine="factored", batched=True).at(step=0)
+    g = f(case.model.params, *case.batch)
     rows = g._source.rows(whole).grads
     scratch = scratch_of(rows)
     outer = {
@@ -35,12 +37,11 @@ def floor(case: Case, quantity: str) -> Callable[[], Any]:
     }
     module = copy.deepcopy(case.module)
     for name, parameter in module.named_parameters():
-        parameter.requires_grad_(not outer.get(name))
+        parameter.requires_grad_(parameter.requires_grad and not outer.get(name))
     others = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    *inputs, target = case.batch
 
     def call() -> Any:
-        loss = case.workload.criterion(module(*inputs), target, reduction="mean")
+        loss = mean_loss(case.problem, module)
         found = list(torch.autograd.grad(loss, others, allow_unused=True)) if others else []
         norms = [_squares(factor, method) for factors in outer.values() for factor, method in factors]
         sums = [_sum(factor) for factors in outer.values() for factor, _ in factors]

@@ -27,7 +27,8 @@ class BenchRow:
         workload: its name.
         contender: its name.
         quantity: what it computed.
-        verdict: "rounding" (right, up to that), "wrong", "failed", or "" for a base line.
+        verdict: "rounding" (right, up to that), "wrong", "failed", "cannot tell" (the notes say why), or "" for a
+            base line.
         error: of the result, against `vmap(grad)` in float64, on the scale of the quantity.
         error64: the same in float64, of the first samples of the batch.
         first: seconds of the first call, with whatever is done once.
@@ -65,7 +66,7 @@ class BenchReport(Report):
         rounds: timed calls of each.
         warmups: calls before these.
         environment: where it ran.
-        notes: warnings that were raised.
+        notes: why results could not be compared, and warnings that were raised.
     """
 
     rows: tuple[BenchRow, ...]
@@ -77,7 +78,7 @@ class BenchReport(Report):
 
     @property
     def ok(self) -> bool:
-        """Whether every contender ran and was right."""
+        """Whether every contender ran and was right, as far as can be told."""
         return not any(row.verdict in ("wrong", "failed") for row in self.rows)
 
     def row(self, workload: str, contender: str, quantity: str | None = None) -> BenchRow:

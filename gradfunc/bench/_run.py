@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import functools
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,19 +13,21 @@ from typing import Any
 import torch
 
 from .._errors import message, one_of
-from .._rounding import is_rounding, unit_roundoff
+from .._random import forked
+from ..audit._case import attempt
 from ..audit._options import device_of
+from ._answers import Answers
 from ._contenders import CONTENDERS, PLAIN, Contender, named
 from ._environment import environment
 from ._memory import peak_bytes
 from ._report import BenchReport, BenchRow
-from ._timing import Clock, Entry, Failed, interleave, on_threads, ratios
-from ._truth import QUANTITIES, Truth
+from ._steady import unsteady
+from ._timing import Clock, Entry, Failed, in_a_line, interleave, on_threads, ratios
+from ._truth import QUANTITIES
 from ._workload import Case, Workload
 from ._workloads import WORKLOADS
 
 CALL = "gf.bench.run(workloads, contenders)"
-FEW = 8  # samples that are computed in float64 too
 
 
 def run(
@@ -36,7 +38,7 @@ def run(
     rounds: int = 10,
     warmups: int = 2,
     threads: int | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     memory: bool = True,
     progress: Callable[[str], None] | None = None,
     clock: Clock = time.perf_counter,
@@ -48,24 +50,27 @@ def run(
     to their median norm, so that half of them are.
 
     A result is compared with `vmap(grad)` in float64. It is wrong if it has lost more than half of its digits, or if
-    its error on the first samples does not vanish when the contender itself computes in float64.
+    its error on the first samples does not vanish when the contender itself computes in float64. Where there is nothing
+    to compare with (random draws, a model that does not run in float64), a note says why. A contender that raises fails
+    alone.
 
     Args:
-        workloads: names from `gf.bench.WORKLOADS` (default: all of them), or workloads.
+        workloads: names from `gf.bench.WORKLOADS` (default: all of them), or workloads, such as `gf.bench.of_model`.
         contenders: names from `gf.bench.CONTENDERS` (default: all of them), an engine behind gradfunc's own as in
             "gradfunc:vmap"; or contenders.
         quantities: of "clip-and-sum", "norms" and "gram".
         rounds: timed calls of each.
         warmups: calls of each before these, at least 1; the first is reported on its own.
         threads: of torch, for the time of the call; default: as they are.
-        device: where to run, such as "cuda:0".
+        device: where to run, such as "cuda:0"; default: the workloads' own.
         memory: whether to measure the peak of extra memory, in a call that is not timed.
         progress: called with the name of each stage.
         clock: seconds, such as `time.perf_counter`.
 
     Raises:
         TypeError: a workload or contender of another form.
-        ValueError: an unknown name, engine or device; a number that is not positive.
+        ValueError: an unknown name, engine or device; a number that is not positive; workloads of one name, or on
+            several devices; a workload whose samples have no gradient of their own.
 
     Example:
         >>> import gradfunc as gf
@@ -83,19 +88,23 @@ def run(
         one_of(CALL, "quantity", quantity, QUANTITIES)
     chosen = [_workload(item) for item in (WORKLOADS if workloads is None else workloads)]
     asked = [_contender(item) for item in (CONTENDERS if contenders is None else contenders)]
-    place = device_of(CALL, device)
+    _check_names(chosen)
+    place = _place(chosen, device)
     settings = _Settings(tuple(quantities), rounds, warmups, memory, place, clock, note)
     with torch.enable_grad(), on_threads(threads), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         where = environment(place)
-        rows = [row for workload in chosen for row in _rows(workload, asked, settings)]
+        with forked(0, 2, devices=[place]):  # a model may draw
+            measured = [_rows(workload, asked, settings) for workload in chosen]
     return BenchReport(
-        rows=tuple(rows),
+        rows=tuple(row for rows, _ in measured for row in rows),
         workloads={workload.name: workload.about for workload in chosen},
         rounds=rounds,
         warmups=warmups,
         environment=where,
-        notes=tuple(dict.fromkeys(_note(w.message) for w in caught)),
+        notes=tuple(
+            dict.fromkeys([*[note for _, why in measured for note in why], *[_note(w.message) for w in caught]])
+        ),
     )
 
 
@@ -116,8 +125,8 @@ def _note(warning: Warning | str) -> str:
     return f"{type(warning).__name__} raised: {text[:300]}"
 
 
-def _rows(workload: Workload, contenders: Sequence[Contender], settings: _Settings) -> list[BenchRow]:
-    """The rows of one workload: what contenders answer, how long they take, what they hold."""
+def _rows(workload: Workload, contenders: Sequence[Contender], settings: _Settings) -> tuple[list[BenchRow], list[str]]:
+    """The rows of one workload (what contenders answer, how long they take, what they hold), and notes."""
     note = settings.note
     note(f"{workload.name}: the answers in float64")
     problem = _Problem.of(workload, settings)
@@ -130,13 +139,15 @@ def _rows(workload: Workload, contenders: Sequence[Contender], settings: _Settin
     entries, rows = [], []
     for contender, quantity in planned:
         note(f"{workload.name}: {contender.name}, {quantity}")
-        entry = Entry(contender.make(problem.case, quantity))
+        entry = Entry.of(functools.partial(contender.make, problem.case, quantity))
         rows.append(_first(problem, contender, quantity, entry, settings))
         entries.append(entry)
-    for done in interleave(entries, settings.rounds, settings.clock, settings.device):
-        note(f"{workload.name}: round {done} of {settings.rounds}")
+    for count in interleave(entries, settings.rounds, settings.clock, settings.device):
+        note(f"{workload.name}: round {count} of {settings.rounds}")
     note(f"{workload.name}: memory")
-    return [_finished(row, entry, entries[0].times, settings) for row, entry in zip(rows, entries, strict=True)]
+    done = [_finished(row, entry, entries[0].times, settings) for row, entry in zip(rows, entries, strict=True)]
+    untold = any(row.verdict == "cannot tell" for row in done)
+    return done, [f"{workload.name}: cannot tell right from wrong: {problem.why_not}."] if untold else []
 
 
 def _plain_first(contenders: Sequence[Contender]) -> list[Contender]:
@@ -147,22 +158,21 @@ def _plain_first(contenders: Sequence[Contender]) -> list[Contender]:
 
 @dataclass(frozen=True)
 class _Problem:
-    """A case, its first samples in float64, and the answers for both."""
+    """A case and its answers, or why there are none."""
 
     case: Case
-    few: Case
-    truth: Truth
-    truth_of_few: Truth
+    answers: Answers | None
+    why_not: str = ""
 
     @classmethod
     def of(cls, workload: Workload, settings: _Settings) -> _Problem:
         case = workload.case(settings.device)
-        gram = "gram" in settings.quantities
-        exact = case.in_float64()
-        truth = Truth.of(exact, gram=gram)
-        few = dataclasses.replace(exact.first(FEW), max_norm=truth.max_norm)
-        case = dataclasses.replace(case, max_norm=truth.max_norm)
-        return cls(case, few, truth, Truth.of(few, gram=gram))
+        why_not = unsteady(case)
+        answers, failed = attempt(functools.partial(Answers.of, case, gram="gram" in settings.quantities))
+        if answers is None:
+            return cls(case, None, why_not or failed or "")
+        case = dataclasses.replace(case, max_norm=answers.truth.max_norm)
+        return cls(case, answers if why_not is None else None, why_not or "")
 
 
 def _first(problem: _Problem, contender: Contender, quantity: str, entry: Entry, settings: _Settings) -> BenchRow:
@@ -172,23 +182,16 @@ def _first(problem: _Problem, contender: Contender, quantity: str, entry: Entry,
         result, first = entry.timed(settings.clock, settings.device)
         row = dataclasses.replace(row, first=first)
         if quantity in QUANTITIES:
-            error = problem.truth.error(quantity, result)
-            again, _ = Entry(contender.make(problem.few, quantity)).timed(time.perf_counter, settings.device)
-            error64 = problem.truth_of_few.error(quantity, again)
-            row = dataclasses.replace(row, error=error, error64=error64, verdict=_verdict(error, error64, problem.case))
-            del result, again
+            compared: dict[str, Any] = {"verdict": "cannot tell"}
+            if problem.answers is not None:
+                compared = problem.answers.compared(contender, quantity, result, settings.device)
+            row = dataclasses.replace(row, **compared)
+        del result
         for _ in range(settings.warmups - 1):
             entry.timed(settings.clock, settings.device)
     except Failed as error:
         entry.failure = str(error)
     return row
-
-
-def _verdict(error: float, error64: float, case: Case) -> str:
-    """Whether an error that was measured at the workload's precision and in float64 is rounding."""
-    u, u64 = (unit_roundoff(dtype) for dtype in (_dtype(case), torch.float64))
-    vanishes = is_rounding(low=error, high=error64, scale_low=1.0, scale_high=1.0, u_low=u, u_high=u64)
-    return "rounding" if vanishes and error <= math.sqrt(u) else "wrong"
 
 
 def _finished(row: BenchRow, entry: Entry, plain: Sequence[float], settings: _Settings) -> BenchRow:
@@ -197,14 +200,26 @@ def _finished(row: BenchRow, entry: Entry, plain: Sequence[float], settings: _Se
         try:
             row = dataclasses.replace(row, peak=peak_bytes(entry.call, settings.device))
         except Exception as error:  # such as no memory, beside what the profiler holds
-            entry.failure = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            entry.failure = in_a_line(error)
     if entry.failure is not None:
         return dataclasses.replace(row, verdict="failed", failure=entry.failure)
     return dataclasses.replace(row, times=tuple(entry.times), ratios=ratios(entry.times, plain))
 
 
-def _dtype(case: Case) -> torch.dtype:
-    return next(iter(case.model.params.values())).dtype
+def _check_names(workloads: Sequence[Workload]) -> None:
+    names = [workload.name for workload in workloads]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(message(CALL, got=f"several workloads named {twice[0]!r}", expected="names that differ"))
+
+
+def _place(workloads: Sequence[Workload], device: torch.device | str | None) -> torch.device:
+    """Where to run: as asked, else where the workloads are made."""
+    if device is not None:
+        return device_of(CALL, device)
+    own = {str(workload.device): workload.device for workload in workloads}
+    if len(own) > 1:
+        raise ValueError(message(CALL, got=f"workloads on {sorted(own)}", expected="one device", do="Pass device=."))
+    return device_of(CALL, next(iter(own.values()), "cpu"))
 
 
 def _workload(item: Any) -> Workload:

@@ -18,9 +18,16 @@ class Entry:
     """One call and what it has taken; `failure` once it has raised, and it is called no more."""
 
     call: Callable[[], Any]
-    first: float | None = None
     times: list[float] = field(default_factory=list)
     failure: str | None = None
+
+    @classmethod
+    def of(cls, make: Callable[[], Callable[[], Any]]) -> Entry:
+        """The call that `make` prepares; where that raises, an entry that has failed."""
+        try:
+            return cls(make())
+        except Exception as error:  # a peer may refuse a model before it runs
+            return cls(_never, failure=in_a_line(error))
 
     def timed(self, clock: Clock, device: torch.device) -> tuple[Any, float]:
         """The result, and the seconds that it took on the device.
@@ -28,6 +35,8 @@ class Entry:
         Raises:
             Failed: whatever the call raised, in a line.
         """
+        if self.failure is not None:
+            raise Failed(self.failure)
         try:
             _finish(device)
             start = clock()
@@ -35,8 +44,13 @@ class Entry:
             _finish(device)
             return result, clock() - start
         except Exception as error:  # a peer may refuse a model in any way it likes
-            self.failure = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            self.failure = in_a_line(error)
             raise Failed(self.failure) from error
+
+
+def in_a_line(error: Exception) -> str:
+    """What was raised, cut to a readable length."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 class Failed(RuntimeError):
@@ -72,6 +86,10 @@ def on_threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _never() -> None:
+    """What an entry calls that could not be prepared."""
 
 
 def _finish(device: torch.device) -> None:

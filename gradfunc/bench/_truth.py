@@ -1,9 +1,9 @@
-"""The answers in float64, by `vmap(grad)` a few samples at a time, and how far from them a result is."""
+"""The answers in float64, by `vmap(grad)` or a loop, a few samples at a time, and how far from them a result is."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,8 @@ class Truth:
 
     Attributes:
         norms: of the samples' gradients, `[B]`.
-        max_norm: that of the case; where it has none, the median norm, so that half of the samples are clipped.
+        max_norm: that of the case; where it has none, the median of the norms that are not 0, so that half of these
+            samples are clipped.
         clipped: `sum_i min(1, max_norm / |g_i|) g_i`.
         scale: `sum_i min(max_norm, |g_i|)`, the error scale of that sum.
         gram: inner products, `[B, B]`; None where it was not asked for.
@@ -45,21 +46,24 @@ class Truth:
             gram: whether that is needed; it costs a pass for each part of the batch.
             budget: bytes of rows at once.
         """
-        norms = torch.cat([_by_hand.norms(rows) for rows in _parts(case, budget)])
-        max_norm = case.max_norm if math.isfinite(case.max_norm) else float(norms.median())
+        rows_of = _rows_of(case)
+
+        def parts(budget: int) -> Iterator[Tensors]:
+            return _parts(case, rows_of, budget)
+
+        norms = torch.cat([_by_hand.norms(rows) for rows in parts(budget)])
+        max_norm = case.max_norm if math.isfinite(case.max_norm) else _median(norms)
         factors = _by_hand.clip_factors(norms, max_norm)
         clipped = {name: torch.zeros_like(value) for name, value in case.model.params.items()}
         done = 0
-        for rows in _parts(case, budget):
+        for rows in parts(budget):
             count = len(next(iter(rows.values())))
             clipped = add(clipped, _by_hand.weighted_sum(rows, factors[done : done + count]))
             done += count
         inner = None
         if gram:
-            blocks = [
-                [_by_hand.gram(left, right) for right in _parts(case, budget // 2)]
-                for left in _parts(case, budget // 2)
-            ]
+            half = budget // 2
+            blocks = [[_by_hand.gram(left, right) for right in parts(half)] for left in parts(half)]
             inner = torch.cat([torch.cat(row, 1) for row in blocks])
         return cls(norms, max_norm, clipped, float((factors * norms).sum()), inner)
 
@@ -78,12 +82,26 @@ class Truth:
         return float(torch.where(gap > 0, gap / scale, gap).max())
 
 
-def _parts(case: Case, budget: int) -> Iterator[Tensors]:
+def _rows_of(case: Case) -> Callable[[Case, int, int], Tensors]:
+    """`vmap(grad)`, or a loop where the model does not run under it."""
+    try:
+        _by_hand.rows(case, 0, 1)
+    except Exception:  # whatever a model raises under vmap; one that does not run at all raises in the loop as well
+        return _by_hand.looped
+    return _by_hand.rows
+
+
+def _median(norms: Tensor) -> float:
+    positive = norms[norms > 0]
+    return float(positive.median()) if len(positive) else 1.0
+
+
+def _parts(case: Case, rows_of: Callable[[Case, int, int], Tensors], budget: int) -> Iterator[Tensors]:
     """Rows, as many at once as the budget allows."""
     row = sum(value.numel() * value.element_size() for value in case.model.params.values())
     step = max(1, budget // row)
     for start in range(0, case.size, step):
-        yield _by_hand.rows(case, start, start + step)
+        yield rows_of(case, start, start + step)
 
 
 def _distance(got: Any, want: Mapping[str, Tensor]) -> float:

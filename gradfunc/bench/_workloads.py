@@ -86,7 +86,8 @@ def gpt(
 
 def _cross_entropy(output: Tensor, target: Tensor, *, reduction: str) -> Tensor:
     """torch's own, over every position."""
-    return F.cross_entropy(output.flatten(0, -2), target.flatten(), reduction=reduction)
+    loss = F.cross_entropy(output.flatten(0, -2), target.flatten(), reduction=reduction)
+    return loss.view_as(target) if reduction == "none" else loss
 
 
 WORKLOADS = {workload.name: workload for workload in (mlp(), gpt(), gpt(tied=True))}

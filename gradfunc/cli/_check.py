@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 from .._report import Report
 from ..testing import _demo, check_gradients
-from ._shared import DType, Size, load, running, show
+from ._shared import DType, Size, load_problem, running, show
 
 
 def check(
@@ -37,9 +35,7 @@ def check(
                 dtype=dtype or "float32", device=device, batch_size=batch_size or 16, seed=seed, progress=note
             )
         else:
-            made, criterion, batch, yours = load(model)
-            if yours is not None:
-                print("gradfunc check: the fourth entry, a loop, is not used; gradfunc audit takes it", file=sys.stderr)
+            made, criterion, batch = load_problem("check", model)
             report = check_gradients(
                 made,
                 criterion,

@@ -85,6 +85,14 @@ def load(path: str) -> tuple[Any, Any, Any, Any]:
     return model, criterion, batch, yours
 
 
+def load_problem(command: str, path: str) -> tuple[Any, Any, Any]:
+    """The same for a command without use for a loop; where one is given, stderr says so."""
+    model, criterion, batch, yours = load(path)
+    if yours is not None:
+        print(f"gradfunc {command}: the fourth entry, a loop, is not used; gradfunc audit takes it", file=sys.stderr)
+    return model, criterion, batch
+
+
 def _line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from test_cli import one_line, run
+from test_cli import UNREADABLE, models, one_line, run
 from tiny import GPT, MLP, TIED, after
 
 import gradfunc as gf
 
-__all__ = ["run"]  # a fixture
+__all__ = ["models", "run"]  # fixtures
 pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens:UserWarning")
 
 
@@ -83,6 +83,52 @@ def test_unknown_names(run, options, says):
     assert says in err
 
 
+QUICK = ("--rounds", "1", "--warmups", "1", "--no-memory")
+
+
+def test_a_model_of_the_users(run, models):
+    code, out, err = run("bench", "--model", f"{models}:healthy", *QUICK)
+    assert (code, err) == (0, "")
+    assert "model: Sequential, 39 trainable parameters, B=6" in out
+    assert "mlp" not in out
+    for piece in ("plain", "forward", "gradfunc", "gradfunc-vmap", "vmap(grad)", "rounding"):
+        assert piece in out
+
+
+def test_a_model_beside_workloads(run, models):
+    options = ("--workloads", "mlp", "--contenders", "gradfunc", "--json", *QUICK)
+    code, out, _ = run("bench", "--model", f"{models}:talkative", *options)
+    assert code == 0
+    assert list(json.loads(out)["workloads"]) == ["mlp", "model"]
+
+
+def test_a_loop_is_not_used(run, models):
+    code, _, err = run("bench", "--model", f"{models}:with_loop", "--contenders", "gradfunc", *QUICK)
+    assert code == 0
+    assert err == "gradfunc bench: the fourth entry, a loop, is not used; gradfunc audit takes it\n"
+
+
+def test_a_contender_that_fails_on_the_model(run, models, tmp_path):
+    (tmp_path / f"{models}_scalar.py").write_text(
+        f"import gradfunc as gf\nfrom {models} import healthy\n"
+        "def scalar():\n"
+        "    model, criterion, batch = healthy()\n"
+        "    return model, gf.whole(lambda model, batch: criterion(model(batch[0]), batch[1])), batch\n"
+    )
+    code, out, err = run("bench", "--model", f"{models}_scalar:scalar", *QUICK)
+    assert (code, err) == (1, "")
+    assert "Failed: model, gradfunc, clip-and-sum: ValueError: criterion: got one scalar for the whole batch" in out
+
+
+@pytest.mark.parametrize("path", UNREADABLE)
+def test_an_unreadable_model(run, models, path):
+    """As of `audit`: exit code 2 and one line, before anything is measured."""
+    code, out, err = run("bench", "--model", path.replace("M", models), "--workloads", "mlp")
+    assert (code, out) == (2, "")
+    one_line(err)
+    assert UNREADABLE[path] in err
+
+
 @pytest.mark.parametrize(
     "options", [("--rounds", "0"), ("--rounds", "2.5"), ("--threads", "many"), ("--colour", "red")]
 )
@@ -97,6 +143,7 @@ def test_help(run):
     code, out, _ = run("bench", "--help")
     assert code == 0
     for option in (
+        "--model",
         "--workloads",
         "--contenders",
         "--quantities",

@@ -46,7 +46,7 @@ def test_every_contender_is_right_on_every_workload(report):
 @pytest.mark.parametrize("workload", TINY, ids=lambda workload: workload.name)
 def test_the_floor_computes_what_the_method_needs(workload):
     """Squared norms and sums of every use of a weight, and all other gradients by autograd."""
-    case = workload.case().in_float64()
+    case = workload.case().cast(torch.float64)
     found, squares, sums = gf.bench.CONTENDERS["floor"].make(case, "its operations")()
     g = gf.per_sample_grads(case.losses, batched=True, engine="factored")(case.model.params, *case.batch)
     mean, total, norms = g.mean(), g.sum(), g.norms(per_parameter=True)

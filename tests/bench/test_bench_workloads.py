@@ -30,7 +30,7 @@ def plain_rows(case):
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # attention in torch's own vmap
 @pytest.mark.parametrize("workload", TINY, ids=NAMES)
 def test_the_answers_are_plain_autograds(workload):
-    case = workload.case().in_float64()
+    case = workload.case().cast(torch.float64)
     rows = plain_rows(case)
     norms = flat(rows).norm(dim=1)
     row_bytes = flat(rows).shape[1] * 8
@@ -46,12 +46,12 @@ def test_the_answers_are_plain_autograds(workload):
 
 
 def test_a_norm_that_is_given_is_used():
-    case = dataclasses.replace(MLP.case().in_float64(), max_norm=0.25)
+    case = dataclasses.replace(MLP.case().cast(torch.float64), max_norm=0.25)
     assert Truth.of(case).max_norm == 0.25
 
 
 def test_errors_are_on_the_scale_of_the_quantity():
-    case = MLP.case().in_float64()
+    case = MLP.case().cast(torch.float64)
     found = Truth.of(case, gram=True)
     bent = {name: value.clone() for name, value in found.clipped.items()}
     bent["0.bias"][3] += 0.5
@@ -63,7 +63,7 @@ def test_errors_are_on_the_scale_of_the_quantity():
 
 
 def test_a_result_of_another_form_is_infinitely_wrong():
-    found = Truth.of(MLP.case().in_float64(), gram=True)
+    found = Truth.of(MLP.case().cast(torch.float64), gram=True)
     less = {name: value for name, value in found.clipped.items() if name != "0.bias"}
     turned = {name: value[None] for name, value in found.clipped.items()}
     for quantity, got in (("clip-and-sum", less), ("clip-and-sum", turned), ("clip-and-sum", None)):
@@ -73,7 +73,7 @@ def test_a_result_of_another_form_is_infinitely_wrong():
 
 
 def test_nan_is_no_agreement():
-    found = Truth.of(MLP.case().in_float64())
+    found = Truth.of(MLP.case().cast(torch.float64))
     assert math.isnan(found.error("norms", found.norms * math.nan))
     assert math.isnan(found.error("clip-and-sum", {k: v * math.nan for k, v in found.clipped.items()}))
 
@@ -92,7 +92,7 @@ def test_a_case_is_the_same_each_time(workload):
 @pytest.mark.parametrize("workload", TINY, ids=NAMES)
 def test_both_losses_are_the_criterion(workload):
     """Sums of numerators, and their ratio to the weights, are torch's "sum" and "mean"."""
-    case = workload.case().in_float64()
+    case = workload.case().cast(torch.float64)
     *inputs, target = case.batch
     with torch.no_grad():
         rows = case.losses(case.model.params, *case.batch)
@@ -133,6 +133,6 @@ def test_the_gpt_is_causal():
 
 
 def test_the_tied_head_stays_tied_in_float64():
-    module = TIED.case().in_float64().module
+    module = TIED.case().cast(torch.float64).module
     assert module.head.weight is module.tokens.weight
     assert module.head.weight.dtype == torch.float64
