@@ -65,6 +65,10 @@ LOSSES = {
 }
 
 
+# A recurrence's graph has hundreds of nodes, each read at every new shape.
+EVERY = [pytest.param(name, marks=pytest.mark.slow) if name == "GRU, both ways" else name for name in LOSSES]
+
+
 def problem(device="cpu", size=B):
     return {"w": weights(4, 6, seed=1).to(device)}, weights(size, 4, 6, seed=2).to(device)
 
@@ -84,7 +88,7 @@ def check_engines_and_chunks_agree(name, device="cpu"):
         assert g.engine == ("factored" if engine == "auto" else engine)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", EVERY)
 def test_draws_do_not_depend_on_engine_or_chunks(name, device):
     check_engines_and_chunks_agree(name, device)
 
@@ -100,13 +104,13 @@ def check_rows_go_with_ids(name, engine):
 
 
 @pytest.mark.parametrize("engine", ["factored", "vmap", "loop"])
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", EVERY)
 def test_draws_go_with_the_ids(name, engine):
     check_rows_go_with_ids(name, engine)
 
 
 @pytest.mark.parametrize("engine", ["factored", "vmap", "loop"])
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", EVERY)
 def test_seed_step_and_id_count(name, engine):
     x = problem()[1]
     same = x[:1].expand(B, -1, -1)
@@ -279,7 +283,7 @@ CELLS = {
 
 
 @pytest.mark.parametrize("name", [*RECURRENT, *CELLS])
-@pytest.mark.parametrize("chunk_size", [None, 4])
+@pytest.mark.parametrize("chunk_size", [None, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("engine", ["auto", "vmap"])
 def test_recurrent_layers_run_under_vmap(name, engine, chunk_size, device):
     model = gf.stateless({**RECURRENT, **CELLS}[name]().to(device, F64))

@@ -354,7 +354,9 @@ def test_dropout_is_drawn_again(engine, batched):
 # --- curvature and penalties -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("query", ["norms", "gram", "sum", "dot", "project"])
+@pytest.mark.parametrize(
+    "query", ["norms", "sum", *(pytest.param(query, marks=pytest.mark.slow) for query in ("gram", "dot", "project"))]
+)
 def test_gradcheck(query):
     p, x, t = given()
     names = list(p)

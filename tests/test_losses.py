@@ -445,6 +445,7 @@ def test_torchs_sum_and_mean(name, size, positions, i, seed):
     check_samples(case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSES)
 @settings(max_examples=10, suppress_health_check=[HealthCheck.too_slow])
 @given(**SHAPES)
@@ -454,6 +455,7 @@ def test_engines_agree(name, size, positions, i, seed):
     check_engines(combination(name, i % len(COMBINATIONS[name]), size=size, positions=positions, seed=seed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSES)
 @settings(max_examples=10, suppress_health_check=[HealthCheck.too_slow])
 @given(

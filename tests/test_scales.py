@@ -102,8 +102,18 @@ def check_a_zero_stays(kind, device="cpu"):
 LAWS = [check_clip, check_order, check_join, check_select, check_a_zero_stays]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("law", LAWS)
+# Joins of values that are computed again take as many passes as there are parts.
+AGAIN = [kind for kind, options in KINDS.items() if options["chunk_size"] is not None]
+
+
+@pytest.mark.parametrize(
+    ("law", "kind"),
+    [
+        pytest.param(law, kind, marks=[pytest.mark.slow] if law is check_join and kind in AGAIN else [])
+        for law in LAWS
+        for kind in KINDS
+    ],
+)
 def test_laws(law, kind, device):
     law(kind, device)
 

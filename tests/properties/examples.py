@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
 
-# Of each law with each family of engines. One core runs all properties in less than 100 s; ten times as many examples
+# Of each law with each family of engines. One core runs all properties in about 100 s; twenty times as many examples
 # are asked by `pytest -m slow`, and by any run with GRADFUNC_PROFILE=nightly.
-FEW, MANY = 8, 80
+FEW, MANY = 4, 80
 EXAMPLES = MANY if os.environ.get("GRADFUNC_PROFILE") == "nightly" else FEW
 
 # (law, what was counted, of which kind) -> examples

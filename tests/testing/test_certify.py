@@ -61,8 +61,16 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+SLOW = pytest.mark.slow
+TYPES = [
+    (torch.float32, 0.5),
+    (torch.bfloat16, 0.0),
+    *(pytest.param(*pair, marks=SLOW) for pair in ((torch.float32, 0.0), (torch.bfloat16, 0.5))),
+    *(pytest.param(torch.float64, dropout, marks=SLOW) for dropout in (0.0, 0.5)),
+]
+
+
+@pytest.mark.parametrize(("dtype", "dropout"), TYPES)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_healthy(options, dtype, dropout):
     report = gf.testing.certify(*problem(dtype, dropout, options.get("batched", False)), **options)
@@ -71,7 +79,7 @@ def test_healthy(options, dtype, dropout):
     assert {row.verdict for row in report.rows} <= {"exact", "rounding"}, report
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=SLOW) for seed in range(1, 8))])
 @pytest.mark.parametrize("engine", ["factored", "vmap"])
 def test_healthy_at_every_seed(engine, seed):
     report = gf.testing.certify(*problem(dropout=0.3), engine=engine, seed=seed)
@@ -260,7 +268,7 @@ ENGINES = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=SLOW)])
 @pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize("engine", ROWS)
 def test_a_planted_engine_is_caught(engine, name, dtype, monkeypatch):

@@ -516,6 +516,7 @@ def test_outside_draws_are_noticed():
     assert report.row("repetition").verdict == "wrong"
 
 
+@pytest.mark.slow
 def test_twice_gives_the_same():
     made = RANDOM["dropout, train"](4)
     reports = []
