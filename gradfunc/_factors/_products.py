@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -42,30 +43,37 @@ def squares_by_gram(x: Tensor, g: Tensor, dtype: torch.dtype, scratch: int) -> T
     if t == 1:
         a, c = (torch.linalg.vector_norm(half, dim=(1, 2), dtype=dtype).square() for half in (x, g))
         return Terms(a * c, (inputs * c + g.shape[2] * a + 1) * slack(dtype, 1))
-    value, magnitude, own = (x.new_zeros(size, dtype=dtype) for _ in range(3))
+    if not size * t:
+        return Terms(x.new_zeros(size, dtype=dtype), x.new_zeros(size, dtype=dtype))
     length = min(t, _TILE, max(1, math.isqrt(scratch // 2)))
     wider = not x.dtype == g.dtype == dtype
     each = 2 * length * t + (t * (inputs + g.shape[2]) if wider else 0)
+    parts = []
     for b in spans(size, fitting(scratch, each)):
         xs, gs = x[b].to(dtype), g[b].to(dtype)
-        count = len(xs)
-        width = max(length, fitting(scratch, 2 * length * count))
-        for rows in spans(t, length):
-            tall = rows.stop - rows.start
-            for columns in spans(t, width, rows.start):
-                a = xs[:, rows] @ xs[:, columns].mT
-                c = gs[:, rows] @ gs[:, columns].mT
-                diagonal = columns.start == rows.start
-                if diagonal:
-                    own[b] += inputs * c.diagonal(dim1=1, dim2=2).sum(1)
-                    own[b] += g.shape[2] * a.diagonal(dim1=1, dim2=2).sum(1)
-                a.mul_(c)
-                if diagonal and a.shape[2] > tall:  # what lies right of the block on the diagonal counts twice
-                    a[:, :, tall:].mul_(2)
-                twice = 1 if diagonal else 2
-                value[b] += twice * a.sum((1, 2))
-                magnitude[b] += twice * a.abs_().sum((1, 2))
-    return Terms(value, magnitude.add_(own + t, alpha=slack(dtype, t)))
+        width = max(length, fitting(scratch, 2 * length * len(xs)))
+        blocks = [_block(xs, gs, rows, columns) for rows in spans(t, length) for columns in spans(t, width, rows.start)]
+        parts.append([functools.reduce(torch.add, terms) for terms in zip(*blocks, strict=True)])
+    value, magnitude = (torch.cat(column) if len(column) > 1 else column[0] for column in zip(*parts, strict=True))
+    return Terms(value, magnitude)
+
+
+def _block(xs: Tensor, gs: Tensor, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+    """Sums `[b]` over one block of `(x x^T) * (g g^T)` and its mirror image: of the products, and of their sizes."""
+    a = xs[:, rows] @ xs[:, columns].mT
+    c = gs[:, rows] @ gs[:, columns].mT
+    tall = rows.stop - rows.start
+    lost: Tensor | None = None
+    if columns.start == rows.start:
+        own = [product.diagonal(dim1=1, dim2=2).sum(1) for product in (a, c)]
+        lost = torch.add(own[1] * xs.shape[2], own[0], alpha=gs.shape[2]).add_(tall)
+    a.mul_(c)
+    if lost is not None and a.shape[2] > tall:  # what lies right of the block on the diagonal counts twice
+        a[:, :, tall:].mul_(2)
+    value, magnitude = a.sum((1, 2)), a.abs_().sum((1, 2))
+    if lost is None:
+        return value.mul_(2), magnitude.mul_(2)
+    return value, magnitude.add_(lost, alpha=slack(a.dtype, xs.shape[1]))
 
 
 def squares_by_rows(x: Tensor, g: Tensor, dtype: torch.dtype, scratch: int) -> Terms:

@@ -51,12 +51,12 @@ norms_each | outer rows | mid | norms.squares | 2 * term.value | term.value
 norms | outer rows | mid | pairs._tied | .gather(2, index) | .sum(2, True)
 norms | outer rows | few 20 | pairs._tied | value[b] += | value[b] =
 norms | outer turned | mid | pairs.cross | product.sum(1) | product.abs().sum(1)
-norms | outer | long 64 | products.squares_by_gram | a[:, :, tall:].mul_(2) | pass
+norms | outer | long 64 | products._block | a[:, :, tall:].mul_(2) | pass
 norms | outer | few 2 | products.squares_by_rows | value[b] += | value[b] =
 norms | outer | one | products.squares_by_gram | Terms(a * c, | Terms(a,
 norms | rows | mid | Rows._joined | ids[:, 1:] != ids[:, :-1] | ids[:, 1:] >= 0
 norms_each | dense | mid | norms.norms_each | .sqrt() |
-squares | outer | long 8 | products.squares_by_gram | twice * a.sum( | a.sum(
+squares | outer | long 8 | products._block | value.mul_(2) | value
 squares | outer | long 8 | products.squares_by_gram | spans(t, width, rows.start) | spans(rows.stop, width, rows.start)
 gram | outer rows | mid | sums._gram | add(term, mirrored=True) | add(term)
 gram | outer rows | mid | sums._gram | add(term, mirrored=True) | pass
