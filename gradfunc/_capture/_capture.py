@@ -20,7 +20,7 @@ from ._graph import Edge, Graph
 from ._owners import Backward, confirm, measure
 from ._plan import Plan, Use, plan
 from ._pull import pulled
-from ._rules import AT_ONCE, LATE, RULES, Maker, Site, generic
+from ._rules import LATE, RULES, Maker, Site, at_once, generic
 from ._vjp import dense as _dense
 from ._vjp import vjp
 
@@ -156,11 +156,11 @@ class _Run:
         graph, plan = self.graph, self.plan
         with self.backward():
             makers = [self._maker(use) for use in plan.uses]
-            early, made, grads = self._run_backward(makers)
+            summed, made, grads = self._run_backward(makers)
         self._check_asleep([grads[edge] for edge in plan.sentinels])
         out = []
         for i, use in enumerate(plan.uses):
-            if use.node not in early:
+            if i not in summed:
                 cotangents = [grads[Edge(use.node, k)] for k in range(graph.outputs(use.node))]
                 factor = self._made(use, makers[i][0], cotangents)
                 if factor is not None:
@@ -172,23 +172,24 @@ class _Run:
 
     def _run_backward(
         self, makers: list[tuple[Maker | None, str]]
-    ) -> tuple[dict[int, list[int]], dict[int, Factor], dict[Edge, Tensor | None]]:
-        """What is summed while the pass runs, the factors of that, and the cotangents of all other uses."""
+    ) -> tuple[set[int], dict[int, Factor], dict[Edge, Tensor | None]]:
+        """The uses that are summed while the pass runs, their factors, and the cotangents of all others."""
         graph, plan = self.graph, self.plan
         early, made = self._early(makers), dict[int, Factor]()
+        summed = {i for uses in early.values() for i in uses}
         wanted = dict.fromkeys(
             [
                 *(
                     Edge(use.node, k)
-                    for use in plan.uses
-                    if use.node not in early
+                    for i, use in enumerate(plan.uses)
+                    if i not in summed
                     for k in range(graph.outputs(use.node))
                 ),
                 *plan.sentinels,
             ]
         )
         if not wanted and not early:
-            return early, made, {}
+            return summed, made, {}
 
         def make(node: int, grads: tuple[Tensor | None, ...]) -> None:
             with torch._C.DisableTorchFunction():  # operations of ours, which the mode around the pass is not for
@@ -211,25 +212,18 @@ class _Run:
         grads: dict[Edge, Tensor | None] = {
             edge: None if g is None else _dense(g) for edge, g in zip(wanted, found, strict=True)
         }
-        return early, made, grads
+        return summed, made, grads
 
     def _early(self, makers: list[tuple[Maker | None, str]]) -> dict[int, list[int]]:
-        """Nodes whose cotangents are summed while the pass runs, with their uses: rows of them are small.
-
-        A node that the pass only reaches runs no hook, and one whose cotangent is kept anyway may wait.
-        """
+        """Uses whose cotangents are summed while the pass runs, by node. What it only reaches would run no hook."""
         graph, plan = self.graph, self.plan
         groups: dict[int, list[int]] = {}
         for i, use in enumerate(plan.uses):
-            groups.setdefault(use.node, []).append(i)
-        return {
-            node: uses
-            for node, uses in groups.items()
-            if node in plan.passed
-            and graph.names[node] in AT_ONCE
-            and graph.outputs(node) - sum(layout is None for layout in plan.uses[uses[0]].layouts) == 1
-            and all(makers[i][0] is not None for i in uses)
-        }
+            outputs = graph.outputs(use.node) - sum(layout is None for layout in use.layouts)
+            asked = at_once(graph.names[use.node], use.input) and outputs == 1 and use.node in plan.passed
+            if asked and makers[i][0] is not None:
+                groups.setdefault(use.node, []).append(i)
+        return groups
 
     def _made(self, use: Use, maker: Maker | None, cotangents: list[Tensor | None]) -> Factor | None:
         if all(g is None for g in cotangents):

@@ -18,4 +18,8 @@ from ._site import sum_to as sum_to
 Rule = Callable[[Site], Maker | None]
 RULES: dict[str, Rule] = {**_products.RULES, **_lookups.RULES, **_norms.RULES, **_elementwise.RULES}
 LATE: dict[str, Rule] = {**_elementwise.BY_THE_NODE}  # called after the backward pass, on a node that must last
-AT_ONCE = frozenset({*_norms.RULES, *_elementwise.RULES})  # rows are smaller than the cotangent they are summed from
+
+
+def at_once(name: str, j: int) -> bool:
+    """Whether rows of input j are sums over the cotangent, smaller than it and quickest while it is in the cache."""
+    return name in _norms.RULES or name in _elementwise.RULES or (name in _products.SUMS and j == 0)
