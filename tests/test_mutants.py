@@ -50,13 +50,13 @@ def weight_twice(call, out, *, batched):
     return gf.Weighted(read.numerator * read.weight, read.weight)
 
 
-def multiplied(rows, c):
+def multiplied(rows, c, **_):
     if c is None:
         return weighted_sum(rows, c)
     return {name: torch.tensordot(c.to(value.dtype), value, 1) for name, value in _factors.dense(rows).items()}
 
 
-def absolute(rows, c):
+def absolute(rows, c, **_):
     return weighted_sum(rows, None if c is None else c.abs())
 
 
@@ -152,7 +152,7 @@ MUTANTS = {
     "chunks averaged": (
         _factors,
         "weighted_sum",
-        lambda rows, c: {k: v / 2 for k, v in weighted_sum(rows, c).items()},
+        lambda rows, c, **_: {k: v / 2 for k, v in weighted_sum(rows, c).items()},
         split,
     ),
     "short last chunk dropped": (_vmap, "spans", short_chunk_dropped, split),

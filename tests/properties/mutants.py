@@ -68,7 +68,7 @@ def one_buffer(each, leaves):
     return {name: torch.stack([grads[name] for grads in kept]) for name in leaves}
 
 
-def scaled_after_the_sum(rows, c):
+def scaled_after_the_sum(rows, c, **_):
     sums = weighted_sum(rows, None)
     return sums if c is None else {name: value * c.to(value.dtype).mean() for name, value in sums.items()}
 
@@ -100,7 +100,7 @@ def changed_factors(change):
     return _factored, "factored", factored
 
 
-def first_row_lost(rows, c):
+def first_row_lost(rows, c, **_):
     if c is not None:
         return weighted_sum(rows, c)
     return {name: value[1:].sum(0) for name, value in _factors.dense(rows).items()}

@@ -260,7 +260,7 @@ ENGINES = {
     "signs lost in a weighted sum": (
         _factors,
         "weighted_sum",
-        lambda rows, c: weighted_sum(rows, None if c is None else c.abs()),
+        lambda rows, c, **_: weighted_sum(rows, None if c is None else c.abs()),
         "weighted sum",
         None,
         None,
