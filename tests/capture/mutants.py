@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from gradfunc._capture import _capture, _follows, _graph, _layout, _owners, _plan, _pull, _routes, _rules
-from gradfunc._capture._rules import _elementwise, _generic, _lookups, _norms, _products, _site
+from gradfunc._capture._rules import _convolutions, _elementwise, _generic, _lookups, _norms, _products, _site
 from gradfunc._factors import _norms as _factor_norms
 
 from .graphs import Model
@@ -20,6 +20,8 @@ from .rules_table import B, I, O, T, drawn, scored
 
 OWNERS = {
     "capture": _capture._Run,
+    "convolutions": _convolutions,
+    "Convolution": _convolutions._Convolution,
     "elementwise": _elementwise,
     "factors": _factor_norms,
     "follows": _follows,
@@ -40,9 +42,7 @@ OWNERS = {
 }
 _w = {"w": drawn(O, I), "v": drawn(O)}
 OTHER_GRAPHS = {
-    "convolution": Model(
-        lambda p, x: scored(F.conv1d(x, p["w"])), {"w": drawn(O, 2, 3)}, (drawn(B, 2, T + 4),)
-    ),
+    "no rule": Model(lambda p, x: scored(torch.atan2(p["w"], x)), {"w": drawn(T, 1)}, (drawn(B, T, I),)),
     "two stops": Model(
         lambda p, x: scored((lambda w: F.linear(x, w).sin() @ w)(p["w"].exp())), {"w": drawn(O, I)}, (drawn(B, I),)
     ),
@@ -90,6 +90,13 @@ elementwise.add | rule AddBackward0: features 1 | float(site.node._saved_alpha) 
 elementwise.sub | rule SubBackward0: features 1 | -float(site.node._saved_alpha) if | float(site.node._saved_alpha) if
 elementwise.sub | rule SubBackward0: features 1 | -float(site.node._saved_alpha) if | -1.0 if
 elementwise.mul | rule MulBackward0: features 1 | g * other.conj() | g
+convolutions.convolution | rule ConvolutionBackward0: plain | .sum(2) | .mean(2)
+Convolution.factor | rule ConvolutionBackward0: one position | else (g, x) | else (g, x.roll(1, 0))
+Convolution.factor | rule ConvolutionBackward0: images of a sample | a.mT, b | a.mT, b.roll(1, 0)
+Convolution._windows | rule ConvolutionBackward0: stride, padding and dilation | s * stride | s
+Convolution._windows | rule ConvolutionBackward0: stride, padding and dilation | s * dilation | s
+Convolution._windows | rule ConvolutionBackward0: two dimensions | around = [pad, | around = [2 * pad,
+Convolution._windows | rule ConvolutionBackward0: two dimensions | *around] | *around][::-1]
 elementwise.repeat | rule RepeatBackward0: features | site.split(g) | site.split(g.roll(1, 0))
 pull.repeat | pull RepeatBackward0: a matrix, dense | step.factor.values | step.factor.values * 2
 site.sum_copies | rule RepeatBackward0: time in a sample, merged | .sum(d) | .mean(d)
@@ -98,8 +105,8 @@ site.sum_copies | pull RepeatBackward0: a matrix, dense | .sum(d) | .mean(d)
 elementwise.same | rule ExpandBackward0: features 0 | site.summed(g) | site.summed(g / 2)
 elementwise.by_the_node | rule AddcmulBackward0: features 1 | out[j] if isinstance(out, tuple) else out | g
 elementwise.by_the_node | rule RsubBackward1: rows | product.expand | g.expand
-generic.generic | convolution | min(start + step, samples)) | min(start + step, samples)).flip(0)
-generic.generic | convolution | sum_to(dense(product)[None], shape)[0] | sum_to(dense(product)[None], shape)[0] / 2
+generic.generic | no rule | min(start + step, samples)) | min(start + step, samples)).flip(0)
+generic.generic | no rule | sum_to(dense(product)[None], shape)[0] | sum_to(dense(product)[None], shape)[0] / 2
 Site.summed | rule AddBackward0: merged rows | each.sum(1) | each.mean(1)
 site.sum_to | rule AddBackward0: features 0 | rows.sum(list( | rows.mean(list(
 site.sum_to | rule AddBackward0: column 0 | rows.sum(short | rows.mean(short

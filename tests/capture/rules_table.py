@@ -117,6 +117,45 @@ rule(
     lambda p, i: p["w"].index_select(0, i).view(T, B, I).transpose(0, 1),
 )  # fmt: skip
 
+# --- convolutions ---------------------------------------------------------------------------------------------------
+
+for what, channels_out, kernel, options in (
+    ("plain", 6, (3,), {}),
+    ("stride, padding and dilation", 6, (3,), {"stride": 2, "padding": 3, "dilation": 2}),
+    ("positions left over", 6, (2,), {"stride": 3}),
+    ("groups", 6, (3,), {"groups": 2, "padding": 1}),
+    ("depthwise", 4, (3,), {"groups": 4}),
+    ("one position", 6, (9,), {}),
+    ("two dimensions", 5, (3, 2), {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)}),
+    ("three dimensions", 3, (2, 1, 2), {"stride": (1, 2, 1), "padding": (1, 0, 1)}),
+):
+    rank = len(kernel)
+    sizes = {1: (9,), 2: (5, 6), 3: (3, 4, 3)}[rank]
+    weight = (channels_out, 4 // options.get("groups", 1), *kernel)
+    rule(
+        "ConvolutionBackward0", what, {"w": weight, "b": (channels_out,)}, [(B, 4, *sizes)],
+        lambda p, x, o=options: getattr(F, f"conv{x.dim() - 2}d")(x, p["w"], p["b"], **o),
+    )  # fmt: skip
+for what, weight, sizes, options in (
+    ("transposed", (4, 6, 3), (7,), {"stride": 2, "padding": 1, "output_padding": 1}),
+    ("transposed, padding beyond the kernel", (4, 6, 3), (7,), {"padding": 3}),
+    ("transposed, groups", (4, 3, 3, 2), (3, 4), {"stride": 2, "groups": 2, "dilation": (1, 2)}),
+    ("transposed, one position", (4, 3, 5), (1,), {}),
+):
+    channels_out = weight[1] * options.get("groups", 1)
+    rule(
+        "ConvolutionBackward0", what, {"w": weight, "b": (channels_out,)}, [(B, 4, *sizes)],
+        lambda p, x, o=options: getattr(F, f"conv_transpose{x.dim() - 2}d")(x, p["w"], p["b"], **o),
+    )  # fmt: skip
+rule(
+    "ConvolutionBackward0", "images of a sample", {"w": (6, 4, 3), "b": (6,)}, [(B * T, 4, 7)],
+    lambda p, x: F.conv1d(x, p["w"], p["b"]).view(B, T, -1),
+)  # fmt: skip
+rule(
+    "ConvolutionBackward0", "images of a sample, one position, second", {"w": (6, 4, 7)}, [(T * B, 4, 7)],
+    lambda p, x: F.conv1d(x, p["w"]).view(T, B, -1),
+)  # fmt: skip
+
 # --- norms ----------------------------------------------------------------------------------------------------------
 
 affine = {"w": (I,), "b": (I,)}

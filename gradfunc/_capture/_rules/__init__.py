@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import _elementwise, _lookups, _norms, _products
+from . import _convolutions, _elementwise, _lookups, _norms, _products
 from ._generic import generic as generic
 from ._site import Maker as Maker
 from ._site import Site as Site
@@ -16,10 +16,17 @@ from ._site import sum_copies as sum_copies
 from ._site import sum_to as sum_to
 
 Rule = Callable[[Site], Maker | None]
-RULES: dict[str, Rule] = {**_products.RULES, **_lookups.RULES, **_norms.RULES, **_elementwise.RULES}
+RULES: dict[str, Rule] = {
+    **_products.RULES,
+    **_convolutions.RULES,
+    **_lookups.RULES,
+    **_norms.RULES,
+    **_elementwise.RULES,
+}
 LATE: dict[str, Rule] = {**_elementwise.BY_THE_NODE}  # called after the backward pass, on a node that must last
 
 
 def at_once(name: str, j: int) -> bool:
     """Whether rows of input j are sums over the cotangent, smaller than it and quickest while it is in the cache."""
-    return name in _norms.RULES or name in _elementwise.RULES or (name in _products.SUMS and j == 0)
+    always = name in _norms.RULES or name in _elementwise.RULES
+    return always or (name in _products.SUMS and j == 0) or (name in _convolutions.RULES and j == 2)

@@ -32,7 +32,9 @@ for name, make, args in [
     ("transposed conv2d, groups", lambda: nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), IMAGE),
     ("transposed conv2d, dilation", lambda: nn.ConvTranspose2d(4, 6, 2, dilation=2), IMAGE),
 ]:
-    add_module(name, make, args, {} if "no bias" in name else BIAS)
+    # rows are smaller than windows, but for a kernel that is seen at one position
+    weight = {"weight": "outer" if "as large as" in name else "dense"}
+    add_module(name, make, args, weight if "no bias" in name else weight | BIAS)
 
 add_module(
     "small convolutional network",
@@ -46,7 +48,7 @@ add_module(
         nn.Linear(12, 3),
     ),
     IMAGE,
-    {"1.weight": "dense", "6.weight": "outer", "6.bias": "dense"},
+    {"0.weight": "dense", "1.weight": "dense", "3.weight": "dense", "6.weight": "outer", "6.bias": "dense"},
 )
 add_module("unfolded by hand", lambda: Unfolded(), IMAGE, {"weight": "outer"})
 add(
