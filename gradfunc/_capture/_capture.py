@@ -199,8 +199,16 @@ class _Run:
                         made[i] = maker(_dense(grads[0]))
                     makers[i] = (None, makers[i][1])  # which held what it read
 
+        # Of a node that runs, torch captures a cotangent before the hooks of the tensor, so it is noted behind them.
+        noted: dict[Edge, Tensor | None] = {edge: None for edge in wanted if edge.node in plan.passed}
+
+        def note(edge: Edge, grads: tuple[Tensor | None, ...]) -> None:
+            noted[edge] = grads[edge.output]
+
         handles = [graph.nodes[node].register_prehook(partial(make, node)) for node in early]
-        edges = [GradientEdge(graph.nodes[edge.node], edge.output) for edge in wanted]
+        handles += [graph.nodes[edge.node].register_prehook(partial(note, edge)) for edge in noted]
+        ends = [edge for edge in wanted if edge not in noted]  # never empty: what is lowest does not run
+        edges = [GradientEdge(graph.nodes[edge.node], edge.output) for edge in ends]
         cotangent = torch.full_like(graph.losses, self.scale)
         try:
             # a sentinel that wakes needs the graph for another reading
@@ -210,7 +218,7 @@ class _Run:
             for handle in handles:
                 handle.remove()
         grads: dict[Edge, Tensor | None] = {
-            edge: None if g is None else _dense(g) for edge, g in zip(wanted, found, strict=True)
+            edge: None if g is None else _dense(g) for edge, g in [*zip(ends, found, strict=True), *noted.items()]
         }
         return summed, made, grads
 

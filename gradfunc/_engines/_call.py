@@ -127,7 +127,8 @@ class Call:
 
     def unaliased(self, block: Block) -> Block:
         """`block`, detached, with copies of what shares storage with parameters or batch: results are fresh."""
-        inputs = {t.untyped_storage().data_ptr() for t in (*self.fixed.values(), *self.batch.tensors)}
+        given = tensors_of(self.batch.rebuild(self.batch.tensors))  # static ones too
+        inputs = {t.untyped_storage().data_ptr() for t in (*self.fixed.values(), *given)}
 
         def is_input(tensor: Tensor) -> bool:
             return tensor.untyped_storage().data_ptr() in inputs
@@ -136,9 +137,13 @@ class Call:
             tensor = tensor.detach()
             return tensor.clone() if is_input(tensor) else tensor
 
-        aliased = any(t.requires_grad or is_input(t) for t in tensors(block.grads))
+        changed = any(
+            t.requires_grad or t.device != gradient.like.device or is_input(t)
+            for gradient in block.grads.values()
+            for t in tensors({"": gradient})
+        )
         return block._replace(
-            grads=mapped(block.grads, fresh) if aliased else block.grads,
+            grads=mapped(block.grads, fresh) if changed else block.grads,
             losses=fresh(block.losses),
             weights=fresh(block.weights),
             aux=map_tensors(fresh, block.aux),

@@ -30,6 +30,7 @@ from .._engines import (
     spans,
 )
 from .._errors import message
+from .._factors import tensors
 from .._tree import At, Tensors, count, wide
 from .._weights import check_weights
 from ._chunks import Chunks
@@ -87,7 +88,8 @@ class Evaluation:
         kept = bool(values.grads)
         held = KeptSource(values, source if values.unused is None else None) if kept else source
         watched = () if kept else tuple((tensor, tensor._version) for tensor in self.watched)
-        return self._made(engine, reason, values, held, chunks, watched)
+        made = self._made(engine, reason, values, held, chunks, watched)
+        return replace(made, _held=tuple((tensor, tensor._version) for tensor in tensors(values.grads)))
 
     def live(self, engine: str, reason: str, chunk: int, *, rows: bool = True) -> PerSampleGrads:
         """The gradients with the derivative that the tensors given to the call carry; without `rows`, losses alone.

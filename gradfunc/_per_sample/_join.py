@@ -66,6 +66,7 @@ def concatenate(values: Sequence[PerSampleGrads]) -> PerSampleGrads:
         _uses=first._uses,
         _slow=set().union(*(g._slow for g in values)),
         _watched=tuple(pair for g in values for pair in g._watched),
+        _held=tuple(pair for g in values for pair in g._held),
         _origin=None if live else _origin(values),
         _live=live,
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .._errors import kind_of, message
 from .._per_sample import PerSampleGrads, PerSampleGradsFunction, per_sample_grads
+from .._swap import levels
 from .._tree import Tensors
 from ._base import Chain, Grads, Stage, State, Transformation, Updates, name_of, places
 from ._clip import ClipPerSample
@@ -78,15 +79,18 @@ class StepFunction:
         self, f: PerSampleGradsFunction, params: Tensors, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> PerSampleGrads:
         """Rows that no later backward pass asks for: a state must not hold on to the batches of all steps before."""
+        if levels():  # a transform of torch.func differentiates what is around the step
+            return f(params, *args, **kwargs)
         with torch.no_grad():
-            return dataclasses.replace(f(params, *args, **kwargs), _spent=_keeps_none(self.step))
+            g, spent = f(params, *args, **kwargs), _keeps_none(self.step)
+            return dataclasses.replace(g, _spent=spent, _held=() if spent else g._held)
 
 
-def _keeps_none(step: Transformation[PerSampleGrads, Any]) -> bool:
+def _keeps_none(step: Any) -> bool:
     """Whether all stages up to a reduction are known to hold no rows, so that it may free each layer as it sums it."""
-    for stage in step.stages if isinstance(step, Chain) else (step,):
-        if not isinstance(stage, ClipPerSample):
-            return isinstance(stage, Reduction)
+    for stage in step.stages if type(step) is Chain else (step,):
+        if type(stage) is not ClipPerSample:  # not a class made of it, which may keep what it is given
+            return type(stage) is Reduction
     return False
 
 
@@ -97,8 +101,8 @@ def make_step(
 
     It returns `(params, state, report)` for a chain that ends in updates, `(grads, state, report)` for one that ends in
     gradients. Keyword arguments `step=` and `index=` of `run` go to `f.at`; all others, and `args`, to the loss.
-    Nothing holds the per-sample gradients once the chain has reduced them; where all stages before the reduction are
-    gradfunc's own, each parameter's are free before the next is summed.
+    Nothing holds the per-sample gradients once the chain has reduced them; where nothing but clips comes before
+    `gf.sum()` or `gf.mean()`, each parameter's are free before the next is summed.
 
     Args:
         loss_or_f: a loss of one sample, or what `gf.per_sample_grads` made of one, with its options.

@@ -3,6 +3,8 @@
 A forward pass; a backward pass that forms no weight gradients; and for each use of a weight the products of its squared
 norms and the product of its weighted sum. No graph is read, nothing is checked, cross terms and biases' norms are left
 out: what gradfunc takes beyond this is its own.
+The backward pass goes down to the lowest parameter that is no weight of a matrix product: in a model without biases it
+stops early, and the floor is too low.
 """
 
 from __future__ import annotations

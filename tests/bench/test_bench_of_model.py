@@ -388,3 +388,11 @@ def test_on_its_own_device(device):
     if device != "cpu":
         with pytest.raises(ValueError, match="one device"):
             gf.bench.run([workload, MLP])
+
+
+def test_a_buffer_of_nan_is_not_written_to():
+    model = perceptron()
+    model.register_buffer("statistics", torch.full((2,), torch.nan))
+    workload = gf.bench.of_model(model, nn.CrossEntropyLoss(), (X, Y))
+    report = gf.bench.run([workload], ["gradfunc"], rounds=1, memory=False)
+    assert report.row("model", "gradfunc").verdict == "rounding", report

@@ -551,3 +551,53 @@ def test_a_loss_may_differentiate_inside():
 
     g = gf.per_sample_grads(penalties, engine=ENGINE, batched=True)(params, x)
     check_queries(g, truth_batched(penalties, params, (x,)))
+
+
+@pytest.mark.skipif(ENGINE == "vmap", reason="hooks of tensors are not called under vmap(grad)")
+@pytest.mark.parametrize("scale", [lambda g: 2 * g, lambda g: g.flip(1)], ids=["doubled", "turned"])
+@pytest.mark.parametrize("kept", ["tensor", "node"])
+def test_hooks_that_change_a_gradient_change_every_row_that_passes(kept, scale):
+    """Cotangents are those that hooks leave, of the weight and of the bias, for uses above and below."""
+    params = {name: Draw(3)(4, 4) for name in ("u", "v", "w")} | {name: Draw(4)(4) for name in ("b", "c")}
+
+    def losses(p, x):
+        h = F.linear(F.linear(x, p["u"]).tanh(), p["v"], p["b"])
+        if kept == "tensor":
+            h.register_hook(scale)
+        else:
+            h.grad_fn.register_prehook(lambda grads: (scale(grads[0]),))
+        return F.linear(h.sin(), p["w"], p["c"]).sin().sum(1)
+
+    x = Draw(5)(SIZE, 4)
+    g = gf.per_sample_grads(losses, engine=ENGINE, batched=True)(params, x)
+    check_queries(g, truth_batched(losses, params, (x,)))
+
+
+@pytest.mark.parametrize("batched", [True, False], ids=["native", "vmap"])
+def test_a_static_tensor_that_changes_later_changes_no_answer(batched):
+    params, x, c = {"w": Draw(1)(3, 4)}, Draw(2)(SIZE, 4), Draw(3)(5, 4)
+
+    def loss(p, x, c):
+        rows = F.linear(c, p["w"]).sin().sum()
+        return rows * x.sum(-1)
+
+    f = gf.per_sample_grads(loss, engine=ENGINE, batched=batched, chunk_size=None)
+    g = f(params, x, gf.static(c))
+    before = results(g)
+    c.zero_()
+    assert same_bits(before, results(g))
+
+
+def test_a_tensor_of_the_closure_that_changes_later_is_noticed():
+    """The input of a layer that is neither parameter nor batch: a factor holds it as it is."""
+    params, x, c = {"w": Draw(1)(3, 4)}, Draw(2)(SIZE, 4), Draw(3)(SIZE, 4)
+    f = gf.per_sample_grads(lambda p, x: F.linear(c, p["w"]).sin().sum(1) * x.sum(1), engine=ENGINE, batched=True)
+    g = f(params, x)
+    before = results(g)
+    c.zero_()
+    for asked, query in {"norms": g.norms, "sum": g.sum, "joined": lambda: gf.concatenate([g, g]).norms()}.items():
+        answer = answered(query, "changed in place")
+        assert answer is None or (asked in before and same_bits(answer, before[asked])), asked
+    if FACTORED:
+        with pytest.raises(RuntimeError, match="closes over, changed in place"):
+            g.norms()

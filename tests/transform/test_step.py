@@ -226,3 +226,27 @@ def test_rows_that_a_users_stage_may_hold_are_not_given_up(monkeypatch):
     stage = Passing()
     assert alive_at_each_sum(gf.clip_per_sample(0.5) >> stage >> gf.mean(), monkeypatch) == [3, 3, 3]
     assert all(g.norms().shape == (5,) for g in stage.kept)
+
+
+def test_a_class_made_of_a_stage_may_keep_rows(monkeypatch):
+    class Keeping(type(gf.clip_per_sample(0.5))):
+        def telling(self, g, state, params, /):
+            kept.append(g)
+            return super().telling(g, state, params)
+
+    kept = []
+    assert alive_at_each_sum(Keeping(0.5) >> gf.mean(), monkeypatch) == [3, 3, 3]
+    assert all(torch.isfinite(g.norms()).all() for g in kept)
+
+
+def test_inside_a_transform_a_step_has_its_derivative():
+    params, batch = problem()
+    step = gf.clip_per_sample(1e9) >> gf.mean()
+    run, state = gf.make_step(loss, step), step.init(params)
+
+    def through(grads_of):
+        return torch.func.grad(lambda w: grads_of({**params, "w": w})["v"].square().sum())(params["w"])
+
+    whole = through(lambda p: run(p, state, *batch)[0])
+    assert float(whole.norm()) > 0
+    assert torch.allclose(whole, through(lambda p: gf.per_sample_grads(loss)(p, *batch).mean()), rtol=1e-12)
