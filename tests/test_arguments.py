@@ -97,7 +97,7 @@ def check_ragged(engine, chunk_size, device="cpu"):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("chunk_size", [None, 1, 2, 3, "auto"])
+@pytest.mark.parametrize("chunk_size", [2, "auto", *(pytest.param(n, marks=pytest.mark.slow) for n in (None, 1, 3))])
 def test_ragged_samples_equal_plain_autograd(engine, chunk_size, device):
     check_ragged(engine, chunk_size, device)
 

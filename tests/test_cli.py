@@ -159,6 +159,7 @@ def test_default_as_json(run, options):
     assert all(row["found"] for row in report["mechanisms"])
 
 
+@pytest.mark.slow
 def test_default_as_tables(run):
     code, out, err = run("audit")
     assert code == 0
@@ -170,6 +171,7 @@ def test_default_as_tables(run):
     assert "\x1b" not in out, "no colours in a pipe"
 
 
+@pytest.mark.slow
 def test_default_in_bfloat16(run):
     code, out, err = run("audit", "--dtype", "bfloat16", "--json")
     assert (code, err) == (0, ""), "a mechanism that has no kernel there is no reason to print nothing"

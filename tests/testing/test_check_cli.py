@@ -47,6 +47,7 @@ def test_default_as_json(run, dtype):
     assert all(found["ok"] and found["named"] for found in report["planted"])
 
 
+@pytest.mark.slow
 def test_default_as_tables(run):
     code, out, err = run("check", "--batch-size", "5")
     assert (code, err) == (0, "")
