@@ -417,7 +417,10 @@ def combination(name, i, *, size=3, positions=None, seed=0):
     return Case(name, COMBINATIONS[name][i], size, positions, seed)
 
 
-@pytest.mark.parametrize(("name", "i"), EVERY, ids=[f"{name}-{i}" for name, i in EVERY])
+@pytest.mark.parametrize(
+    ("name", "i"),
+    [pytest.param(name, i, id=f"{name}-{i}", marks=[pytest.mark.slow] if i % 2 else []) for name, i in EVERY],
+)
 def test_every_combination_of_options(name, i):
     case = combination(name, i)
     check_torch(case)

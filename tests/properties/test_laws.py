@@ -17,7 +17,7 @@ LIMITS = {
 
 @pytest.mark.parametrize("examples", NUMBERS)
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
-@pytest.mark.parametrize("engines", ENGINES)
+@pytest.mark.parametrize("engines", [pytest.param(e, marks=pytest.mark.slow) if e == "loop" else e for e in ENGINES])
 def test_law(law, engines, examples, device):
     # half as many of factors: each example reads some thirty graphs, and a recurrence's has hundreds of nodes
     number = examples // 2 if engines == "factored" else examples
