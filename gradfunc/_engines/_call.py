@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._capture import Used
 from .._errors import kind_of, message
-from .._factors import mapped, tensors
+from .._factors import mapped
 from .._random import RefuseDraws, forked
 from .._swap import Swap
 from .._tree import Batch, Tensors, map_tensors, others_of, tensors_of
@@ -140,7 +140,8 @@ class Call:
         changed = any(
             t.requires_grad or t.device != gradient.like.device or is_input(t)
             for gradient in block.grads.values()
-            for t in tensors({"": gradient})
+            for factor in gradient.factors
+            for t in factor.tensors
         )
         return block._replace(
             grads=mapped(block.grads, fresh) if changed else block.grads,

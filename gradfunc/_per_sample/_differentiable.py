@@ -25,6 +25,7 @@ from .._engines import limitation
 from .._errors import message
 from .._swap import is_transformed, levels, transforms
 from .._tree import map_all, map_tensors, tensors_of
+from ._versions import Versions, changed, versions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -60,7 +61,7 @@ class Origin:
 
     run: Run
     inputs: tuple[Tensor, ...]
-    watched: tuple[tuple[Tensor, int], ...]
+    watched: Versions
 
     @classmethod
     def of(cls, run: Run, read: Iterable[Tensor]) -> Origin | None:
@@ -69,18 +70,17 @@ class Origin:
         inputs = tuple(tensor for tensor in tensors if tensor.requires_grad)
         if not inputs or not torch.is_grad_enabled() or levels():
             return None
-        return cls(run, inputs, tuple((tensor, tensor._version) for tensor in tensors))
+        return cls(run, inputs, versions(tensors))
 
     def and_of(self, read: Iterable[Tensor]) -> Origin:
         """With what a query or another value reads besides."""
         tensors = [tensor for tensor in _once(read) if all(tensor is not seen for seen, _ in self.watched)]
         inputs = tuple(tensor for tensor in tensors if tensor.requires_grad)
-        versions = tuple((tensor, tensor._version) for tensor in tensors)
-        return dataclasses.replace(self, inputs=self.inputs + inputs, watched=self.watched + versions)
+        return dataclasses.replace(self, inputs=self.inputs + inputs, watched=self.watched + versions(tensors))
 
     def check_unchanged(self, call: str) -> None:
         """Raise unless everything still is what it was."""
-        if any(tensor._version != version for tensor, version in self.watched):
+        if changed(self.watched):
             raise RuntimeError(
                 message(
                     call,

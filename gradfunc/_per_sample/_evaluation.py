@@ -37,6 +37,7 @@ from ._chunks import Chunks
 from ._live import readable
 from ._scales import Scales
 from ._value import PerSampleGrads
+from ._versions import Versions, versions
 
 Selection = str | Sequence[str] | Callable[[str, Tensor], bool]
 
@@ -87,9 +88,9 @@ class Evaluation:
         check_weights(self.call, values.weights)
         kept = bool(values.grads)
         held = KeptSource(values, source if values.unused is None else None) if kept else source
-        watched = () if kept else tuple((tensor, tensor._version) for tensor in self.watched)
+        watched = () if kept else versions(self.watched)
         made = self._made(engine, reason, values, held, chunks, watched)
-        return replace(made, _held=tuple((tensor, tensor._version) for tensor in tensors(values.grads)))
+        return replace(made, _held=versions(tensors(values.grads)))
 
     def live(self, engine: str, reason: str, chunk: int, *, rows: bool = True) -> PerSampleGrads:
         """The gradients with the derivative that the tensors given to the call carry; without `rows`, losses alone.
@@ -121,7 +122,7 @@ class Evaluation:
         values: Block,
         held: Source,
         chunks: Chunks,
-        watched: tuple[tuple[Tensor, int], ...],
+        watched: Versions,
     ) -> PerSampleGrads:
         scales, unscaling = Scales(), self.options.loss_scale
         if unscaling is not None:

@@ -24,6 +24,7 @@ from ._indices import coefficients, indices
 from ._live import LivePiece, readable, times
 from ._piece import Piece
 from ._scales import OfNorms, Scales
+from ._versions import Versions, changed
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +68,9 @@ class PerSampleGrads(Differentiable):
     # Operators that torch runs sample by sample under vmap; grows as they are met.
     _slow: set[str] = field(repr=False)
     # Tensors that a query reads again, with their versions; none where the rows are kept.
-    _watched: tuple[tuple[Tensor, int], ...] = field(repr=False)
+    _watched: Versions = field(repr=False)
     # What kept rows are made of, with versions: some of it may be the user's, such as what the loss closes over.
-    _held: tuple[tuple[Tensor, int], ...] = field(repr=False, default=(), kw_only=True)
+    _held: Versions = field(repr=False, default=(), kw_only=True)
     # Whether a sum is the last thing that is asked, so that it gives up the rows as it goes.
     _spent: bool = field(repr=False, default=False, kw_only=True)
 
@@ -418,13 +419,13 @@ class PerSampleGrads(Differentiable):
         return scattered(parts) if parts else self._losses.new_zeros((0, *shape), dtype=wide(self._losses.dtype))
 
     def _check_unchanged(self, query: str) -> None:
-        if any(tensor._version != version for tensor, version in self._held):
+        if changed(self._held):
             got = (
                 "tensors that the rows are made of, such as what the loss closes over, changed in place since the call"
             )
             do = "Query before the change, or change a copy."
             raise RuntimeError(message(f"g.{query}", got=got, expected="the values they had then", do=do))
-        if any(tensor._version != version for tensor, version in self._watched):
+        if changed(self._watched):
             raise RuntimeError(
                 message(
                     f"g.{query}",

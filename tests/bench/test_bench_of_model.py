@@ -191,7 +191,10 @@ def test_a_wrong_contender_is_told(dtype):
     assert made(lambda case, out: out) == "rounding"
     assert made(lambda case, out: {k: v * (1 + 1e-6) for k, v in out.items()}) == "wrong"
     coarse = torch.bfloat16 if dtype == torch.float32 else torch.float32
-    through = lambda case, out: {k: v.to(coarse).to(dtype) if v.dtype == dtype else v for k, v in out.items()}  # noqa: E731
+
+    def through(case, out):
+        return {k: v.to(coarse).to(dtype) if v.dtype == dtype else v for k, v in out.items()}
+
     assert made(through) == "wrong"
 
 

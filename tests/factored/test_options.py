@@ -553,7 +553,6 @@ def test_a_loss_may_differentiate_inside():
     check_queries(g, truth_batched(penalties, params, (x,)))
 
 
-@pytest.mark.skipif(ENGINE == "vmap", reason="hooks of tensors are not called under vmap(grad)")
 @pytest.mark.parametrize("scale", [lambda g: 2 * g, lambda g: g.flip(1)], ids=["doubled", "turned"])
 @pytest.mark.parametrize("kept", ["tensor", "node"])
 def test_hooks_that_change_a_gradient_change_every_row_that_passes(kept, scale):
