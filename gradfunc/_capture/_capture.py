@@ -146,9 +146,10 @@ class _Run:
             for name, rows, used in self._pulled_back(stopped):
                 arrived[name].append(rows)
                 uses[name].append(used)
-        gradients = {
-            name: Gradient.of(leaf.detach(), self.samples, arrived[name]) for name, leaf in self.leaves.items()
-        }
+            gradients = {
+                name: Gradient.of(leaf.detach(), self.samples, arrived.pop(name)).compact()
+                for name, leaf in self.leaves.items()
+            }
         return Captured(gradients, self.plan.unused, uses, hash(self.graph.signature))
 
     def _factors(self) -> list[tuple[Use, Factor, Used]]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._factors import Dense, Factor, Outer, Rows
+from .._factors import Dense, Factor, Outer, Rows, Unfolded
 from ._graph import Edge, Graph
 from ._owners import VIEWS, Backward
 from ._rules import sum_copies, sum_to
@@ -88,7 +89,10 @@ def pulled(graph: Graph, edge: Edge, factor: Factor, backward: Backward) -> Pull
             arrived.append((graph.leaves[edge.node], factor))
             continue
         through.add(edge.node)
-        rule = _PULLS.get(graph.names[edge.node])
+        name = graph.names[edge.node]
+        if isinstance(factor, Unfolded) and name not in VIEWS | {"ToCopyBackward0", "CloneBackward0"}:
+            factor = Dense(factor.dense())
+        rule = _PULLS.get(name)
         found = rule(Step(graph, edge, factor, backward)) if rule is not None else None
         if found is None:
             stopped.append((edge, factor))
@@ -103,6 +107,8 @@ def _reshaped(factor: Factor, shape: tuple[int, ...]) -> Factor | None:
         return Outer(factor.x, factor.g, shape)
     if isinstance(factor, Dense):
         return Dense(factor.values.reshape(factor.size, *shape))
+    if isinstance(factor, Unfolded):
+        return replace(factor, shape=shape)
     return Rows(factor.index, factor.g, shape) if isinstance(factor, Rows) and shape[:1] == factor.shape[:1] else None
 
 

@@ -35,6 +35,8 @@ from ._sums import dots as dots
 from ._sums import gram as gram
 from ._sums import project as project
 from ._sums import weighted_sum as weighted_sum
+from ._unfolded import Unfolded as Unfolded
+from ._windows import Steps as Steps
 
 
 def method(factor: Factor, scratch: int) -> Method:

@@ -11,8 +11,6 @@ from .._tree import At, scattered
 from ._dense import Dense
 from ._factor import Factor
 from ._gradients import Gradient, Gradients
-from ._outer import Outer
-from ._rows import Rows
 
 
 def concatenated(parts: Sequence[tuple[At, Gradients]]) -> Gradients:
@@ -54,8 +52,8 @@ def _factor(parts: list[tuple[At, Gradient]], k: int, some: Factor) -> Factor:
             )
             pieces.append((at, _padded(held, length)))
         halves.append(scattered(pieces))
-    first, second = halves
-    return Outer(first, second, some.shape) if isinstance(some, Outer) else Rows(first, second, some.shape)
+    joined = iter(halves)
+    return some.mapped(lambda _: next(joined))
 
 
 def _padded(held: Tensor, length: int) -> Tensor:

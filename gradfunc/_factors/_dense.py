@@ -47,6 +47,11 @@ class Dense:
         """The rows."""
         return (self.values,)
 
+    @property
+    def reads(self) -> int:
+        """A row."""
+        return math.prod(self.shape)
+
     def select(self, at: At) -> Dense:
         """Some of the rows."""
         return Dense(self.values[at if isinstance(at, slice) else at.to(self.values.device)])

@@ -51,7 +51,7 @@ class Factor(Protocol):
         """The value's."""
 
     @property
-    def features(self) -> tuple[int, ...]:
+    def features(self) -> tuple[object, ...]:
         """What must agree for two factors of a kind to be joined."""
 
     @property
@@ -61,6 +61,10 @@ class Factor(Protocol):
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """What it holds."""
+
+    @property
+    def reads(self) -> int:
+        """Entries that are read to form one row."""
 
     def select(self, at: At) -> Self:
         """Some of the samples: views for a stretch, copies for positions."""

@@ -14,7 +14,7 @@ from ._blocks import fitting, spans
 from ._dense import Dense
 from ._factor import Factor
 from ._outer import Outer
-from ._rows import Rows
+from ._unfolded import Unfolded
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +51,19 @@ class Gradient:
             groups.setdefault((factor.kind, *factor.features), []).append(factor)
         return cls(like, size, tuple(_joined(group) for group in groups.values()))
 
+    def compact(self) -> Gradient:
+        """The same, its rows formed now where they take no more than what they are made of.
+
+        Or no more than twice that, where norms would form them anyway. One product then serves all questions.
+        """
+        if not self.factors or any(isinstance(factor, Dense) for factor in self.factors):
+            return self
+        anyway = all(factor.method(2**16).name == "direct" for factor in self.factors)
+        if self.like.numel() > sum(factor.reads for factor in self.factors) * (2 if anyway else 1):
+            return self
+        rows = self.factors[0].dense() if len(self.factors) == 1 else _added(_wide(self.like), self.size, self.factors)
+        return Gradient(self.like, self.size, (Dense(rows),))
+
     @property
     def dtype(self) -> torch.dtype:
         """In which answers are given."""
@@ -72,6 +85,7 @@ class Gradient:
 
 
 Gradients = dict[str, Gradient]
+_LAYERS = (Outer.kind, Unfolded.kind)  # whose first half is the input of a layer
 
 
 def from_rows(rows: Mapping[str, Tensor]) -> Gradients:
@@ -109,13 +123,18 @@ def mapped(rows: Gradients, fn: Callable[[Tensor], Tensor]) -> Gradients:
 
 def scratch_of(rows: Gradients) -> int:
     """The default budget in entries: the largest input of a layer, and 2^16 at least."""
-    held = (factor.x.numel() for g in rows.values() for factor in g.factors if isinstance(factor, Outer))
+    held = (factor.tensors[0].numel() for g in rows.values() for factor in g.factors if factor.kind in _LAYERS)
     return max(2**16, *held, 0)
 
 
 def _like(some: Tensor, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
     """A tensor of one entry that looks like many."""
     return some.new_empty((), dtype=dtype).expand(tuple(shape))
+
+
+def _wide(like: Tensor) -> Tensor:
+    """What looks the same in the accumulation dtype."""
+    return _like(like, wide(like.dtype), like.shape)
 
 
 def _added(like: Tensor, size: int, factors: Sequence[Factor]) -> Tensor:
@@ -134,8 +153,5 @@ def _joined(group: Sequence[Factor]) -> Factor:
     first = group[0]
     if len(group) == 1:
         return first
-    if isinstance(first, Outer):
-        outers = [factor for factor in group if isinstance(factor, Outer)]
-        return Outer(torch.cat([f.x for f in outers], 1), torch.cat([f.g for f in outers], 1), first.shape)
-    found = [factor for factor in group if isinstance(factor, Rows)]
-    return Rows(torch.cat([f.index for f in found], 1), torch.cat([f.g for f in found], 1), first.shape)
+    columns = iter([torch.cat(column, 1) for column in zip(*(factor.tensors for factor in group), strict=True)])
+    return first.mapped(lambda _: next(columns))

@@ -12,7 +12,7 @@ from torch import Tensor
 from .._tree import At, wide
 from ._blocks import fitting, flat_pair, spans
 from ._factor import Method, Terms
-from ._products import choose, gram_by_positions, squares_by_gram, squares_by_rows
+from ._products import choose, gram_by_pieces, gram_by_positions, squares_by_gram, squares_by_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +44,11 @@ class Outer:
         """Both halves."""
         return (self.x, self.g)
 
+    @property
+    def reads(self) -> int:
+        """Both halves of a row."""
+        return self.x.shape[1] * (self.x.shape[2] + self.g.shape[2])
+
     def select(self, at: At) -> Outer:
         """Some of the samples."""
         at = at if isinstance(at, slice) else at.to(self.x.device)
@@ -69,7 +74,7 @@ class Outer:
 
     def method(self, scratch: int) -> Method:
         """The cheaper of products of positions and products of features."""
-        return choose(self.x, self.g, self.dtype)
+        return choose(self.size, self.x.shape[1], *self.features, self.x.element_size(), self.dtype)
 
     def squares(self, scratch: int) -> Terms:
         """Squared norms by that method."""
@@ -85,15 +90,7 @@ class Outer:
         cost = (self.size * t + other.size * u + pairs) * inputs * outputs
         if (not by_rows or t == u == 1) and pairs * t * u * (inputs + outputs) <= cost:
             return gram_by_positions((self.x, self.g), (other.x, other.g), dtype, scratch, same=self is other)
-        out = self.x.new_zeros(self.size, other.size, dtype=dtype)
-        width = fitting(scratch, self.size + (0 if self is other else other.size))
-        if self is other:
-            for _, rows in self.pieces(width):
-                out.addmm_(rows, rows.T)
-            return Terms(out)
-        for (_, rows), (_, others) in zip(self.pieces(width), other.pieces(width), strict=True):
-            out.addmm_(rows.to(dtype), others.to(dtype).T)
-        return Terms(out)
+        return gram_by_pieces(self, other, scratch)
 
     def dots(self, directions: Tensor, scratch: int) -> Tensor:
         """A few directions one after the other, many beside the rows, some entries at a time."""

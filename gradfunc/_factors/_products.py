@@ -9,20 +9,18 @@ import torch
 from torch import Tensor
 
 from ._blocks import fitting, slack, spans
-from ._factor import Method, Terms
+from ._factor import Factor, Method, Terms
 
 # Positions a block of `x x^T`. Smaller blocks skip more of the half that symmetry repeats, in slower products: on a CPU
 # blocks of 64 and 32 are no quicker than the whole at T = 128, and slower than 128 at T = 256 and 512.
 _TILE = 128
 # What moving a byte costs in flops.
-_BALANCE = 8
+BALANCE = 8
 
 
-def choose(x: Tensor, g: Tensor, dtype: torch.dtype) -> Method:
+def choose(size: int, t: int, inputs: int, outputs: int, itemsize: int, dtype: torch.dtype) -> Method:
     """The cheaper way to squared norms, in flops and bytes moved."""
-    size, t, inputs = x.shape
-    outputs = g.shape[2]
-    read = size * t * (inputs + outputs) * x.element_size()
+    read = size * t * (inputs + outputs) * itemsize
     each = dtype.itemsize
     if t <= 1:
         flops = 2 * size * t * (inputs + outputs)
@@ -30,7 +28,7 @@ def choose(x: Tensor, g: Tensor, dtype: torch.dtype) -> Method:
     pairs = size * t * (t + min(t, _TILE)) // 2
     gram = 2 * pairs * (inputs + outputs), read + 6 * pairs * each
     direct = 2 * size * t * inputs * outputs, read + 2 * size * inputs * outputs * each
-    by_gram = gram[0] + _BALANCE * gram[1] <= direct[0] + _BALANCE * direct[1]
+    by_gram = gram[0] + BALANCE * gram[1] <= direct[0] + BALANCE * direct[1]
     flops, moved = gram if by_gram else direct
     why = f"T(T+{min(t, _TILE)})(I+O) = {gram[0] / max(1, size):.3g} flops a sample by gram, 2TIO = "
     why += f"{direct[0] / max(1, size):.3g} directly"
@@ -76,6 +74,14 @@ def _block(xs: Tensor, gs: Tensor, rows: slice, columns: slice) -> tuple[Tensor,
     return value, magnitude.add_(lost, alpha=slack(a.dtype, xs.shape[1]))
 
 
+def of_grams(a: Tensor, c: Tensor, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
+    """Sums `[b]` over the product of two Gram matrices `[b, T, T]`, and their magnitudes; `a` is overwritten."""
+    lost = c.diagonal(dim1=1, dim2=2).sum(1) * inputs + a.diagonal(dim1=1, dim2=2).sum(1) * outputs + a.shape[1]
+    product = a.mul_(c)
+    value = product.sum((1, 2))
+    return value, product.abs_().sum((1, 2)).add_(lost, alpha=slack(a.dtype, a.shape[1]))
+
+
 def squares_by_rows(x: Tensor, g: Tensor, dtype: torch.dtype, scratch: int) -> Terms:
     """`|g_b^T x_b|^2`: some samples at a time, some outputs of one sample where even one does not fit."""
     size, t, inputs = x.shape
@@ -114,6 +120,20 @@ def gram_by_positions(
             if same and c.start > b.start:
                 value[c, b], magnitude[c, b] = value[b, c].T, magnitude[b, c].T
     return Terms(value, magnitude if t > 1 or u > 1 else None)
+
+
+def gram_by_pieces(left: Factor, right: Factor, scratch: int) -> Terms:
+    """Inner products of rows, from some entries of all rows at a time; both have their entries in the same pieces."""
+    dtype = torch.promote_types(left.dtype, right.dtype)
+    out = left.tensors[-1].new_zeros(left.size, right.size, dtype=dtype)
+    width = fitting(scratch, left.size + (0 if left is right else right.size))
+    if left is right:
+        for _, rows in left.pieces(width):
+            out.addmm_(rows, rows.T)
+        return Terms(out)
+    for (_, rows), (_, others) in zip(left.pieces(width), right.pieces(width), strict=True):
+        out.addmm_(rows.to(dtype), others.to(dtype).T)
+    return Terms(out)
 
 
 def _products(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:

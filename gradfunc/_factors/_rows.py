@@ -50,6 +50,11 @@ class Rows:
         """The index and what its rows receive."""
         return (self.index, self.g)
 
+    @property
+    def reads(self) -> int:
+        """What arrives, and where."""
+        return self.index.shape[1] * (self.g.shape[2] + 1)
+
     def select(self, at: At) -> Rows:
         """Some of the samples."""
         at = at if isinstance(at, slice) else at.to(self.g.device)

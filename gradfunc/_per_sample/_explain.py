@@ -87,7 +87,11 @@ def _of(name: str, gradient: Gradient | None, uses: Sequence[Used], scratch: int
         own = [used for used in uses if used.kind == factor.kind] if len(gradient.factors) > 1 else uses
         how = method(factor, scratch)
         held = sum(tensor.numel() * tensor.element_size() for tensor in factor.tensors)
-        out.append(Line(name, _spelt(own), factor.kind, _way(how.name, own), how.flops, held, how.why))
+        kind, why = factor.kind, how.why
+        came = dict.fromkeys(used.kind for used in own)
+        if kind == "dense" and kind not in came:
+            kind, why = f"dense, of {' and '.join(came)}", "rows take about as much as what they are made of"
+        out.append(Line(name, _spelt(own), kind, _way(how.name, own), how.flops, held, why))
     return out
 
 

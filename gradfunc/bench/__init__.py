@@ -2,6 +2,7 @@
 
 _workload     a model, a batch and its losses as a value; made once, it is a case
 _gpt          a small GPT as a plain module
+_networks     the other networks: convolutions, residual blocks, recurrence, vision transformer
 _workloads    the workloads by name
 _of_model     the user's own model as a workload
 _steady       whether a model gives the same each time
@@ -29,5 +30,9 @@ from ._truth import QUANTITIES as QUANTITIES
 from ._workload import Case as Case
 from ._workload import Workload as Workload
 from ._workloads import WORKLOADS as WORKLOADS
+from ._workloads import cnn as cnn
 from ._workloads import gpt as gpt
+from ._workloads import lstm as lstm
 from ._workloads import mlp as mlp
+from ._workloads import resnet as resnet
+from ._workloads import vit as vit

@@ -36,7 +36,7 @@ def bench(
     Args:
         model: package.module:factory, a function returning (model, criterion, batch), measured as the workload "model";
             a fourth entry, the loop that `audit` takes, is not used. Files beside you are found.
-        workloads: of mlp, gpt and gpt-tied; default: all of them, or none beside --model.
+        workloads: of mlp, gpt, gpt-tied, cnn, resnet, vit and lstm; default: all of them, or none beside --model.
         contenders: of plain, forward, floor (the bare operations that clipping by factors cannot do without),
             gradfunc, gradfunc-vmap and vmap(grad); gradfunc's own may name an engine, as in gradfunc:vmap. Default:
             all of them. The plain backward pass is always measured.

@@ -104,19 +104,30 @@ def test_both_losses_are_the_criterion(workload):
 
 
 def test_the_workloads_of_the_table():
-    assert list(gf.bench.WORKLOADS) == ["mlp", "gpt", "gpt-tied"]
+    assert list(gf.bench.WORKLOADS) == ["mlp", "gpt", "gpt-tied", "cnn", "resnet", "vit", "lstm"]
     made = {name: workload.case() for name, workload in gf.bench.WORKLOADS.items()}
     sizes = {name: sum(value.numel() for value in case.model.params.values()) for name, case in made.items()}
     blocks = 4 * (12 * 256**2 + 13 * 256) + 2 * 256 + 128 * 256
+    convolutions = 3 * 32 + 4 * 32**2 + 32 * 64 + 3 * 64**2 + 64 * 128 + 3 * 128**2
+    norms, skips = 2 * (5 * 32 + 4 * 64 + 4 * 128), 32 * 64 + 64 + 64 * 128 + 128
+    resnet = 9 * convolutions + norms + skips + 128 * 10 + 10
     assert sizes == {
         "mlp": 784 * 1024 + 1024 * 1024 + 1024 * 10 + 1024 + 1024 + 10,
         "gpt": blocks + 2 * 1000 * 256,
         "gpt-tied": blocks + 1000 * 256,
+        "cnn": 9 * (3 * 32 + 32 * 64 + 64 * 64 + 64 * 128 + 128 * 128) + 32 + 64 + 64 + 128 + 128 + 128 * 10 + 10,
+        "resnet": resnet,
+        "vit": 12 * (12 * 192**2 + 13 * 192) + 2 * 192 + 198 * 192 + 3 * 16**2 * 192 + 192 + 192 * 10 + 10,
+        "lstm": 2 * (4 * 128 * (128 + 128) + 2 * 4 * 128) + 128 * 10 + 10,
     }
     assert {name: tuple(case.batch[0].shape) for name, case in made.items()} == {
         "mlp": (256, 784),
         "gpt": (16, 128),
         "gpt-tied": (16, 128),
+        "cnn": (64, 3, 32, 32),
+        "resnet": (64, 3, 32, 32),
+        "vit": (8, 3, 224, 224),
+        "lstm": (32, 64, 128),
     }
     assert made["gpt-tied"].model.aliases == {"head.weight": "tokens.weight"}
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from gradfunc._capture import _capture, _follows, _graph, _layout, _owners, _plan, _pull, _routes, _rules
 from gradfunc._capture._rules import _convolutions, _elementwise, _generic, _lookups, _norms, _products, _site
 from gradfunc._factors import _norms as _factor_norms
+from gradfunc._factors import _windows
 
 from .graphs import Model
 from .rules_table import B, I, O, T, drawn, scored
@@ -21,7 +22,6 @@ from .rules_table import B, I, O, T, drawn, scored
 OWNERS = {
     "capture": _capture._Run,
     "convolutions": _convolutions,
-    "Convolution": _convolutions._Convolution,
     "elementwise": _elementwise,
     "factors": _factor_norms,
     "follows": _follows,
@@ -39,6 +39,7 @@ OWNERS = {
     "routes": _routes,
     "site": _site,
     "Site": _site.Site,
+    "Windows": _windows.Windows,
 }
 
 
@@ -62,8 +63,8 @@ OTHER_GRAPHS = {
     ),
     "tied": Model(
         lambda p, x: scored(F.linear(F.embedding(x, p["w"]).tanh(), p["w"])),
-        {"w": drawn(7, I)},
-        (torch.randint(7, (B, T), generator=torch.Generator().manual_seed(0)),),
+        {"w": drawn(30, I)},
+        (torch.randint(30, (B, T), generator=torch.Generator().manual_seed(0)),),
     ),
 }  # fmt: skip
 
@@ -95,19 +96,19 @@ norms._scale | rule NativeLayerNormBackward0: time | (x[at] - mean[at]).mul_ | x
 norms.layer_norm | rule NativeLayerNormBackward0: time \
 | lambda g: site.summed(g) | lambda g: site.summed(g / g.shape[1])
 norms.group_norm | rule NativeGroupNormBackward0: 2 groups | .sum(2) if | .mean(2) if
-norms.group_norm | rule NativeGroupNormBackward0: 2 groups | * rstd.reshape(*grouped[:2], 1) |
-norms.group_norm | rule NativeGroupNormBackward0: 2 groups | - mean.reshape(*grouped[:2], 1) |
+norms.group_norm | rule NativeGroupNormBackward0: 2 groups | * rstd.view(len(x), groups, 1) |
+norms.group_norm | rule NativeGroupNormBackward0: 2 groups | - mean.view(len(x), groups, 1, 1)[at] |
 elementwise.add | rule AddBackward0: features 1 | float(site.node._saved_alpha) if | 1.0 if
 elementwise.sub | rule SubBackward0: features 1 | -float(site.node._saved_alpha) if | float(site.node._saved_alpha) if
 elementwise.sub | rule SubBackward0: features 1 | -float(site.node._saved_alpha) if | -1.0 if
 elementwise.mul | rule MulBackward0: features 1 | g * other.conj() | g
 convolutions.convolution | rule ConvolutionBackward0: plain | .sum(2) | .mean(2)
-Convolution.factor | rule ConvolutionBackward0: one position | else (g, x) | else (g, x.roll(1, 0))
-Convolution.factor | rule ConvolutionBackward0: images of a sample | a.mT, b | a.mT, b.roll(1, 0)
-Convolution._windows | rule ConvolutionBackward0: stride, padding and dilation | s * stride | s
-Convolution._windows | rule ConvolutionBackward0: stride, padding and dilation | s * dilation | s
-Convolution._windows | rule ConvolutionBackward0: two dimensions | around = [pad, | around = [2 * pad,
-Convolution._windows | rule ConvolutionBackward0: two dimensions | *around] | *around][::-1]
+convolutions.convolution | rule ConvolutionBackward0: images of a sample | site.split(x), | site.split(x.roll(1, 0)),
+convolutions.convolution | rule ConvolutionBackward0: groups | site.split(g), | site.split(g.roll(1, 1)),
+Windows.blocks | rule ConvolutionBackward0: stride, padding and dilation | a * stride | a
+Windows.blocks | rule ConvolutionBackward0: stride, padding and dilation | a * dilation | a
+Windows._padded | rule ConvolutionBackward0: two dimensions | around = [pad, | around = [2 * pad,
+Windows._padded | rule ConvolutionBackward0: two dimensions | *around] | *around][::-1]
 elementwise.repeat | rule RepeatBackward0: features | site.split(g) | site.split(g.roll(1, 0))
 pull.repeat | pull RepeatBackward0: a matrix, dense | step.factor.values | step.factor.values * 2
 site.sum_copies | rule RepeatBackward0: time in a sample, merged | .sum(d) | .mean(d)

@@ -126,6 +126,7 @@ for what, channels_out, kernel, options in (
     ("groups", 6, (3,), {"groups": 2, "padding": 1}),
     ("depthwise", 4, (3,), {"groups": 4}),
     ("one position", 6, (9,), {}),
+    ("no padding, in words", 5, (3, 2), {"padding": "valid"}),
     ("two dimensions", 5, (3, 2), {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)}),
     ("three dimensions", 3, (2, 1, 2), {"stride": (1, 2, 1), "padding": (1, 0, 1)}),
 ):

@@ -194,6 +194,21 @@ def merged(case: Case, scratch: int) -> None:
         assert ("dense",) not in kinds or len(kinds) == 1, name
 
 
+def compact(case: Case, scratch: int) -> None:
+    """Rows are formed where they take no more than what they are made of, and are the same rows."""
+    for name, gradient in case.gradients.items():
+        small = gradient.compact()
+        close_rows(cpu(F.dense({name: small})), {name: case.rows[name]})
+        kinds = {factor.kind for factor in gradient.factors}
+        if not kinds or kinds & {"dense", "unfolded"}:
+            continue
+        held = sum(tensor[:1].numel() for factor in gradient.factors for tensor in factor.tensors)
+        anyway = {factor.method(scratch).name for factor in gradient.factors} == {"direct"}
+        formed = gradient.like.numel() <= held * (2 if anyway else 1)
+        assert [factor.kind for factor in small.factors] == ["dense"] or not formed or not case.size
+        assert small is gradient or formed or not case.size
+
+
 def mapped(case: Case, scratch: int) -> None:
     """Tensors are all there, and stay as they were whatever is asked."""
     held = F.tensors(case.gradients)
@@ -223,5 +238,6 @@ LAWS: tuple[Law, ...] = (
     select,
     concatenated,
     merged,
+    compact,
     mapped,
 )

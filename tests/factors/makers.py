@@ -10,7 +10,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gradfunc._factors import Dense, Factor, Gradient, Gradients, Outer, Rows
+from gradfunc._factors import Dense, Factor, Gradient, Gradients, Outer, Rows, Steps, Unfolded
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,20 @@ def turned(geometry: Geometry, generator: torch.Generator) -> Made:
     return Made(Outer(x, g, geometry.shape), products(x, g).reshape(size, *geometry.shape))
 
 
+def unfolded(geometry: Geometry, generator: torch.Generator) -> Made:
+    """A convolution along one dimension: T images of a sample, windows of two pixels where there are two."""
+    size, t, entries, channels = geometry.size, geometry.t, geometry.inputs, geometry.outputs
+    kernel = 2 if entries and entries % 2 == 0 else 1
+    x = _random(geometry, generator, size, t, entries // kernel, 4)
+    g = _random(geometry, generator, size, t, channels, 5 - kernel)
+    dense = torch.zeros(size, channels, entries // kernel, kernel, dtype=torch.float64)
+    for k in range(kernel):
+        for place in range(5 - kernel):
+            dense[..., k] += products(x[..., place + k], g[..., place])
+    steps = Steps((channels, entries // kernel, kernel), (1,), (0,), (1,))
+    return Made(Unfolded(x, g, geometry.shape, steps), dense.reshape(size, *geometry.shape))
+
+
 def rows(geometry: Geometry, generator: torch.Generator) -> Made:
     size, t, d, count = geometry.size, geometry.t + 1, geometry.inputs, geometry.outputs
     t = t if count else 0
@@ -91,6 +105,7 @@ def dense(geometry: Geometry, generator: torch.Generator) -> Made:
 MAKERS: dict[str, Callable[[Geometry, torch.Generator], Made]] = {
     "outer": outer,
     "turned": turned,
+    "unfolded": unfolded,
     "rows": rows,
     "dense": dense,
 }
@@ -103,6 +118,7 @@ USES: tuple[tuple[str, ...], ...] = (
     ("outer", "rows", "outer"),
     ("rows", "outer", "turned", "rows"),
     ("rows", "turned", "dense"),
+    ("unfolded", "rows", "unfolded"),
 )
 
 

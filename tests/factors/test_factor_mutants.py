@@ -16,12 +16,14 @@ from gradfunc._factors import (
     Gradient,
     Outer,
     Rows,
+    Unfolded,
     _concatenated,
     _gradients,
     _norms,
     _pairs,
     _products,
     _sums,
+    _windows,
 )
 
 OWNERS = {
@@ -29,6 +31,8 @@ OWNERS = {
     "Gradient": Gradient,
     "Outer": Outer,
     "Rows": Rows,
+    "Unfolded": Unfolded,
+    "Windows": _windows.Windows,
     "concatenated": _concatenated,
     "gradients": _gradients,
     "norms": _norms,
@@ -67,7 +71,7 @@ gram | rows | one | Rows._gram_by_positions | ~equal | equal & ~equal
 gram | rows | few | Rows._over | (used[at], ids[start:stop]) | (used[at], ids[start:stop]).clamp_max(0)
 gram_of_two | outer rows | mid | sums._gram | for b in right.factors: | for b in right.factors[:1]:
 gram_of_two | rows outer | mid | pairs.cross_gram | Terms(value.T, | Terms(value.flip(0).T,
-gram_of_two | outer | few 20 | Outer.gram | others.to(dtype).T | rows[: other.size].to(dtype).T
+gram_of_two | outer | few 20 | products.gram_by_pieces | others.to(dtype).T | rows[: right.size].to(dtype).T
 gram_of_kinds | | mid | pairs.cross_gram | _by_directions(b, a, scratch).T | _by_directions(b, a, scratch)
 dots | outer | mid | Outer.dots | product.sum((1, 2)) | product.abs().sum((1, 2))
 many_dots | outer | few 20 | Outer.pieces | o.start * inputs + i.start | i.start
@@ -81,7 +85,19 @@ select | outer | mid | Outer.select | self.g[at] | self.g[: len(self.x[at])]
 concatenated | outer | mid | concatenated._padded | new_zeros | new_ones
 concatenated | rows | mid | concatenated._padded | new_zeros | new_ones
 concatenated | outer | mid | concatenated._factor | scattered(pieces) | torch.cat([p for _, p in pieces])
-dense | outer outer | mid | gradients._joined | [f.g for f in outers] | [f.g for f in outers[::-1]]
+dense | outer outer | mid | gradients._joined | for factor in group) | for factor in (*group[:1], *group[:1]))
+dense | unfolded | mid | Unfolded.dense | still, windows.mT | still, windows.mT.roll(1, 0)
+norms | unfolded | few 20 | Windows.blocks | at.start * first | 0
+squares | unfolded | two | Windows.grams | total.add_(part) | total
+squares | unfolded | two | Unfolded.squares | still.mT @ still | still.mT @ still.flip(0)
+squares | unfolded | few | Unfolded.squares | still @ windows.mT | still.roll(1, 3) @ windows.mT
+weighted_sum | unfolded | tall | Unfolded.weighted_sum | (still * scale, moving) | (still, moving)
+weighted_sum | unfolded | mid | Unfolded.weighted_sum | (still, moving * scale) | (still, moving)
+weighted_sum | unfolded | few 20 | Unfolded.weighted_sum | out += | out =
+dots | unfolded | mid | Unfolded.dots | still @ windows.mT | still @ windows.mT.flip(0)
+project | unfolded | few 8 | Unfolded.pieces | start + i.start, start + i.stop | i.start, i.stop
+compact | outer | few | Gradient.compact | self.factors[0].dense() | self.factors[0].dense() * 2
+compact | outer rows | few | Gradient.compact | if self.like.numel() > sum | if True or sum
 dense | dense outer | mid | gradients._added | factors[1:] | factors[2:]
 dense | rows | mid | Rows.dense | index_add_ | index_copy_
 merged | outer outer | mid | Gradient.of | (factor.kind, *factor.features) | (id(factor),)

@@ -46,20 +46,26 @@ def group_norm(site: Site) -> Maker | None:
     if site.layout.dim != 0 or site.input not in (1, 2):
         return None
 
-    def channels(product: Tensor) -> Dense:
-        each = product.reshape(*product.shape[:2], -1).sum(2) if product.dim() > 2 else product
+    def images(each: Tensor) -> Dense:  # [N, C]
         return Dense(site.split(each).sum(1))
 
     if site.input == 2:
-        return channels
+        return lambda g: images(g.flatten(2).sum(2) if g.dim() > 2 else g)
     x, mean, rstd = (site.saved(name) for name in ("input", "result1", "result2"))
     if x is None or mean is None or rstd is None:
         return None
-    grouped = (len(x), int(site.node._saved_group), max(1, math.prod(x.shape[1:]) // int(site.node._saved_group)))
+    groups, channels = int(site.node._saved_group), x.shape[1]
+    pixels = (len(x), groups, channels // groups, math.prod(x.shape[2:]))
 
     def scale(g: Tensor) -> Dense:
-        unit = (x.reshape(grouped) - mean.reshape(*grouped[:2], 1)) * rstd.reshape(*grouped[:2], 1)
-        return channels(unit.reshape(x.shape) * g)
+        """Sums of `g (x - mean) rstd`, a few images at a time, as above."""
+        xs, gs = x.reshape(pixels), g.reshape(pixels)
+        out = torch.empty(pixels[:3], dtype=torch.promote_types(x.dtype, mean.dtype), device=g.device)
+        step = max(1, 2 * _IN_CACHE // max(1, math.prod(pixels[1:])))
+        for start in range(0, len(x), step):
+            at = slice(start, start + step)
+            out[at] = (xs[at] - mean.view(len(x), groups, 1, 1)[at]).mul_(gs[at]).sum(3)
+        return images((out * rstd.view(len(x), groups, 1)).reshape(len(x), channels))
 
     return scale
 
