@@ -32,6 +32,16 @@ def looped(case: Case, start: int = 0, stop: int | None = None) -> Tensors:
     return {name: torch.stack(parts) for name, parts in zip(leaves, zip(*found, strict=True), strict=True)}
 
 
+def answer(quantity: str, grads: Tensors, max_norm: float) -> Any:
+    """A quantity of rows that are held."""
+    if quantity == "materialise":
+        return grads
+    if quantity == "gram":
+        return gram(grads, grads)
+    found = norms(grads)
+    return found if quantity == "norms" else weighted_sum(grads, clip_factors(found, max_norm))
+
+
 def norms(grads: Mapping[str, Tensor]) -> Tensor:
     """Of each row over all parameters, `[B]`."""
     parts = torch.stack([torch.linalg.vector_norm(value.flatten(1), dim=1) for value in grads.values()])
