@@ -28,6 +28,11 @@ class Library:
         modules: to be imported.
         distributions: whose versions are reported, the main one first.
         install: how to get it, in a line.
+
+    Example:
+        >>> import gradfunc as gf
+        >>> gf.bench.Library(("torch",), ("torch",), "pip install torch").installed
+        True
     """
 
     modules: tuple[str, ...]
@@ -53,6 +58,12 @@ class Limit:
         applies: whether a module has it.
         says: the words of the documentation, shortened.
         source: where they stand.
+
+    Example:
+        >>> import gradfunc as gf
+        >>> limit = gf.bench.Limit(lambda module: isinstance(module, nn.LSTM), "no nn.LSTM", "its front page")
+        >>> limit.applies(nn.LSTM(2, 3)), limit.applies(nn.Linear(2, 3))
+        (True, False)
     """
 
     applies: Callable[[nn.Module], bool]
@@ -73,6 +84,7 @@ class Contender:
             and not compared with anything.
         peer: whether it is somebody else's. Where it raises it has refused, and its errors are no fault of gradfunc's.
         beside: quantities beside which a base line is measured; default: always.
+        foreign: whether it runs outside torch: models have to be translated for it, and its memory is not seen.
         settings: how it is used, in words.
         library: what it is made of; None for torch alone.
         limits: what it documents as unsupported.
@@ -90,6 +102,7 @@ class Contender:
     quantities: tuple[str, ...] = QUANTITIES
     peer: bool = False
     beside: tuple[str, ...] = ()
+    foreign: bool = False
     settings: str = ""
     library: Library | None = None
     limits: tuple[Limit, ...] = ()
@@ -99,6 +112,11 @@ class Contender:
         """The versions of its library, or torch."""
         versions = {} if self.library is None else self.library.versions
         return ", ".join(f"{name} {version}" for name, version in versions.items()) or "torch"
+
+    @property
+    def family(self) -> str:
+        """The name of its library, or its own."""
+        return self.name if self.library is None else self.library.modules[0]
 
     def asked(self, quantities: tuple[str, ...]) -> list[str]:
         """What of it is measured where these quantities are asked for."""

@@ -15,6 +15,7 @@ from ._floor import floor, products
 from ._peers import PEERS
 from ._workload import Case
 
+
 def gradfunc(engine: str = "auto", *, batched: bool = True) -> Contender:
     """gradfunc itself.
 
@@ -97,9 +98,7 @@ def named(call: str, name: str) -> Contender:
     peer = PEERS[first]
     if peer.library is not None and not peer.library.installed:
         got = f"contender={name!r}, which is not installed"
-        raise ModuleNotFoundError(
-            message(call, got=got, expected="an installed peer", do=f"{peer.library.install}")
-        )
+        raise ModuleNotFoundError(message(call, got=got, expected="an installed peer", do=f"{peer.library.install}"))
     return peer
 
 

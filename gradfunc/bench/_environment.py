@@ -31,7 +31,10 @@ _SETTINGS = (
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """JSON-ready. `peers` are versions of what else is installed; `threads` and `load` (the machine's over the last minute) are those of the moment."""
+    """JSON-ready. `threads` and `load` (the machine's over the last minute) are those of the moment.
+
+    `peers` are the versions of other libraries that are installed.
+    """
     on_gpu = device.type == "cuda"
     return {
         "date": datetime.date.today().isoformat(),

@@ -145,7 +145,10 @@ def _rows(workload: Workload, contenders: Sequence[Contender], settings: _Settin
     for count in interleave(entries, settings.rounds, settings.clock, settings.device):
         note(f"{workload.name}: round {count} of {settings.rounds}")
     note(f"{workload.name}: memory")
-    done = [_finished(row, entry, entries[0].times, settings) for row, entry in zip(rows, entries, strict=True)]
+    done = [
+        _finished(row, contender, entry, entries[0].times, settings)
+        for row, (contender, _), entry in zip(rows, planned, entries, strict=True)
+    ]
     untold = any(row.verdict == "cannot tell" for row in done)
     return done, [f"{workload.name}: cannot tell right from wrong: {problem.why_not}."] if untold else []
 
@@ -194,9 +197,11 @@ def _first(problem: _Problem, contender: Contender, quantity: str, entry: Entry,
     return row
 
 
-def _finished(row: BenchRow, entry: Entry, plain: Sequence[float], settings: _Settings) -> BenchRow:
+def _finished(
+    row: BenchRow, contender: Contender, entry: Entry, plain: Sequence[float], settings: _Settings
+) -> BenchRow:
     """The row with its times and its memory; a contender that failed once has neither."""
-    if entry.failure is None and settings.memory:
+    if entry.failure is None and settings.memory and not contender.foreign:
         try:
             row = dataclasses.replace(row, peak=peak_bytes(entry.call, settings.device))
         except Exception as error:  # such as no memory, beside what the profiler holds

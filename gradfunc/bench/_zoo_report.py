@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import itertools
+import string
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .._report import Report, Table, jsonable, number
+from .._report import Report, Table, jsonable
 
 _WORST_FIRST = ("wrong", "failed", "refused", "cannot tell", "exact")
 
@@ -25,6 +27,12 @@ class ZooRow:
         error: against one backward pass a sample, on the scale of the quantity.
         failure: what was raised, or why it cannot be told.
         peer: whether the contender is somebody else's.
+        dtype: "float64", or the model's own for a peer that refused float64.
+
+    Example:
+        >>> import gradfunc as gf
+        >>> gf.bench.zoo(["gradfunc"], ["einsum"]).rows[0].verdict
+        'exact'
     """
 
     model: str
@@ -34,6 +42,7 @@ class ZooRow:
     error: float | None = None
     failure: str | None = None
     peer: bool = False
+    dtype: str = "float64"
 
 
 @dataclass(frozen=True)
@@ -44,9 +53,10 @@ class ZooReport(Report):
         rows: every model, contender and quantity.
         models: `{name: hazard}`.
         contenders: `{name: (versions, settings)}`, in the order of the columns.
-        documented: `{(model, contender): what the contender documents as unsupported}`.
+        documented: `{(model, contender): what the contender's library documents as unsupported}`.
         environment: where it ran.
-        notes: peers that are not installed, and warnings that were raised.
+        notes: peers that are not in the table.
+        warnings: those that were raised.
     """
 
     rows: tuple[ZooRow, ...]
@@ -55,6 +65,7 @@ class ZooReport(Report):
     documented: dict[tuple[str, str], tuple[str, ...]]
     environment: dict[str, Any]
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -66,6 +77,14 @@ class ZooReport(Report):
 
         Raises:
             KeyError: no such model or contender.
+
+        Example:
+            >>> import gradfunc as gf
+            >>> report = gf.bench.zoo(["vmap(grad)", "expanded-weights"], ["embedding, padding_idx"])
+            >>> report.cell("embedding, padding_idx", "expanded-weights").verdict
+            'wrong'
+            >>> report.totals("vmap(grad)"), report.ok
+            ({'exact': 1}, True)
         """
         rows = [row for row in self.rows if (row.model, row.contender) == (model, contender)]
         if not rows:
@@ -79,40 +98,49 @@ class ZooReport(Report):
 
     def parts(self) -> Sequence[Table | str]:
         """Tables in reading order."""
-        marks = {text: str(i + 1) for i, text in enumerate(dict.fromkeys(self._limits()))}
+        limits = dict.fromkeys(text for texts in self.documented.values() for text in texts)
+        marks = dict(zip(limits, _letters(), strict=False))
         rows = [
-            [model, hazard, *[self._cell(model, name, marks) for name in self.contenders]]
-            for model, hazard in self.models.items()
+            [str(i + 1), f"{model}\n{hazard}", *[self._cell(model, name, marks) for name in self.contenders]]
+            for i, (model, hazard) in enumerate(self.models.items())
         ]
-        totals = [" ".join(f"{count} {verdict}" for verdict, count in self.totals(name).items()) for name in self.contenders]
-        heads = ["model", "hazard", *[name.replace("-", "- ") for name in self.contenders]]
-        title = f"Per-sample gradients of {len(self.models)} models, against one backward pass a sample, in float64"
-        table = Table(title, heads, [*rows, ["all", "", *totals]], _LEGEND)
-        return [table, *peers_table(self.contenders), where_in_words(self.environment) + ".", *self._findings(marks)]
+        counts = [self.totals(name) for name in self.contenders]
+        totals = [
+            ["", f"models: {verdict}", *[str(count.get(verdict, 0)) for count in counts]]
+            for verdict in reversed(_WORST_FIRST)
+            if any(verdict in count for count in counts)
+        ]
+        heads = ["", "model, and what goes wrong with it", *[_broken(name) for name in self.contenders]]
+        title = f"Per-sample gradients of {len(rows)} model{'s' * (len(rows) != 1)} in float64"
+        table = Table(title, heads, [*rows, *totals], _LEGEND)
+        documented = [f"({mark}) {text}." for text, mark in marks.items()]
+        texts = ["\n".join(["Documented as unsupported:", *documented])] if documented else []
+        notes = ["\n".join(f"Note: {text}" for text in self.notes)] if self.notes else []
+        where = where_in_words(self.environment) + "."
+        return [table, *texts, *self._raised(), *peers_table(self.contenders), where, *notes]
 
     def _cell(self, model: str, contender: str, marks: Mapping[str, str]) -> str:
         row = self.cell(model, contender)
-        beside = [marks[text] for text in self._said(model, contender)]
-        error = f" {number(row.error)}" if row.verdict == "wrong" else ""
-        return row.verdict + error + (f" [{','.join(beside)}]" if beside else "")
+        lines = [{"refused": "-", "cannot tell": "?"}.get(row.verdict, row.verdict)]
+        lines = [*lines, f"{row.error:.0e}"] if row.verdict == "wrong" else lines
+        lines = lines if row.dtype == "float64" else [*lines, row.dtype.replace("float", "f")]
+        said = "".join(marks[text] for text in self.documented.get((model, contender), ()))
+        return "\n".join([*lines, f"({said})"] if said else lines)
 
-    def _said(self, model: str, contender: str) -> list[str]:
-        return [f"{contender}: {text}" for text in self.documented.get((model, contender), ())]
-
-    def _limits(self) -> list[str]:
-        return [text for model in self.models for name in self.contenders for text in self._said(model, name)]
-
-    def _findings(self, marks: Mapping[str, str]) -> list[str]:
-        raised: dict[tuple[str, str, str], list[str]] = {}
+    def _raised(self) -> list[Table]:
+        """What was raised most often, by contender."""
+        found: dict[str, dict[str, list[str]]] = {}
         for row in self.rows:
             if row.failure is not None:
-                models = raised.setdefault((row.contender, row.verdict, row.failure), [])
+                models = found.setdefault(row.contender, {}).setdefault(row.failure, [])
                 models += [row.model] if row.model not in models else []
-        lines = [f"{name} {verdict} {', '.join(of)}: {text}" for (name, verdict, text), of in raised.items()]
-        documented = [f"[{mark}] {text}" for text, mark in marks.items()]
-        blocks = ["\n".join(["Documented as unsupported:", *documented])] if documented else []
-        blocks += ["\n".join(lines)] if lines else []
-        return [*blocks, "\n".join(f"Note: {text}" for text in self.notes)] if self.notes else blocks
+        rows = []
+        for name, texts in found.items():
+            often = sorted(texts.items(), key=lambda item: -len(item[1]))
+            rows += [[name, str(len(models)), text] for text, models in often[:_MOST]]
+            if len(often) > _MOST:
+                rows.append([name, "", f"and {len(often) - _MOST} other messages (to_dict() has them all)"])
+        return [Table("What was raised, most often first", ["contender", "models", "message"], rows)] if rows else []
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: every row, totals, versions and settings."""
@@ -128,16 +156,36 @@ class ZooReport(Report):
                 "rows": [dataclasses.asdict(row) for row in self.rows],
                 "documented": limits,
                 "notes": self.notes,
+                "warnings": self.warnings,
                 "ok": self.ok,
             }
         )
         return out
 
 
+_MOST = 5  # messages shown a contender
 _LEGEND = (
-    "exact: every quantity that the contender offers, up to rounding in float64. wrong: the largest error, on the scale "
-    "of its quantity. refused: it raised. [n]: documented as unsupported, see below."
+    "exact: all that the contender computes, up to rounding, against one backward pass a sample. wrong: its largest "
+    "error, on the scale of the quantity. -: refused, it raised. ?: cannot tell. f32: it refused float64 and was asked "
+    "in float32, where exact means half of the digits. (a): documented as unsupported, see below."
 )
+
+
+def _letters() -> Iterator[str]:
+    """a to z, aa, ab, ..."""
+    for length in itertools.count(1):
+        yield from map("".join, itertools.product(string.ascii_lowercase, repeat=length))
+
+
+def _broken(name: str) -> str:
+    """A narrow head: parts of at most six letters, a line each."""
+    parts = [part for word in name.split("-") for part in _halves(word)]
+    return "\n".join(parts)
+
+
+def _halves(word: str) -> list[str]:
+    middle = (len(word) + 1) // 2
+    return [word] if len(word) <= 6 else [f"{word[:middle]}-", word[middle:]]
 
 
 def peers_table(peers: Mapping[str, tuple[str, str]]) -> list[Table]:

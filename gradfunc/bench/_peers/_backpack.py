@@ -32,6 +32,7 @@ def _rows(case: Case, quantity: str) -> Call:
     from backpack.extensions import BatchGrad
 
     copy = Copy.of(case)
+    copy.has_samples_first()
     model = extend(copy.module)
 
     def call() -> object:
@@ -47,6 +48,7 @@ def _norms(case: Case, quantity: str) -> Call:
     from backpack.extensions import BatchL2Grad
 
     copy = Copy.of(case)
+    copy.has_samples_first()
     model = extend(copy.module)
 
     def squares(param: Tensor) -> Tensor:

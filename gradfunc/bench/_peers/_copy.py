@@ -32,16 +32,28 @@ class Copy:
 
     @property
     def batch_first(self) -> bool:
-        """As several peers are told where the samples sit: in dimension 0, else 1.
+        """As some peers are told where the samples sit: in dimension 0, else 1.
 
         Raises:
             Refused: the inputs have them elsewhere.
         """
+        first = self._samples_in(0)
+        if not first and not self._samples_in(1):
+            raise Refused(f"samples in dimensions {self.case.model.in_dims} of the inputs")
+        return first
+
+    def has_samples_first(self) -> None:
+        """For peers that cannot be told otherwise.
+
+        Raises:
+            Refused: the inputs have samples elsewhere.
+        """
+        if not self._samples_in(0):
+            raise Refused(f"samples in dimensions {self.case.model.in_dims} of the inputs; expected 0")
+
+    def _samples_in(self, dim: int) -> bool:
         dims = self.case.model.in_dims
-        found = set(dims) if isinstance(dims, (tuple, list)) else {dims}
-        if found not in ({0}, {1}):
-            raise Refused(f"samples in dimensions {dims} of the inputs")
-        return found == {0}
+        return {dim} == (set(dims) if isinstance(dims, (tuple, list)) else {dims})
 
     def losses(self, model: Callable[..., Any]) -> Tensor:
         """`[B]`: the numerators, of which rows are the gradients.
@@ -70,11 +82,19 @@ class Copy:
                     raise Refused(f"no {attribute} for {name}, which has a gradient")
                 found = param.detach().new_zeros(self.case.size, *param.shape)
             found = torch.cat(found) if isinstance(found, list) else found
-            if len(found) != self.case.size:
-                raise Refused(f"{attribute} of {name} has {len(found)} rows for {self.case.size} samples")
-            out[name] = found.detach()
+            out[name] = self.one_each(f"{attribute} of {name}", found.detach())
         self.clear(attribute)
         return out
+
+    def one_each(self, what: str, rows: Tensor) -> Tensor:
+        """The rows, if there is one a sample.
+
+        Raises:
+            Refused: there is another number.
+        """
+        if len(rows) != self.case.size:
+            raise Refused(f"{what}: {len(rows)} rows for {self.case.size} samples")
+        return rows
 
     def grads(self) -> Tensors:
         """The gradients of an ordinary backward pass, zeros where there are none; taken off."""
@@ -94,6 +114,11 @@ class Copy:
 def has(*types: type[nn.Module]) -> Callable[[nn.Module], bool]:
     """Whether a module is, or holds, a layer of these types."""
     return lambda module: any(isinstance(layer, types) for layer in module.modules())
+
+
+def has_time_first(module: nn.Module) -> bool:
+    """Whether it holds a layer that takes sequences with the samples in dimension 1."""
+    return any(getattr(layer, "batch_first", True) is False for layer in module.modules())
 
 
 def has_buffers(module: nn.Module) -> bool:

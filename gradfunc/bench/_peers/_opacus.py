@@ -48,7 +48,7 @@ def _ghost(case: Case, quantity: str) -> Call:
     def call() -> object:
         losses = copy.losses(model)
         losses.sum().backward(retain_graph=quantity != "norms")
-        norms = model.get_norm_sample().detach()
+        norms = copy.one_each("the norms", model.get_norm_sample().detach())
         copy.clear("_norm_sample", "grad_sample")
         if quantity == "norms":
             return norms

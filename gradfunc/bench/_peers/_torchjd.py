@@ -6,22 +6,17 @@ from torch import nn
 
 from .._contender import Call, Contender, Library, Limit
 from .._workload import Case
-from ._copy import Copy, has
+from ._copy import Copy, has, has_time_first
 
 TORCHJD = Library(("torchjd",), ("torchjd",), "pip install 'torchjd>=0.18', or gradfunc[bench]")
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 SOURCE = "docstring of torchjd.autogram.Engine"
 
 
-def _uses_a_childs(module: nn.Module) -> bool:
-    """Whether attention holds an output layer whose weight it passes on, without calling that layer."""
-    return has(nn.MultiheadAttention)(module)
-
-
 LIMITS = (
     Limit(has(nn.RNNBase), "no recurrent layers where batch_dim is given", SOURCE),
     Limit(has(*NORMS), "no BatchNorm where batch_dim is given", SOURCE),
-    Limit(_uses_a_childs, "a module has to call its children, not use their parameters itself", SOURCE),
+    Limit(has_time_first, "inputs and outputs of every module have samples first: batch_first=True", SOURCE),
 )
 
 
@@ -29,6 +24,7 @@ def _gram(case: Case, quantity: str) -> Call:
     from torchjd.autogram import Engine
 
     copy = Copy.of(case)
+    copy.has_samples_first()
     engine = Engine(copy.module, batch_dim=0)
 
     def call() -> object:
