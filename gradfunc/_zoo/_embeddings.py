@@ -36,13 +36,6 @@ add(
     {"table.weight": "rows"},
 )
 add(
-    "embedding, tokens on a grid",
-    "two dimensions of positions",
-    lambda: Net(lambda m, i: m.head(m.table(i).sum((1, 2)).tanh()), table=nn.Embedding(13, 8), head=nn.Linear(8, 6)),
-    tokens(13, (2, 2), (6,)),
-    {"table.weight": "rows", "head.weight": "outer", "head.bias": "dense"},
-)
-add(
     "table indexed by tokens",
     "an embedding without the layer",
     lambda: Net(lambda m, i: m.w[i].exp(), w=(13, 8)),
@@ -104,12 +97,11 @@ add(
 )
 
 
-def _weighted_bag(m: Any, i: Tensor) -> Tensor:
+def _weighted_bag(m: Any, i: Tensor) -> Any:
     return F.embedding_bag(i, m.table, mode="sum", per_sample_weights=m.weights[i], padding_idx=0)
 
 
-def _bert(m: Any, i: Tensor) -> Tensor:
+def _bert(m: Any, i: Tensor) -> Any:
     h = m.token(i) + m.segment(i % 4) + m.position(torch.arange(i.shape[1], device=i.device))
     h = m.norm(h)
-    out: Tensor = m.head((h + m.mix(h).tanh().mean(1, keepdim=True))[:, 0])
-    return out
+    return m.head((h + m.mix(h).tanh().mean(1, keepdim=True))[:, 0])
