@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,6 +50,15 @@ add(
     tokens(13, (3,), (8,)),
     {"a.weight": "rows", "b.weight": "rows"},
 )
+
+
+def _bag(mode: str) -> Callable[[], nn.Module]:
+    """A bag and a head."""
+    return lambda: Net(
+        lambda m, i: m.head(m.bag(i).tanh()), bag=nn.EmbeddingBag(13, 8, mode=mode), head=nn.Linear(8, 6)
+    )
+
+
 for mode in ("sum", "mean", "max"):
     add(
         f"embedding bag, {mode}",
@@ -57,9 +67,7 @@ for mode in ("sum", "mean", "max"):
             "mean": "divided by the length of the bag, which is not the batch",
             "max": "each feature comes from a token of its own",
         }[mode],
-        lambda mode=mode: Net(  # type: ignore[misc]
-            lambda m, i: m.head(m.bag(i).tanh()), bag=nn.EmbeddingBag(13, 8, mode=mode), head=nn.Linear(8, 6)
-        ),
+        _bag(mode),
         tokens(13, (3,), (6,)),
         {"bag.weight": "dense", "head.weight": "outer", "head.bias": "dense"},
     )

@@ -66,6 +66,9 @@ class _Round(torch.autograd.Function):
         return grad
 
 
+rounded: Callable[[Tensor], Tensor] = _Round.apply
+
+
 def _own(product: Callable[..., Any]) -> Callable[[], nn.Module]:
     """The function between two ordinary layers."""
     return lambda: Net(
@@ -94,7 +97,7 @@ add(
 add(
     "rounded weight, straight-through",
     "the gradient is not the derivative, and is meant not to be",
-    lambda: Net(lambda m, x: F.linear(x, _Round.apply(m.w)), w=(10, 12)),  # type: ignore[no-untyped-call]
+    lambda: Net(lambda m, x: F.linear(x, rounded(m.w)), w=(10, 12)),
     floats((12,), (10,)),
     {"w": "dense"},
     reported={"layer": "the backward pass takes the rounding for the identity"},

@@ -45,21 +45,27 @@ _add(
 _add("GRU", FUSED, lambda: nn.GRU(8, 12, batch_first=True), X)
 _add("RNN, relu, no bias", FUSED, lambda: nn.RNN(10, 12, nonlinearity="relu", bias=False, batch_first=True),
      floats((3, 10), (3, 12)))  # fmt: skip
-for name, cell in (("LSTM", nn.LSTM), ("GRU", nn.GRU), ("RNN", nn.RNN)):
+
+
+def _time_first(cell: type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]) -> None:
+    """Reads `[T, B, 12]`; the states of all steps count."""
     add(
-        f"{name}, time first, T = B",
+        f"{cell.__name__}, time first, T = B",
         "the dimension of time has the size of the batch, and comes first; vmap has no rule for the layer",
-        lambda cell=cell: Net(lambda m, x: m.layer(x)[0].tanh().sum(0), layer=cell(12, 16)),  # type: ignore[misc]
+        lambda: Net(lambda m, x: m.layer(x)[0].tanh().sum(0), layer=cell(12, 16)),
         lambda: (torch.randn(B, B, 12), torch.randn(B, 16)),
-        _kinds(lambda cell=cell: cell(12, 16)),  # type: ignore[misc]
+        _kinds(lambda: cell(12, 16)),
         in_dims=1,
         **SCANNED,
     )
-for step in (nn.RNNCell, nn.GRUCell, nn.LSTMCell):
+
+
+def _in_a_loop(cell: type[nn.RNNCell] | type[nn.GRUCell] | type[nn.LSTMCell]) -> None:
+    """A cell a step."""
     add(
-        f"{step.__name__} in a loop, learned first state",
+        f"{cell.__name__} in a loop, learned first state",
         "a layer that runs once a step, and a state that no sample has touched; vmap has no rule for the cell",
-        lambda step=step: Net(_looped, cell=step(8, 12), first=nn.Parameter(torch.randn(12))),  # type: ignore[misc]
+        lambda: Net(_looped, cell=cell(8, 12), first=nn.Parameter(torch.randn(12))),
         X,
         {
             "cell.weight_ih": "outer",
@@ -70,6 +76,12 @@ for step in (nn.RNNCell, nn.GRUCell, nn.LSTMCell):
         },
         **SCANNED,
     )
+
+
+for layer in (nn.LSTM, nn.GRU, nn.RNN):
+    _time_first(layer)
+for cell in (nn.RNNCell, nn.GRUCell, nn.LSTMCell):
+    _in_a_loop(cell)
 add(
     "recurrence of linear layers",
     "the same layer at every step: the last call overwrites what the first has saved",

@@ -26,8 +26,8 @@ add(
     "mixture of experts, rows gathered by index",
     "rows of all samples are sorted by expert: an expert's batch is not the batch, and its size is data, "
     "which vmap cannot have",
-    lambda: Net(_gathered, router=nn.Linear(12, 3), experts=nn.ModuleList([nn.Linear(12, 12) for _ in range(3)])),
-    lambda: (torch.randn(6, 3, 12), torch.randn(6, 3, 12)),
+    lambda: Net(_gathered, router=nn.Linear(24, 3), experts=nn.ModuleList([nn.Linear(24, 24) for _ in range(3)])),
+    lambda: (torch.randn(6, 2, 24), torch.randn(6, 2, 24)),
     {
         "router.weight": "outer",
         "router.bias": "dense",
@@ -39,8 +39,8 @@ add(
 add(
     "experts of bounded capacity by bmm",
     "the experts are the batch dimension of a batched product",
-    lambda: Net(_capacity, **_experts(3, 8)),
-    floats((3, 8), (8,)),
+    lambda: Net(_capacity, **_experts(6, 16)),
+    floats((3, 16), (16,)),
     {"router.weight": "outer", "router.bias": "dense", "w": "dense"},
 )
 add(
@@ -98,7 +98,7 @@ def _gathered(m: Any, x: Tensor) -> Any:
 def _capacity(m: Any, x: Tensor) -> Any:
     """Each expert takes its two best positions of the sample."""
     best, at = m.router(x).softmax(-1).mT.topk(2, -1)
-    taken = torch.gather(x.unsqueeze(1).expand(-1, 3, -1, -1), 2, at[..., None].expand(-1, -1, -1, x.shape[-1]))
+    taken = torch.gather(x.unsqueeze(1).expand(-1, 6, -1, -1), 2, at[..., None].expand(-1, -1, -1, x.shape[-1]))
     by_expert = taken.transpose(0, 1).flatten(1, 2)
     out = torch.bmm(by_expert, m.w).unflatten(1, (len(x), 2)).transpose(0, 1)
     return (out * best[..., None]).sum((1, 2))
