@@ -78,7 +78,7 @@ add(
     lambda: Net(_without_grad, **_ends(teacher=nn.Linear(12, 12))),
     X,
     {**ENDS, "teacher.weight": "-", "teacher.bias": "-"},
-    reported={"layer": "the loss moves with the teacher, and the gradient does not say so"},
+    reported=dict.fromkeys(("slope", "layer"), "the loss moves with the teacher, and the gradient does not say so"),
 )
 add(
     "parameter used once and detached once",
@@ -86,7 +86,7 @@ add(
     lambda: Net(_detached, **_ends()),
     X,
     ENDS,
-    reported={"layer": "the loss moves with both uses, and the gradient is that of one"},
+    reported=dict.fromkeys(("slope", "layer"), "the loss moves with both uses, and the gradient is that of one"),
 )
 add(
     "0-dim parameters beside a layer",

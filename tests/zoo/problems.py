@@ -40,6 +40,7 @@ def made(name: str, dtype: torch.dtype = F64) -> Made:
     return Made(model, module, batch, criterion)
 
 
+@functools.cache
 def looped(name: str) -> Truth:
     """Rows by the module itself on batches of one, with torch alone."""
     model, module, (*inputs, target), criterion = made(name)
