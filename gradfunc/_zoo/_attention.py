@@ -20,9 +20,8 @@ MHA = {
 }
 
 
-def _to_itself(m: Any, x: Tensor) -> Tensor:
-    out: Tensor = m.inner(x, x, x, need_weights=False)[0]
-    return out
+def _to_itself(m: Any, x: Tensor) -> Any:
+    return m.inner(x, x, x, need_weights=False)[0]
 
 
 add(
@@ -78,7 +77,7 @@ def _seen(size: int, length: int) -> Tensor:
     return (torch.arange(length) <= torch.arange(size)[:, None] % length).float()
 
 
-def _padded(m: Any, x: Tensor, seen: Tensor) -> Tensor:
+def _padded(m: Any, x: Tensor, seen: Tensor) -> Any:
     return torch.cat(m.inner(x, x, x, key_padding_mask=seen < 0.5), -1)
 
 
@@ -143,35 +142,16 @@ add(
     floats((2, 12), (2, 12)),
     {"q.weight": "outer", "q.bias": "dense", "kv.weight": "outer"},
 )
-add(
-    "rotary positions, grouped heads",
-    "queries and keys are turned by position before they meet: no layer's output is what attention sees",
-    lambda: Net(_rotary, q=nn.Linear(12, 12, bias=False), k=nn.Linear(12, 6, bias=False)),
-    floats((2, 12), (2, 2, 12)),
-    {"q.weight": "outer", "k.weight": "outer"},
-)
 
 
-def _causal(m: Any, x: Tensor) -> Tensor:
+def _causal(m: Any, x: Tensor) -> Any:
     q, k, v = (t.unflatten(-1, (3, 4)).transpose(1, 2) for t in m.qkv(x).chunk(3, -1))
     hidden = torch.ones(x.shape[1], x.shape[1], device=x.device).triu(1) > 0
     scores = (q @ k.mT / 2).masked_fill(hidden, -math.inf)
-    out: Tensor = m.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
-    return out
+    return m.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
 
 
-def _one_key(m: Any, x: Tensor) -> Tensor:
+def _one_key(m: Any, x: Tensor) -> Any:
     q = m.q(x).unflatten(-1, (3, 4)).transpose(1, 2)
     k, v = (t.unsqueeze(1).expand(-1, 3, -1, -1) for t in m.kv(x).chunk(2, -1))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-
-
-def _rotary(m: Any, x: Tensor) -> Tensor:
-    def turned(t: Tensor) -> Tensor:
-        angle = torch.arange(t.shape[-2], device=t.device)[:, None] * torch.tensor([1.0, 0.1, 0.01], device=t.device)
-        angle = torch.cat([angle, angle], -1).to(t.dtype)
-        return t * angle.cos() + t.roll(3, -1) * angle.sin()
-
-    q = turned(m.q(x).unflatten(-1, (2, 6)).transpose(1, 2))
-    k = turned(m.k(x).unsqueeze(1)).repeat_interleave(2, 1)
-    return (q @ k.mT).softmax(-1) @ x.unsqueeze(1)

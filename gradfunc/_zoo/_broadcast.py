@@ -90,13 +90,6 @@ add(
     {"w": "dense"},
 )
 add(
-    "learned activation",
-    "a parameter inside a function of the data, twice",
-    net(lambda m, x: x + (m.w * x).sin().square() / (m.w.abs() + 1), w=(6,)),
-    X,
-    {"w": "dense"},
-)
-add(
     "parameter repeated to the batch",
     "a copy of the parameter a sample, made by repeat",
     net(lambda m, x: m.w.repeat(len(x), x.shape[1], 1) * x, w=(6,)),
@@ -105,25 +98,25 @@ add(
 )
 
 
-def _positions(m: Any, x: Tensor) -> Tensor:
+def _positions(m: Any, x: Tensor) -> Any:
     return (x + m.position(torch.arange(x.shape[1], device=x.device))).exp()
 
 
-def _with_token(m: Any, x: Tensor) -> Tensor:
+def _with_token(m: Any, x: Tensor) -> Any:
     x = torch.cat([m.token.expand(len(x), 1, -1), x], 1)
     return m.layer((x @ x.mT).softmax(-1) @ x)[:, 0]
 
 
-def _queried(m: Any, x: Tensor) -> Tensor:
+def _queried(m: Any, x: Tensor) -> Any:
     queries = m.queries.unsqueeze(0).expand(len(x), -1, -1)
     return (queries @ m.key(x).mT).softmax(-1) @ x
 
 
-def _projected(m: Any, x: Tensor) -> Tensor:
+def _projected(m: Any, x: Tensor) -> Any:
     return F.scaled_dot_product_attention(m.q(m.queries).expand(len(x), -1, -1), m.k(x), x)
 
 
-def _relative(m: Any, x: Tensor) -> Tensor:
+def _relative(m: Any, x: Tensor) -> Any:
     at = torch.arange(x.shape[1], device=x.device)
     bias = m.table[at[:, None] - at + 31]
     for _ in range(2):

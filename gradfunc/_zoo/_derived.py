@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations
 
 from ._model import Net, add, floats, net
 
@@ -29,7 +29,7 @@ add(
     "two parameters meet before the data; one of them has no dimensions",
     _through(lambda m: m.w * m.scale, w=(10, 12), scale=()),
     X,
-    {"w": "outer", "scale": "dense"},
+    {"w": "dense", "scale": "dense"},
 )
 add(
     "weight cast to another precision",
@@ -97,19 +97,6 @@ add(
 )
 
 
-class _Symmetric(nn.Module):
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight.triu() + weight.triu(1).mT
-
-
-def _symmetric() -> nn.Module:
-    layer = nn.Linear(12, 12)
-    parametrize.register_parametrization(layer, "weight", _Symmetric())
-    return layer
-
-
-add("symmetric weight", LAYER, _symmetric, floats((3, 12), (3, 12)),
-    {**BIAS, "parametrizations.weight.original": "dense"})  # fmt: skip
 add(
     "standardised kernel",
     "the kernel of a convolution is centred and scaled before use",
@@ -150,12 +137,12 @@ add(
 )
 
 
-def _chunks(m: Any, x: Tensor) -> Tensor:
+def _chunks(m: Any, x: Tensor) -> Any:
     weights, biases = m.w.chunk(3), m.b.split(12)
     inputs = (x, x.sin(), x.flip(-1))
     return torch.cat([F.linear(i, w, b) for i, w, b in zip(inputs, weights, biases, strict=True)], -1)
 
 
-def _flat(m: Any, x: Tensor) -> Tensor:
+def _flat(m: Any, x: Tensor) -> Any:
     w, b, v = m.theta.split([24 * 24, 24, 5 * 24])
     return F.linear(F.linear(x, w.view(24, 24), b).tanh(), v.view(5, 24))

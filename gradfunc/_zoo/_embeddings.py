@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,13 +37,6 @@ add(
     {"table.weight": "rows"},
 )
 add(
-    "embedding, tokens on a grid",
-    "two dimensions of positions",
-    lambda: Net(lambda m, i: m.head(m.table(i).sum((1, 2)).tanh()), table=nn.Embedding(13, 8), head=nn.Linear(8, 6)),
-    tokens(13, (2, 2), (6,)),
-    {"table.weight": "rows", "head.weight": "outer", "head.bias": "dense"},
-)
-add(
     "table indexed by tokens",
     "an embedding without the layer",
     lambda: Net(lambda m, i: m.w[i].exp(), w=(13, 8)),
@@ -56,6 +50,15 @@ add(
     tokens(13, (3,), (8,)),
     {"a.weight": "rows", "b.weight": "rows"},
 )
+
+
+def _bag(mode: str) -> Callable[[], nn.Module]:
+    """A bag and a head."""
+    return lambda: Net(
+        lambda m, i: m.head(m.bag(i).tanh()), bag=nn.EmbeddingBag(13, 8, mode=mode), head=nn.Linear(8, 6)
+    )
+
+
 for mode in ("sum", "mean", "max"):
     add(
         f"embedding bag, {mode}",
@@ -64,9 +67,7 @@ for mode in ("sum", "mean", "max"):
             "mean": "divided by the length of the bag, which is not the batch",
             "max": "each feature comes from a token of its own",
         }[mode],
-        lambda mode=mode: Net(  # type: ignore[misc]
-            lambda m, i: m.head(m.bag(i).tanh()), bag=nn.EmbeddingBag(13, 8, mode=mode), head=nn.Linear(8, 6)
-        ),
+        _bag(mode),
         tokens(13, (3,), (6,)),
         {"bag.weight": "dense", "head.weight": "outer", "head.bias": "dense"},
     )
@@ -104,12 +105,11 @@ add(
 )
 
 
-def _weighted_bag(m: Any, i: Tensor) -> Tensor:
+def _weighted_bag(m: Any, i: Tensor) -> Any:
     return F.embedding_bag(i, m.table, mode="sum", per_sample_weights=m.weights[i], padding_idx=0)
 
 
-def _bert(m: Any, i: Tensor) -> Tensor:
+def _bert(m: Any, i: Tensor) -> Any:
     h = m.token(i) + m.segment(i % 4) + m.position(torch.arange(i.shape[1], device=i.device))
     h = m.norm(h)
-    out: Tensor = m.head((h + m.mix(h).tanh().mean(1, keepdim=True))[:, 0])
-    return out
+    return m.head((h + m.mix(h).tanh().mean(1, keepdim=True))[:, 0])

@@ -26,11 +26,14 @@ class Model:
         batch: makes `(*inputs, target)` likewise, samples in dimension 0 but for `in_dims`.
         criterion: `criterion(output, target, reduction="mean" | "sum" | "none")`, samples in dimension 0 under "none".
         kinds: how the factored engine holds the rows of every trainable parameter when the batch runs natively:
-            "outer", "rows", "dense", "outer+rows" for a sum of both, "-" for one that no loss depends on.
+            "outer", "rows", "dense", "outer+rows" for a sum of both, "-" for nothing (no loss depends on it, or it is
+            `asleep`).
         vmapped: the kinds that differ for a loss of one sample, which runs under vmap.
         in_dims: where the samples are in the inputs, as `gf.stateless` takes it.
         out_dims: where they are in the output, likewise.
         vmap: whether `torch.func.vmap(torch.func.grad(...))` can run it; where not, the hazard says why.
+        scanned: whether gradfunc can nevertheless run a loss of one sample there, with a scan for what torch cannot
+            batch.
         asleep: parameters that a loss depends on, but whose gradient is 0 as the module is built.
         reported: `{check: why}` for what `gf.testing.check_gradients` says of it and is right to say.
     """
@@ -45,6 +48,7 @@ class Model:
     in_dims: Any = 0
     out_dims: Any = 0
     vmap: bool = True
+    scanned: bool = False
     asleep: tuple[str, ...] = ()
     reported: Mapping[str, str] = field(default_factory=dict)
 

@@ -12,7 +12,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from ._model import B, Net, add, floats
 
 X = floats((3, 8), (3, 12))
-STEPS = "fused into one operation, which neither hooks nor vmap see into"
+FUSED = "all steps are one operation, which hooks do not see into"
+SCANNED: dict[str, Any] = {"vmap": False, "scanned": True}
 
 
 def _layer(make: Callable[[], nn.RNNBase]) -> Callable[[], nn.Module]:
@@ -25,10 +26,10 @@ def _kinds(make: Callable[[], nn.RNNBase]) -> dict[str, str]:
 
 
 def _add(name: str, hazard: str, make: Callable[[], nn.RNNBase], batch: Callable[[], tuple[Tensor, ...]]) -> None:
-    add(name, hazard, _layer(make), batch, _kinds(make))
+    add(name, f"{hazard}; vmap has no rule for it", _layer(make), batch, _kinds(make), **SCANNED)
 
 
-_add("LSTM", STEPS, lambda: nn.LSTM(8, 12, batch_first=True), X)
+_add("LSTM", FUSED, lambda: nn.LSTM(8, 12, batch_first=True), X)
 _add(
     "LSTM, two layers, bidirectional",
     "one direction reads the sequence backwards, the next layer reads both",
@@ -41,23 +42,30 @@ _add(
     lambda: nn.LSTM(8, 12, proj_size=10, batch_first=True),
     floats((2, 8), (2, 10)),
 )
-_add("GRU", STEPS, lambda: nn.GRU(8, 12, batch_first=True), X)
-_add("RNN, relu, no bias", STEPS, lambda: nn.RNN(10, 12, nonlinearity="relu", bias=False, batch_first=True),
+_add("GRU", FUSED, lambda: nn.GRU(8, 12, batch_first=True), X)
+_add("RNN, relu, no bias", FUSED, lambda: nn.RNN(10, 12, nonlinearity="relu", bias=False, batch_first=True),
      floats((3, 10), (3, 12)))  # fmt: skip
-for name, cell in (("LSTM", nn.LSTM), ("GRU", nn.GRU), ("RNN", nn.RNN)):
+
+
+def _time_first(cell: type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]) -> None:
+    """Reads `[T, B, 12]`; the states of all steps count."""
     add(
-        f"{name}, time first, T = B",
-        "the dimension of time has the size of the batch, and comes first",
-        lambda cell=cell: Net(lambda m, x: m.layer(x)[0].tanh().sum(0), layer=cell(12, 16)),  # type: ignore[misc]
+        f"{cell.__name__}, time first, T = B",
+        "the dimension of time has the size of the batch, and comes first; vmap has no rule for the layer",
+        lambda: Net(lambda m, x: m.layer(x)[0].tanh().sum(0), layer=cell(12, 16)),
         lambda: (torch.randn(B, B, 12), torch.randn(B, 16)),
-        _kinds(lambda cell=cell: cell(12, 16)),  # type: ignore[misc]
+        _kinds(lambda: cell(12, 16)),
         in_dims=1,
+        **SCANNED,
     )
-for cell in (nn.RNNCell, nn.GRUCell, nn.LSTMCell):
+
+
+def _in_a_loop(cell: type[nn.RNNCell] | type[nn.GRUCell] | type[nn.LSTMCell]) -> None:
+    """A cell a step."""
     add(
         f"{cell.__name__} in a loop, learned first state",
-        "a layer that runs once a step, and a state that no sample has touched",
-        lambda cell=cell: Net(_looped, cell=cell(8, 12), first=nn.Parameter(torch.randn(12))),  # type: ignore[misc]
+        "a layer that runs once a step, and a state that no sample has touched; vmap has no rule for the cell",
+        lambda: Net(_looped, cell=cell(8, 12), first=nn.Parameter(torch.randn(12))),
         X,
         {
             "cell.weight_ih": "outer",
@@ -66,20 +74,20 @@ for cell in (nn.RNNCell, nn.GRUCell, nn.LSTMCell):
             "cell.bias_hh": "dense",
             "first": "dense",
         },
+        **SCANNED,
     )
+
+
+for layer in (nn.LSTM, nn.GRU, nn.RNN):
+    _time_first(layer)
+for cell in (nn.RNNCell, nn.GRUCell, nn.LSTMCell):
+    _in_a_loop(cell)
 add(
     "recurrence of linear layers",
     "the same layer at every step: the last call overwrites what the first has saved",
     lambda: Net(_recurrence, inputs=nn.Linear(8, 12), state=nn.Linear(12, 12, bias=False)),
     X,
     {"inputs.weight": "outer", "inputs.bias": "dense", "state.weight": "outer"},
-)
-add(
-    "Euler steps through a small network",
-    "two layers called in turn, four times",
-    lambda: Net(_euler, up=nn.Linear(16, 24), down=nn.Linear(24, 16)),
-    floats((16,), (16,)),
-    {"up.weight": "outer", "up.bias": "dense", "down.weight": "outer", "down.bias": "dense"},
 )
 add(
     "diagonal state space",
@@ -98,7 +106,7 @@ add(
 )
 
 
-def _looped(m: Any, x: Tensor) -> Tensor:
+def _looped(m: Any, x: Tensor) -> Any:
     state: Any = m.first.expand(len(x), -1)
     lstm = isinstance(m.cell, nn.LSTMCell)
     if lstm:
@@ -110,7 +118,7 @@ def _looped(m: Any, x: Tensor) -> Tensor:
     return torch.stack(outputs, 1)
 
 
-def _recurrence(m: Any, x: Tensor) -> Tensor:
+def _recurrence(m: Any, x: Tensor) -> Any:
     state, states = m.inputs(x[:, 0]).tanh(), []
     for step in x.unbind(1):
         state = (m.state(state) + m.inputs(step)).tanh()
@@ -118,21 +126,14 @@ def _recurrence(m: Any, x: Tensor) -> Tensor:
     return torch.stack(states, 1)
 
 
-def _euler(m: Any, x: Tensor) -> Tensor:
-    for _ in range(4):
-        x = x + 0.25 * m.down(m.up(x).tanh())
-    return x
-
-
-def _state_space(m: Any, x: Tensor) -> Tensor:
+def _state_space(m: Any, x: Tensor) -> Any:
     length = x.shape[1]
     lag = torch.arange(length, device=x.device)[:, None] - torch.arange(length, device=x.device)
     kernel = (-m.decay.exp()).exp() ** lag.clamp_min(0)[..., None] * (lag >= 0)[..., None]
     return torch.einsum("tsd,bsd->btd", kernel, x * m.scale)
 
 
-def _packed(m: Any, x: Tensor, lengths: Tensor) -> Tensor:
+def _packed(m: Any, x: Tensor, lengths: Tensor) -> Any:
     packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
     out = pad_packed_sequence(m.layer(packed)[0], batch_first=True, total_length=x.shape[1])[0]
-    head: Tensor = m.head(out.sum(1))
-    return head
+    return m.head(out.sum(1))

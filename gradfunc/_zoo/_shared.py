@@ -20,11 +20,10 @@ def _tied(padding: int | None = None) -> nn.Module:
     return Net(_language, table=table, mix=nn.Linear(16, 16), norm=nn.LayerNorm(16), head=head)
 
 
-def _language(m: Any, i: Tensor) -> Tensor:
+def _language(m: Any, i: Tensor) -> Any:
     """Scores `[B, V, T]`."""
     h = m.table(i)
-    scores: Tensor = m.head(m.norm(h + m.mix(h).tanh())).transpose(1, 2)
-    return scores
+    return m.head(m.norm(h + m.mix(h).tanh())).transpose(1, 2)
 
 
 def _next_tokens(size: int, length: int = 2) -> Callable[[], tuple[Tensor, ...]]:
