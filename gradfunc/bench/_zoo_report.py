@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import string
 from collections.abc import Iterator, Mapping, Sequence
@@ -142,19 +141,35 @@ class ZooReport(Report):
                 rows.append([name, "", f"and {len(often) - _MOST} other messages (to_dict() has them all)"])
         return [Table("What was raised, most often first", ["contender", "models", "message"], rows)] if rows else []
 
+    def _to_dict(self, model: str, contender: str) -> dict[str, Any]:
+        worst = self.cell(model, contender)
+        rows = [row for row in self.rows if (row.model, row.contender) == (model, contender)]
+        verdicts = {row.quantity: row.verdict for row in rows}
+        found = {
+            "verdict": worst.verdict,
+            "error": worst.error,
+            "failure": worst.failure,
+            "dtype": None if worst.dtype == "float64" else worst.dtype,
+            "documented": self.documented.get((model, contender)),
+            "quantities": verdicts if len(set(verdicts.values())) > 1 else None,
+        }
+        return {key: value for key, value in found.items() if value is not None}
+
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: every row, totals, versions and settings."""
-        limits = [
-            {"model": model, "contender": name, "says": list(texts)} for (model, name), texts in self.documented.items()
-        ]
+        """JSON-ready: a cell a model and contender, totals, versions and settings.
+
+        A cell has the worst verdict of the contender's quantities and what belongs to it: the error or what was raised,
+        the precision where it is not float64, what is documented, and every quantity's verdict where they differ.
+        """
         out: dict[str, Any] = jsonable(
             {
                 "environment": self.environment,
                 "models": self.models,
                 "contenders": peers_to_dict(self.contenders),
                 "totals": {name: self.totals(name) for name in self.contenders},
-                "rows": [dataclasses.asdict(row) for row in self.rows],
-                "documented": limits,
+                "cells": {
+                    model: {name: self._to_dict(model, name) for name in self.contenders} for model in self.models
+                },
                 "notes": self.notes,
                 "warnings": self.warnings,
                 "ok": self.ok,

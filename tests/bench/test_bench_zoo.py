@@ -110,14 +110,17 @@ def test_the_table(report):
 def test_json(report):
     out = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert set(out) == {
-        "environment", "models", "contenders", "totals", "rows", "documented", "notes", "warnings", "ok"
+        "environment", "models", "contenders", "totals", "cells", "notes", "warnings", "ok"
     }  # fmt: skip
     assert out["contenders"]["doubling"] == {"versions": "torch", "settings": "by two"}
     assert out["totals"]["gradfunc"] == {"exact": 2, "cannot tell": 1}
     assert "peers" in out["environment"]
-    assert out["rows"][0] == {"model": "line", "contender": "gradfunc", "quantity": "clip-and-sum",
-                              "verdict": "exact", "error": pytest.approx(0, abs=1e-12), "failure": None,
-                              "peer": False, "dtype": "float64"}  # fmt: skip
+    assert out["cells"]["line"]["gradfunc"] == {"verdict": "exact", "error": pytest.approx(0, abs=1e-12)}
+    assert out["cells"]["recurrent"]["refusing"] == {
+        "verdict": "refused",
+        "failure": "NotImplementedError: no rule for this layer",
+        "documented": ["refusing: no GRU (its manual)"],
+    }
 
 
 @pytest.mark.parametrize(("make", "verdict"), [(after(HAND.make, doubled), "wrong"), (refusing, "failed")])
@@ -147,6 +150,7 @@ def test_a_peer_that_refuses_float64_is_asked_in_float32(change, verdict):
     report = gf.bench.zoo([fake("narrow", make), fake("mine", make, peer=False)], [LINE])
     cell = report.cell("line", "narrow")
     assert (cell.verdict, cell.dtype) == (verdict, "float32")
+    assert report.to_dict()["cells"]["line"]["narrow"]["dtype"] == "float32"
     assert "f32" in str(report).split("exact: all")[0]
     assert report.cell("line", "mine").verdict == "failed", "ours is asked in float64 alone"
 
@@ -160,6 +164,8 @@ def test_the_worst_of_several_quantities():
     report = gf.bench.zoo([fake("partly", make, ("norms", "gram", "materialise"))], [LINE])
     assert [row.verdict for row in report.rows] == ["exact", "refused", "exact"]
     assert report.cell("line", "partly").verdict == "refused"
+    quantities = report.to_dict()["cells"]["line"]["partly"]["quantities"]
+    assert quantities == {"norms": "exact", "gram": "refused", "materialise": "exact"}
 
 
 def test_rows_of_another_number_are_infinitely_wrong():
