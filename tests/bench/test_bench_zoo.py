@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -286,3 +287,21 @@ def test_heads_and_marks():
     assert [_broken(name) for name in names] == ["grad-\nfunc", "opacus\nghost", "vmap(-\ngrad)", "jax"]
     letters = _letters()
     assert [next(letters) for _ in range(28)][-3:] == ["z", "aa", "ab"]
+
+
+# --- what is recorded -----------------------------------------------------------------------------------------
+
+
+def test_readme_shows_what_is_recorded():
+    root = Path(__file__).parents[2]
+    recorded = json.loads((root / "benchmarks" / "zoo-cpu.json").read_text())
+    readme = (root / "README.md").read_text()
+    assert f"| of {len(recorded['models'])} models | exact | wrong | refused |" in readme
+    for name, totals in recorded["totals"].items():
+        raised = totals.get("refused", 0) + totals.get("failed", 0)
+        assert f"| {name} | {totals.get('exact', 0)} | {totals.get('wrong', 0)} | {raised} |" in readme
+    cells = [cell for row in recorded["cells"].values() for cell in row.values()]
+    assert min(float(cell["error"]) for cell in cells if cell["verdict"] == "wrong") >= 0.01
+    exact = [cell["error"] for cell in cells if cell["verdict"] == "exact" and "dtype" not in cell]
+    assert max(exact) < 1e-13
+    assert set(gf.bench.PEERS) - {"jax"} < recorded["totals"].keys(), "with every peer installed"
