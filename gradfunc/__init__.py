@@ -26,6 +26,7 @@ Files, in the order in which data flows (a row imports only rows below it; `pypr
     audit/          why sum, mean and per-sample gradients disagree: estimators, verdicts, causes
     _transform/     stages and chains of them: clips, reductions as stages, make_step; what a stage guarantees
     _reduce         reductions by name                  models      small models as functions
+    _zoo/           small modules, one for each thing that goes wrong with per-sample gradients
     _per_sample/    PerSampleGrads, the value; per_sample_grads: the choice of engine and of chunks
     _certificate    what must hold between the answers of per-sample gradients
     _engines/       factored, vmap(grad), loop, rows of cotangents; kept, selected and joined rows

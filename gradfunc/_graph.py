@@ -30,6 +30,9 @@ def coarsest_in(value: Tensor, leaves: Tensors) -> float:
     """The largest unit roundoff of the leaves and of any floating value in the graph of `value`."""
     root = value.grad_fn
     dtypes = {value.dtype, *(leaf.dtype for leaf in leaves.values())}
-    for node in nodes(root) if root is not None else []:
-        dtypes |= {meta.dtype for meta in getattr(node, "_input_metadata", ()) if meta is not None}
+    # Outputs that something is computed from: a Python function under vmap has others, which stand for nothing.
+    read = {edge for node in (nodes(root) if root is not None else []) for edge in node.next_functions}
+    for node, k in read:
+        metas = getattr(node, "_input_metadata", ())
+        dtypes |= {metas[k].dtype} if k < len(metas) and metas[k] is not None else set()
     return max(unit_roundoff(dtype) for dtype in dtypes if dtype.is_floating_point)

@@ -66,7 +66,14 @@ class _Awake(Exception):
 
 
 def capture(
-    losses: Tensor, leaves: Tensors, plans: Plans, backward: Backward, *, scale: float = 1.0, vmapped: bool = False
+    losses: Tensor,
+    leaves: Tensors,
+    plans: Plans,
+    backward: Backward,
+    *,
+    scale: float = 1.0,
+    vmapped: bool = False,
+    compact: bool = True,
 ) -> Captured:
     """The gradients of `scale * losses[i]` with respect to the leaves. The graph behind the losses is used up.
 
@@ -77,6 +84,7 @@ def capture(
         backward: a context around a backward pass.
         scale: what the losses are multiplied by.
         vmapped: whether samples were run by vmap, and mean nothing to each other.
+        compact: whether rows are held instead of factors that are no smaller.
 
     Raises:
         NotImplementedError: torch's own backward pass would mix samples.
@@ -93,7 +101,7 @@ def capture(
     known = plans.known.get(graph.signature)
     if known is not None and known.fits(graph):
         try:
-            return _Run(graph, leaves, known, backward, scale).captured()
+            return _Run(graph, leaves, known, backward, scale).captured(compact)
         except _Awake:
             pass
     owners = measure(graph, leaves, scale, backward)
@@ -102,7 +110,7 @@ def capture(
     with backward():  # what a checkpointed region kept is computed again where it is read
         found = plan(graph, owners)
     run = _Run(graph, leaves, found, backward, scale)
-    captured = run.captured()
+    captured = run.captured(compact)
     plans.learnt += 1
     if found.lasting:
         plans.known[graph.signature] = dataclasses.replace(found, late=run.late)
@@ -129,7 +137,7 @@ class _Run:
         self.samples = len(graph.losses)
         self.late = False  # whether the graph was read after the backward pass
 
-    def captured(self) -> Captured:
+    def captured(self, compact: bool) -> Captured:
         """Rows of every parameter."""
         arrived: dict[str, list[Factor]] = {name: [] for name in self.leaves}
         uses: dict[str, list[Used]] = {name: [] for name in self.leaves}
@@ -146,10 +154,10 @@ class _Run:
             for name, rows, used in self._pulled_back(stopped):
                 arrived[name].append(rows)
                 uses[name].append(used)
-            gradients = {
-                name: Gradient.of(leaf.detach(), self.samples, arrived.pop(name)).compact()
-                for name, leaf in self.leaves.items()
-            }
+            gradients = {}
+            for name, leaf in self.leaves.items():
+                gradient = Gradient.of(leaf.detach(), self.samples, arrived.pop(name))
+                gradients[name] = gradient.compact() if compact else gradient
         return Captured(gradients, self.plan.unused, uses, hash(self.graph.signature))
 
     def _factors(self) -> list[tuple[Use, Factor, Used]]:

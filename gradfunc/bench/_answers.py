@@ -13,7 +13,7 @@ import torch
 
 from .._graph import coarsest_in
 from .._rounding import is_rounding
-from ._contenders import Contender
+from ._contender import Contender
 from ._timing import Entry
 from ._truth import Truth
 from ._workload import Case

@@ -32,16 +32,26 @@ def looped(case: Case, start: int = 0, stop: int | None = None) -> Tensors:
     return {name: torch.stack(parts) for name, parts in zip(leaves, zip(*found, strict=True), strict=True)}
 
 
+def answer(quantity: str, grads: Tensors, max_norm: float) -> Any:
+    """A quantity of rows that are held."""
+    if quantity == "materialise":
+        return grads
+    if quantity == "gram":
+        return gram(grads, grads)
+    found = norms(grads)
+    return found if quantity == "norms" else weighted_sum(grads, clip_factors(found, max_norm))
+
+
 def norms(grads: Mapping[str, Tensor]) -> Tensor:
     """Of each row over all parameters, `[B]`."""
-    parts = torch.stack([torch.linalg.vector_norm(value.flatten(1), dim=1) for value in grads.values()])
+    parts = torch.stack([torch.linalg.vector_norm(_flat(value), dim=1) for value in grads.values()])
     out: Tensor = torch.linalg.vector_norm(parts, dim=0)
     return out
 
 
 def gram(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Tensor:
     """Inner products of rows, `[B, B']`."""
-    return torch.stack([value.flatten(1) @ right[name].flatten(1).T for name, value in left.items()]).sum(0)
+    return torch.stack([_flat(value) @ _flat(right[name]).T for name, value in left.items()]).sum(0)
 
 
 def clip_factors(norms: Tensor, max_norm: float) -> Tensor:
@@ -52,3 +62,8 @@ def clip_factors(norms: Tensor, max_norm: float) -> Tensor:
 def weighted_sum(grads: Mapping[str, Tensor], c: Tensor) -> Tensors:
     """`sum_i c[i] g_i`, `{name: tensor}`."""
     return {name: torch.tensordot(c, value, dims=1) for name, value in grads.items()}
+
+
+def _flat(rows: Tensor) -> Tensor:
+    """A row a sample, also of numbers."""
+    return rows.reshape(len(rows), -1)

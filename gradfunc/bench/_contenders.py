@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,35 +10,10 @@ import torch
 from .._errors import message, one_of
 from .._per_sample import per_sample_grads
 from . import _by_hand
-from ._floor import floor
-from ._truth import QUANTITIES
+from ._contender import Call, Contender
+from ._floor import floor, products
+from ._peers import PEERS
 from ._workload import Case
-
-Call = Callable[[], Any]
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One way to compute the quantities.
-
-    Attributes:
-        name: by which it is asked for.
-        make: `make(case, quantity) -> call`; what can be prepared once is prepared here, and `call()` is timed. It
-            returns `{name: tensor}` for "clip-and-sum", `[B]` for "norms" and `[B, B]` for "gram".
-        quantities: what it can compute. What is not one of `gf.bench.QUANTITIES` is a base line: always measured,
-            and not compared with anything.
-
-    Example:
-        >>> import gradfunc as gf
-        >>> def make(case, quantity):
-        ...     return lambda: sum(len(x) for x in case.batch)
-        >>> gf.bench.Contender("count", make, quantities=("the batch",)).name
-        'count'
-    """
-
-    name: str
-    make: Callable[[Case, str], Call]
-    quantities: tuple[str, ...] = QUANTITIES
 
 
 def gradfunc(engine: str = "auto", *, batched: bool = True) -> Contender:
@@ -64,12 +38,16 @@ def gradfunc(engine: str = "auto", *, batched: bool = True) -> Contender:
             g = f(case.model.params, *case.batch)
             if quantity == "gram":
                 return g.gram()
+            if quantity == "materialise":
+                return g.materialize()
             norms = g.norms()
             return norms if quantity == "norms" else g.weighted_sum(_by_hand.clip_factors(norms, case.max_norm))
 
         return call
 
-    return Contender(("gradfunc" if batched else "gradfunc-vmap") + (f":{engine}" if engine != "auto" else ""), make)
+    name = ("gradfunc" if batched else "gradfunc-vmap") + (f":{engine}" if engine != "auto" else "")
+    settings = f"a loss of {'the batch' if batched else 'one sample'}, engine={engine!r}, each batch verified once"
+    return Contender(name, make, settings=settings)
 
 
 def _plain(case: Case, quantity: str) -> Call:
@@ -84,16 +62,7 @@ def _forward(case: Case, quantity: str) -> Call:
 
 
 def _vmap_grad(case: Case, quantity: str) -> Call:
-    def call() -> Any:
-        rows = _by_hand.rows(case)
-        if quantity == "gram":
-            return _by_hand.gram(rows, rows)
-        norms = _by_hand.norms(rows)
-        if quantity == "norms":
-            return norms
-        return _by_hand.weighted_sum(rows, _by_hand.clip_factors(norms, case.max_norm))
-
-    return call
+    return lambda: _by_hand.answer(quantity, _by_hand.rows(case), case.max_norm)
 
 
 PLAIN = Contender("plain", _plain, ("mean gradient",))
@@ -103,9 +72,10 @@ CONTENDERS = {
         PLAIN,
         Contender("forward", _forward, ("loss",)),
         Contender("floor", floor, ("its operations",)),
+        Contender("products", products, ("rows, bare",), beside=("materialise",)),
         gradfunc(),
         gradfunc(batched=False),
-        Contender("vmap(grad)", _vmap_grad),
+        Contender("vmap(grad)", _vmap_grad, peer=True, settings="torch.func.vmap(grad(loss)), every row held"),
     )
 }
 
@@ -115,11 +85,32 @@ def named(call: str, name: str) -> Contender:
 
     Raises:
         ValueError: no such contender, or an engine beside one that has none.
+        ModuleNotFoundError: a peer that is not installed.
     """
     first, colon, engine = name.partition(":")
-    one_of(call, "contender", first, CONTENDERS)
-    if not colon:
+    one_of(call, "contender", first, [*CONTENDERS, *PEERS])
+    if colon:
+        if not first.startswith("gradfunc"):
+            raise ValueError(message(call, got=f"contender={name!r}", expected="an engine behind gradfunc's own only"))
+        return gradfunc(engine, batched=first == "gradfunc")
+    if first in CONTENDERS:
         return CONTENDERS[first]
-    if not first.startswith("gradfunc"):
-        raise ValueError(message(call, got=f"contender={name!r}", expected="an engine behind gradfunc's own only"))
-    return gradfunc(engine, batched=first == "gradfunc")
+    peer = PEERS[first]
+    if peer.library is not None and not peer.library.installed:
+        got = f"contender={name!r}, which is not installed"
+        raise ModuleNotFoundError(message(call, got=got, expected="an installed peer", do=f"{peer.library.install}"))
+    return peer
+
+
+def chosen(call: str, asked: Sequence[str | Contender]) -> list[Contender]:
+    """Contenders by name or as they are.
+
+    Raises:
+        TypeError: something else.
+    """
+    found = []
+    for item in asked:
+        if not isinstance(item, (str, Contender)):
+            raise TypeError(message(call, got=f"{item!r} as contender", expected="a name or a Contender"))
+        found.append(named(call, item) if isinstance(item, str) else item)
+    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import os
 import platform
 import subprocess
@@ -12,6 +11,9 @@ from typing import Any
 
 import numpy
 import torch
+
+from ._contender import version_of
+from ._peers import versions
 
 # What moves the timings of a CPU.
 _SETTINGS = (
@@ -29,15 +31,19 @@ _SETTINGS = (
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """JSON-ready. `threads` and `load` (the machine's over the last minute) are those of the moment."""
+    """JSON-ready. `threads` and `load` (the machine's over the last minute) are those of the moment.
+
+    `peers` are the versions of other libraries that are installed.
+    """
     on_gpu = device.type == "cuda"
     return {
         "date": datetime.date.today().isoformat(),
-        "gradfunc": _version("gradfunc"),
+        "gradfunc": version_of("gradfunc"),
         "commit": commit(Path(__file__).parent),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": numpy.__version__,
+        "peers": versions(),
         "cuda": torch.version.cuda if on_gpu else None,
         "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
         "cpu": _cpu(),
@@ -64,13 +70,6 @@ def commit(folder: Path) -> str | None:
     # a package installed inside somebody else's repository is not tracked there
     tracked = git("ls-files", "--error-unmatch", "__init__.py")
     return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") if tracked else None
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:  # run from a folder of files
-        return None
 
 
 def _cpu() -> str:

@@ -48,6 +48,7 @@ class GPT(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits of the next token at each position."""
-        x = self.tokens(tokens) + self.positions(torch.arange(tokens.shape[1], device=tokens.device))
+        places = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
+        x = self.tokens(tokens) + self.positions(places)
         out: Tensor = self.head(self.norm(self.blocks(x)))
         return out

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .._report import Report, Table, jsonable, number
+from ._zoo_report import ZooReport, peers_table, peers_to_dict, where_in_words
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float] | None:
@@ -27,8 +28,8 @@ class BenchRow:
         workload: its name.
         contender: its name.
         quantity: what it computed.
-        verdict: "rounding" (right, up to that), "wrong", "failed", "cannot tell" (the notes say why), or "" for a
-            base line.
+        verdict: "rounding" (right, up to that), "wrong", "failed" ("refused" for a peer), "cannot tell" (the notes
+            say why), or "" for a base line.
         error: of the result, against `vmap(grad)` in float64, on the scale of the quantity.
         error64: the same in float64, of the first samples of the batch.
         first: seconds of the first call, with whatever is done once.
@@ -36,6 +37,7 @@ class BenchRow:
         ratios: each of these over the plain backward pass of the same round.
         peak: bytes, at most, above those before the call; None where it was not measured.
         failure: what was raised.
+        peer: whether the contender is somebody else's.
     """
 
     workload: str
@@ -49,6 +51,7 @@ class BenchRow:
     ratios: tuple[float, ...] = ()
     peak: int | None = None
     failure: str | None = None
+    peer: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, and quartiles of times and ratios."""
@@ -66,7 +69,9 @@ class BenchReport(Report):
         rounds: timed calls of each.
         warmups: calls before these.
         environment: where it ran.
-        notes: why results could not be compared, and warnings that were raised.
+        notes: why results could not be compared, warnings that were raised, and peers that are not installed.
+        peers: `{name: (versions, settings)}` of the peers among the contenders.
+        exactness: the same contenders in float64, where that was asked for too.
     """
 
     rows: tuple[BenchRow, ...]
@@ -75,11 +80,14 @@ class BenchReport(Report):
     warmups: int
     environment: dict[str, Any]
     notes: tuple[str, ...] = ()
+    peers: dict[str, tuple[str, str]] = field(default_factory=dict)
+    exactness: ZooReport | None = None
 
     @property
     def ok(self) -> bool:
-        """Whether every contender ran and was right, as far as can be told."""
-        return not any(row.verdict in ("wrong", "failed") for row in self.rows)
+        """Whether every contender that is no peer ran and was right, as far as can be told."""
+        fine = not any(row.verdict in ("wrong", "failed") and not row.peer for row in self.rows)
+        return fine and (self.exactness is None or self.exactness.ok)
 
     def row(self, workload: str, contender: str, quantity: str | None = None) -> BenchRow:
         """The first row of a workload, contender and, if given, quantity.
@@ -99,18 +107,20 @@ class BenchReport(Report):
         for name, about in self.workloads.items():
             rows = [row for row in self.rows if row.workload == name]
             tables.append(Table(f"{name}: {about}", _COLUMNS, [_cells(row) for row in rows]))
-        return [*tables, _LEGEND, self._where(), *self._findings()]
+        used = peers_table(self.peers)
+        beside = [] if self.exactness is None else [*self.exactness.parts()]
+        return [*tables, _LEGEND, self._where(), *used, *self._findings(), *beside]
 
     def _where(self) -> str:
-        where = self.environment
-        load = "" if where.get("load") is None else f", load {where['load']} at the start"
-        place = where["cpu"] if where["device"] == "cpu" else where["device"]
-        done = f"{self.rounds} rounds, {where['date']}"
-        return f"torch {where['torch']} on {place}, threads: {where['threads']}{load}; {done}."
+        return f"{where_in_words(self.environment)}; {self.rounds} rounds, {self.environment['date']}."
 
     def _findings(self) -> list[str]:
-        failed = [f"{row.workload}, {row.contender}, {row.quantity}: {row.failure}" for row in self.rows if row.failure]
-        lines = [f"Failed: {text}" for text in failed] + [f"Note: {text}" for text in self.notes]
+        failed = [
+            f"{row.verdict.capitalize()}: {row.workload}, {row.contender}, {row.quantity}: {row.failure}"
+            for row in self.rows
+            if row.failure
+        ]
+        lines = [*failed, *[f"Note: {text}" for text in self.notes]]
         return ["\n".join(lines)] if lines else []
 
     def to_dict(self) -> dict[str, Any]:
@@ -123,6 +133,8 @@ class BenchReport(Report):
                 "warmups": self.warmups,
                 "rows": [row.to_dict() for row in self.rows],
                 "notes": self.notes,
+                "peers": peers_to_dict(self.peers),
+                "exactness": None if self.exactness is None else self.exactness.to_dict(),
                 "ok": self.ok,
             }
         )

@@ -17,12 +17,14 @@ from .._random import forked
 from ..audit._case import attempt
 from ..audit._options import device_of
 from ._answers import Answers
-from ._contenders import CONTENDERS, PLAIN, Contender, named
+from ._contender import Contender
+from ._contenders import CONTENDERS, PLAIN, chosen
 from ._environment import environment
 from ._memory import peak_bytes
+from ._peers import installed, missing
 from ._report import BenchReport, BenchRow
 from ._steady import unsteady
-from ._timing import Clock, Entry, Failed, in_a_line, interleave, on_threads, ratios
+from ._timing import Clock, Entry, Failed, in_a_line, in_words, interleave, on_threads, ratios
 from ._truth import QUANTITIES
 from ._workload import Case, Workload
 from ._workloads import WORKLOADS
@@ -34,6 +36,7 @@ def run(
     workloads: Sequence[str | Workload] | None = None,
     contenders: Sequence[str | Contender] | None = None,
     *,
+    peers: bool = False,
     quantities: Sequence[str] = ("clip-and-sum",),
     rounds: int = 10,
     warmups: int = 2,
@@ -52,13 +55,14 @@ def run(
     A result is compared with `vmap(grad)` in float64. It is wrong if it has lost more than half of its digits, or if
     its error on the first samples does not vanish when the contender itself computes in float64. Where there is nothing
     to compare with (random draws, a model that does not run in float64), a note says why. A contender that raises fails
-    alone.
+    alone; a peer that raises has refused, and what peers do does not decide `report.ok`.
 
     Args:
         workloads: names from `gf.bench.WORKLOADS` (default: all of them), or workloads, such as `gf.bench.of_model`.
-        contenders: names from `gf.bench.CONTENDERS` (default: all of them), an engine behind gradfunc's own as in
-            "gradfunc:vmap"; or contenders.
-        quantities: of "clip-and-sum", "norms" and "gram".
+        contenders: names from `gf.bench.CONTENDERS` (default: all of them) or `gf.bench.PEERS`, an engine behind
+            gradfunc's own as in "gradfunc:vmap"; or contenders.
+        peers: whether every peer that is installed is measured too; notes name the others.
+        quantities: of "clip-and-sum", "norms", "gram" and "materialise".
         rounds: timed calls of each.
         warmups: calls of each before these, at least 1; the first is reported on its own.
         threads: of torch, for the time of the call; default: as they are.
@@ -71,6 +75,7 @@ def run(
         TypeError: a workload or contender of another form.
         ValueError: an unknown name, engine or device; a number that is not positive; workloads of one name, or on
             several devices; a workload whose samples have no gradient of their own.
+        ModuleNotFoundError: a peer was named that is not installed.
 
     Example:
         >>> import gradfunc as gf
@@ -86,25 +91,27 @@ def run(
             raise ValueError(message(CALL, got=f"{name}={value!r}", expected="a positive int"))
     for quantity in quantities:
         one_of(CALL, "quantity", quantity, QUANTITIES)
-    chosen = [_workload(item) for item in (WORKLOADS if workloads is None else workloads)]
-    asked = [_contender(item) for item in (CONTENDERS if contenders is None else contenders)]
-    _check_names(chosen)
-    place = _place(chosen, device)
+    cases = [_workload(item) for item in (WORKLOADS if workloads is None else workloads)]
+    asked = chosen(CALL, [*CONTENDERS] if contenders is None else contenders)
+    if peers:
+        asked += [peer for peer in installed() if peer not in asked]
+    _check_names(cases)
+    place = _place(cases, device)
     settings = _Settings(tuple(quantities), rounds, warmups, memory, place, clock, note)
     with torch.enable_grad(), on_threads(threads), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         where = environment(place)
         with forked(0, 2, devices=[place]):  # a model may draw
-            measured = [_rows(workload, asked, settings) for workload in chosen]
+            measured = [_rows(workload, asked, settings) for workload in cases]
+    notes = [note for _, why in measured for note in why] + [in_words(w.message) for w in caught]
     return BenchReport(
         rows=tuple(row for rows, _ in measured for row in rows),
-        workloads={workload.name: workload.about for workload in chosen},
+        workloads={workload.name: workload.about for workload in cases},
         rounds=rounds,
         warmups=warmups,
         environment=where,
-        notes=tuple(
-            dict.fromkeys([*[note for _, why in measured for note in why], *[_note(w.message) for w in caught]])
-        ),
+        notes=tuple(dict.fromkeys([*notes, *(missing() if peers else [])])),
+        peers={peer.name: (peer.made_of, peer.settings) for peer in asked if peer.peer},
     )
 
 
@@ -119,12 +126,6 @@ class _Settings:
     note: Callable[[str], None]
 
 
-def _note(warning: Warning | str) -> str:
-    """A warning in a line; torch adds where it was built, which says nothing here."""
-    text = " ".join(str(warning).split()).partition(" (Triggered internally")[0]
-    return f"{type(warning).__name__} raised: {text[:300]}"
-
-
 def _rows(workload: Workload, contenders: Sequence[Contender], settings: _Settings) -> tuple[list[BenchRow], list[str]]:
     """The rows of one workload (what contenders answer, how long they take, what they hold), and notes."""
     note = settings.note
@@ -133,8 +134,7 @@ def _rows(workload: Workload, contenders: Sequence[Contender], settings: _Settin
     planned = [
         (contender, quantity)
         for contender in _plain_first(contenders)
-        for quantity in contender.quantities
-        if quantity in settings.quantities or quantity not in QUANTITIES
+        for quantity in contender.asked(settings.quantities)
     ]
     entries, rows = [], []
     for contender, quantity in planned:
@@ -145,7 +145,10 @@ def _rows(workload: Workload, contenders: Sequence[Contender], settings: _Settin
     for count in interleave(entries, settings.rounds, settings.clock, settings.device):
         note(f"{workload.name}: round {count} of {settings.rounds}")
     note(f"{workload.name}: memory")
-    done = [_finished(row, entry, entries[0].times, settings) for row, entry in zip(rows, entries, strict=True)]
+    done = [
+        _finished(row, contender, entry, entries[0].times, settings)
+        for row, (contender, _), entry in zip(rows, planned, entries, strict=True)
+    ]
     untold = any(row.verdict == "cannot tell" for row in done)
     return done, [f"{workload.name}: cannot tell right from wrong: {problem.why_not}."] if untold else []
 
@@ -177,7 +180,7 @@ class _Problem:
 
 def _first(problem: _Problem, contender: Contender, quantity: str, entry: Entry, settings: _Settings) -> BenchRow:
     """The first call, compared, and the other warm-up calls."""
-    row = BenchRow(problem.case.workload.name, contender.name, quantity)
+    row = BenchRow(problem.case.workload.name, contender.name, quantity, peer=contender.peer)
     try:
         result, first = entry.timed(settings.clock, settings.device)
         row = dataclasses.replace(row, first=first)
@@ -194,15 +197,17 @@ def _first(problem: _Problem, contender: Contender, quantity: str, entry: Entry,
     return row
 
 
-def _finished(row: BenchRow, entry: Entry, plain: Sequence[float], settings: _Settings) -> BenchRow:
+def _finished(
+    row: BenchRow, contender: Contender, entry: Entry, plain: Sequence[float], settings: _Settings
+) -> BenchRow:
     """The row with its times and its memory; a contender that failed once has neither."""
-    if entry.failure is None and settings.memory:
+    if entry.failure is None and settings.memory and not contender.foreign:
         try:
             row = dataclasses.replace(row, peak=peak_bytes(entry.call, settings.device))
         except Exception as error:  # such as no memory, beside what the profiler holds
             entry.failure = in_a_line(error)
     if entry.failure is not None:
-        return dataclasses.replace(row, verdict="failed", failure=entry.failure)
+        return dataclasses.replace(row, verdict="refused" if row.peer else "failed", failure=entry.failure)
     return dataclasses.replace(row, times=tuple(entry.times), ratios=ratios(entry.times, plain))
 
 
@@ -229,11 +234,3 @@ def _workload(item: Any) -> Workload:
         raise TypeError(message(CALL, got=f"{item!r} as workload", expected="a name or a Workload"))
     one_of(CALL, "workload", item, WORKLOADS)
     return WORKLOADS[item]
-
-
-def _contender(item: Any) -> Contender:
-    if isinstance(item, Contender):
-        return item
-    if not isinstance(item, str):
-        raise TypeError(message(CALL, got=f"{item!r} as contender", expected="a name or a Contender"))
-    return named(CALL, item)

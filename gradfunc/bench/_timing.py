@@ -53,6 +53,12 @@ def in_a_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
+def in_words(warning: Warning | str) -> str:
+    """A warning in a line; torch adds where it was built, which says nothing here."""
+    text = " ".join(str(warning).split()).partition(" (Triggered internally")[0]
+    return f"{type(warning).__name__} raised: {text[:300]}"
+
+
 class Failed(RuntimeError):
     """A contender raised."""
 

@@ -14,7 +14,7 @@ from .._tree import Tensors, add
 from . import _by_hand
 from ._workload import Case
 
-QUANTITIES = ("clip-and-sum", "norms", "gram")
+QUANTITIES = ("clip-and-sum", "norms", "gram", "materialise")
 BUDGET = 2**29  # bytes of rows at once
 
 
@@ -29,6 +29,7 @@ class Truth:
         clipped: `sum_i min(1, max_norm / |g_i|) g_i`.
         scale: `sum_i min(max_norm, |g_i|)`, the error scale of that sum.
         gram: inner products, `[B, B]`; None where it was not asked for.
+        parts: computes the rows again, some samples at a time.
     """
 
     norms: Tensor
@@ -36,17 +37,19 @@ class Truth:
     clipped: Tensors
     scale: float
     gram: Tensor | None
+    parts: Callable[[], Iterator[Tensors]]
 
     @classmethod
-    def of(cls, case: Case, *, gram: bool = False, budget: int = BUDGET) -> Truth:
+    def of(cls, case: Case, *, gram: bool = False, budget: int = BUDGET, looped: bool = False) -> Truth:
         """The answers for a case in float64; rows are computed once a pass, so that no more than `budget` lives.
 
         Args:
             case: in float64.
             gram: whether that is needed; it costs a pass for each part of the batch.
             budget: bytes of rows at once.
+            looped: whether by one backward pass a sample, also where `vmap(grad)` would run.
         """
-        rows_of = _rows_of(case)
+        rows_of = _by_hand.looped if looped else _rows_of(case)
 
         def parts(budget: int) -> Iterator[Tensors]:
             return _parts(case, rows_of, budget)
@@ -65,21 +68,39 @@ class Truth:
             half = budget // 2
             blocks = [[_by_hand.gram(left, right) for right in parts(half)] for left in parts(half)]
             inner = torch.cat([torch.cat(row, 1) for row in blocks])
-        return cls(norms, max_norm, clipped, float((factors * norms).sum()), inner)
+        return cls(norms, max_norm, clipped, float((factors * norms).sum()), inner, lambda: parts(budget))
 
     def error(self, quantity: str, got: Any) -> float:
         """The largest error of a result, on the scale of its quantity.
 
         The norm of the difference over `sum |c_i||g_i|` for the sum; over `|g_i|` for norms; over `|g_i||g_j|` for the
-        Gram matrix. Infinite for a result of another form.
+        Gram matrix; for rows the norm of a row's difference over `|g_i|`. Infinite for a result of another form.
         """
+        if quantity == "materialise":
+            return self._error_of_rows(got)
         if quantity == "clip-and-sum":
             return _distance(got, self.clipped) / self.scale if self.scale else _distance(got, self.clipped)
         want, scale = (self.norms, self.norms) if quantity == "norms" else (self.gram, self.norms[:, None] * self.norms)
         if want is None or not isinstance(got, Tensor) or got.shape != want.shape:
             return math.inf
-        gap = (got.double() - want).abs()
-        return float(torch.where(gap > 0, gap / scale, gap).max())
+        return _largest((got.double() - want).abs(), scale)
+
+    def _error_of_rows(self, got: Any) -> float:
+        """Some samples at a time: rows of the whole batch in float64 are never held."""
+        size = len(self.norms)
+        if not _is_like(got, {name: value.expand(size, *value.shape) for name, value in self.clipped.items()}):
+            return math.inf
+        gaps: list[Tensor] = []
+        done = 0
+        for rows in self.parts():
+            part = slice(done, done + len(next(iter(rows.values()))))
+            gaps.append(_by_hand.norms({name: got[name][part].double() - value for name, value in rows.items()}))
+            done = part.stop
+        return _largest(torch.cat(gaps), self.norms)
+
+
+def _largest(gap: Tensor, scale: Tensor) -> float:
+    return float(torch.where(gap > 0, gap / scale, gap).max())
 
 
 def _rows_of(case: Case) -> Callable[[Case, int, int], Tensors]:
@@ -105,8 +126,13 @@ def _parts(case: Case, rows_of: Callable[[Case, int, int], Tensors], budget: int
 
 
 def _distance(got: Any, want: Mapping[str, Tensor]) -> float:
-    if not isinstance(got, Mapping) or got.keys() != want.keys():
-        return math.inf
-    if any(got[name].shape != value.shape for name, value in want.items()):
+    if not _is_like(got, want):
         return math.inf
     return math.hypot(*[float((got[name].double() - value).norm()) for name, value in want.items()])
+
+
+def _is_like(got: Any, want: Mapping[str, Tensor]) -> bool:
+    """Whether it has the same names and shapes."""
+    if not isinstance(got, Mapping) or got.keys() != want.keys():
+        return False
+    return all(isinstance(got[name], Tensor) and got[name].shape == value.shape for name, value in want.items())

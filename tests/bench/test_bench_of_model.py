@@ -132,7 +132,7 @@ def bench(model, criterion, batch, contenders=OURS, **options):
 def test_every_form_is_measured_and_right(form):
     report = bench(*FORMS[form](), ["plain", "forward", *OURS], quantities=gf.bench.QUANTITIES)
     assert report.ok, str(report)
-    assert [row.verdict for row in report.rows] == ["", "", *["rounding"] * 6], str(report)
+    assert [row.verdict for row in report.rows] == ["", "", *["rounding"] * 8], str(report)
     assert all(len(row.ratios) == 1 for row in report.rows)
 
 
@@ -300,9 +300,13 @@ def test_a_scalar_for_the_whole_batch_fails_natively_batched_contenders():
 
 def test_a_model_that_vmap_cannot_run():
     report = bench(*FORMS["decided by data"](), ["vmap(grad)", "gradfunc", "gradfunc-vmap:vmap"])
-    assert [row.verdict for row in report.rows] == ["", "failed", "rounding", "failed"]
-    assert "Failed: model, vmap(grad), clip-and-sum: RuntimeError: " in str(report)
-    assert max(map(len, [line for line in str(report).splitlines() if "Failed" not in line])) <= 118
+    assert [row.verdict for row in report.rows] == ["", "refused", "rounding", "failed"]
+    assert not report.ok
+    assert report.ok == all(row.peer for row in report.rows if row.verdict in ("refused", "failed"))
+    assert "Refused: model, vmap(grad), clip-and-sum: RuntimeError: " in str(report)
+    assert "Failed: model, gradfunc-vmap:vmap, clip-and-sum: RuntimeError: " in str(report)
+    told = ("Failed", "Refused")
+    assert max(map(len, [line for line in str(report).splitlines() if not line.startswith(told)])) <= 118
 
 
 def test_losses_without_samples_in_front():
@@ -313,7 +317,7 @@ def test_losses_without_samples_in_front():
 
     model, x, y = perceptron(), X.view(3, 3, 4), Y.view(3, 3)
     report = bench(model, flattened, (x, y), ["forward", *OURS, "vmap(grad)"])
-    assert [row.verdict for row in report.rows] == ["", "", "failed", "failed", "failed"]
+    assert [row.verdict for row in report.rows] == ["", "", "failed", "failed", "refused"]
     assert "under reduction='none' for 3 samples; expected the samples in dimension 0" in " ".join(str(report).split())
     assert all(report.row("model", name).times for name in ("plain", "forward"))
 

@@ -73,12 +73,16 @@ def test_the_table(report):
 
 def test_json(report):
     out = json.loads(json.dumps(report.to_dict(), allow_nan=False))
-    assert set(out) == {"environment", "workloads", "rounds", "warmups", "rows", "notes", "ok"}
+    assert set(out) == {
+        "environment", "workloads", "rounds", "warmups", "rows", "notes", "peers", "exactness", "ok"
+    }  # fmt: skip
     assert set(out["rows"][0]) == {
         "workload", "contender", "quantity", "verdict", "error", "error64", "first", "times", "ratios", "peak",
-        "failure", "time_quartiles", "ratio_quartiles",
+        "failure", "peer", "time_quartiles", "ratio_quartiles",
     }  # fmt: skip
     assert (out["ok"], out["rounds"], out["warmups"]) == (True, 2, 2)
+    assert list(out["peers"]) == ["vmap(grad)"]
+    assert out["exactness"] is None
 
 
 def test_where_it_ran(report):
@@ -224,6 +228,28 @@ def test_a_wrong_sum_is_told(fault):
 def test_a_right_sum_is_told():
     assert verdict(HAND.make) == "rounding"
     assert verdict(after(HAND.make, scaled(1 + 1e-16))) == "rounding"
+
+
+def first_of(rows):
+    return (torch.arange(len(rows)) != 3).view(-1, *[1] * (rows.dim() - 1))
+
+
+ROWS = {
+    "off by a thousandth": scaled(1.001),
+    "two samples exchanged": lambda case, out: {k: v.flip(0) for k, v in out.items()},
+    "the first alone": lambda case, out: {k: v[:1].expand(v.shape) for k, v in out.items()},
+    "one sample": lambda case, out: {k: v.where(first_of(v), v * 1.001) for k, v in out.items()},
+    "a sample too few": lambda case, out: {k: v[1:] for k, v in out.items()},
+    "a parameter is missing": lambda case, out: dict(list(out.items())[1:]),
+    "a list": lambda case, out: list(out.values()),
+    "NaN": scaled(math.nan),
+    "summed": lambda case, out: {k: v.sum(0) for k, v in out.items()},
+}
+
+
+@pytest.mark.parametrize("fault", ROWS)
+def test_wrong_rows_are_told(fault):
+    assert verdict(after(HAND.make, ROWS[fault]), "materialise") == "wrong"
 
 
 @pytest.mark.parametrize("quantity", ["norms", "gram"])

@@ -11,6 +11,7 @@ from oracle import close, close_sum, flat, truth
 from tiny import GPT, MLP, TIED, TINY
 
 import gradfunc as gf
+from gradfunc.bench import _by_hand
 from gradfunc.bench._truth import Truth
 
 NAMES = [workload.name for workload in TINY]
@@ -147,3 +148,62 @@ def test_the_tied_head_stays_tied_in_float64():
     module = TIED.case().cast(torch.float64).module
     assert module.head.weight is module.tokens.weight
     assert module.head.weight.dtype == torch.float64
+
+
+def test_rows_are_compared_a_part_at_a_time():
+    """On the scale of each sample's own norm, in parts of any size, of which no more than one is there."""
+    case = MLP.case().cast(torch.float64)
+    rows = plain_rows(case)
+    norms = flat(rows).norm(dim=1)
+    row_bytes = flat(rows).shape[1] * 8
+    bent = {name: value.clone() for name, value in rows.items()}
+    bent["0.bias"][7, 2] += 0.25 * norms[7]
+    for budget in (2**29, row_bytes * 4, 1):
+        found = Truth.of(case, budget=budget)
+        assert found.error("materialise", rows) < 1e-12
+        assert found.error("materialise", bent) == pytest.approx(0.25)
+        parts = [len(part["0.bias"]) for part in found.parts()]
+        assert sum(parts) == case.size
+        assert max(parts) == {2**29: 11, row_bytes * 4: 4, 1: 1}[budget]
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+@pytest.mark.parametrize("workload", TINY, ids=NAMES)
+def test_both_ways_to_the_answers_agree(workload):
+    case = workload.case().cast(torch.float64)
+    looped, vmapped = Truth.of(case, looped=True), Truth.of(case)
+    assert looped.error("norms", vmapped.norms) < 1e-12
+    assert looped.error("clip-and-sum", vmapped.clipped) < 1e-12
+
+
+def test_numbers_are_parameters_too():
+    """Rows of a parameter of shape () are `[B]`."""
+    rows = {"scale": torch.tensor([3.0, 1.0]), "weight": torch.tensor([[4.0, 0.0], [0.0, 1.0]])}
+    assert _by_hand.norms(rows).tolist() == pytest.approx([5.0, math.sqrt(2)])
+    assert _by_hand.gram(rows, rows).tolist() == [[25.0, 3.0], [3.0, 2.0]]
+
+
+def test_products_are_those_of_rows():
+    """One a use of a weight, sample by sample; embeddings are scattered."""
+    case = GPT.case().cast(torch.float64)
+    outer, scattered = gf.bench.CONTENDERS["products"].make(case, "rows, bare")()
+    rows = plain_rows(case)
+    looked_up = [value for name, value in rows.items() if name in ("tokens.weight", "positions.weight")]
+    weights = [value for name, value in rows.items() if value.dim() == 3 and "tokens" not in name and "pos" not in name]
+    for found, wanted in ((outer, weights), (scattered, looked_up[:1])):
+        assert len(found) >= len(wanted) > 0
+        for want in wanted:
+            assert any(got.shape == want.shape and torch.allclose(got, want, rtol=1e-10) for got in found)
+
+
+def test_products_are_measured_beside_rows_only():
+    products = gf.bench.CONTENDERS["products"]
+    assert products.asked(("clip-and-sum", "gram")) == []
+    assert products.asked(("norms", "materialise")) == ["rows, bare"]
+    assert gf.bench.CONTENDERS["floor"].asked(("norms",)) == ["its operations"]
+    assert gf.bench.CONTENDERS["gradfunc"].asked(("norms",)) == ["norms"]
+    outer, scattered = products.make(MLP.case(), "rows, bare")()
+    rows = plain_rows(MLP.case())
+    assert scattered == []
+    for got, want in zip(outer, (rows["0.weight"], rows["2.weight"]), strict=True):
+        torch.testing.assert_close(got, want)
