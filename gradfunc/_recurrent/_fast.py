@@ -28,7 +28,7 @@ def fast(
     weights = Weights(w_hh.detach(), *(t if t is None else t.detach() for t in (b_hh, w_hr)))
     kind = _KINDS[step]
     with torch.no_grad():
-        run = kind.run(gates, state, weights, reverse)
+        run = kind.run(gates.detach(), state, weights, reverse)  # nothing else holds them, or reads them in the graph
     if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in (x, *state, *cell)):
         return run.after, run.last
     # torch's stubs leave `apply` untyped

@@ -69,7 +69,7 @@ class Kind(Protocol):
     """One kind of cell."""
 
     def run(self, gates: Tensor, state: State, weights: Weights, reverse: bool) -> Run:
-        """All steps."""
+        """All steps. Takes the gates' storage."""
 
     def back(
         self, kept: Sequence[Tensor], weights: Weights, last: Tensor | None, grad: Tensor | None, reverse: bool
@@ -91,74 +91,72 @@ def _by_step(tensor: Tensor, reverse: bool) -> tuple[Tensor, ...]:
 
 
 def _by_gate(tensor: Tensor, count: int) -> Tensor:
-    """`[..., B, gates H]` as `[..., gates, B, H]`."""
+    """`[..., gates H]` as `[..., gates, H]`."""
     apart: Tensor = tensor.unflatten(-1, (count, -1))
-    return apart.transpose(-2, -3)
+    return apart
 
 
 class LSTM:
     """Input, forget, candidate, output gate."""
 
     def run(self, gates: Tensor, state: State, weights: Weights, reverse: bool) -> Run:
-        """Four gates and the cell state."""
+        """The gates are computed in place; the candidate beside them, since a tanh is slow on columns."""
         length, rows, width = gates.shape
         projection = None if weights.w_hr is None else weights.w_hr.t()
         before, after = _states(state[0], length, reverse)
         c_before, c_after = _states(state[1], length, reverse)
-        acts = gates.new_empty(length, 4, rows, width // 4)
-        squashed = torch.empty_like(acts[:, 0])
-        inside = after if projection is None else torch.empty_like(squashed)
-        hidden, weight = gates.new_empty(rows, width), weights.w_hh.t()
-        hidden_by_gate = _by_gate(hidden, 4)
-        parts = (_by_gate(gates, 4), acts, acts[:, :2], *acts.unbind(1), c_before, c_after, squashed, inside)
-        steps = zip(*(_by_step(part, reverse) for part in (before, after, *parts)), strict=True)
-        for h, h_next, given, act, both, i, f, g, o, c, c_next, tanh_c, out in steps:
-            torch.mm(h, weight, out=hidden)
-            torch.add(given, hidden_by_gate, out=act)
+        i, f, g, o = gates.chunk(4, 2)
+        candidate = gates.new_empty(length, rows, width // 4)
+        squashed = torch.empty_like(candidate)
+        inside = after if projection is None else torch.empty_like(candidate)
+        weight = weights.w_hh.t()
+        parts = (before, after, gates, gates[:, :, : width // 2], i, f, g, o, candidate)
+        steps = zip(*(_by_step(part, reverse) for part in (*parts, c_before, c_after, squashed, inside)), strict=True)
+        for h, h_next, given, both, enter, forget, column, leave, new, c, c_next, tanh_c, out in steps:
+            given.addmm_(h, weight)
             both.sigmoid_()
-            g.tanh_()
-            o.sigmoid_()
-            torch.mul(f, c, out=c_next).addcmul_(i, g)
+            leave.sigmoid_()
+            new.copy_(column).tanh_()
+            torch.mul(forget, c, out=c_next).addcmul_(enter, new)
             torch.tanh(c_next, out=tanh_c)
-            torch.mul(o, tanh_c, out=out)
+            torch.mul(leave, tanh_c, out=out)
             if projection is not None:
                 torch.mm(out, projection, out=h_next)
         end = 0 if reverse else -1
-        last = (after[end], c_after[end])
-        return Run(before, after, None if projection is None else inside, last, (acts, c_before, squashed))
+        kept = (gates, candidate, c_before, squashed)
+        return Run(before, after, None if projection is None else inside, (after[end], c_after[end]), kept)
 
     def back(
         self, kept: Sequence[Tensor], weights: Weights, last: Tensor | None, grad: Tensor | None, reverse: bool
     ) -> Cotangents:
         """The output's cotangent goes to the output gate and to the cell state, that of the cell state to the rest."""
-        acts, c_before, squashed = kept
-        length, _, rows, size = acts.shape
-        i, f, g, o = acts.unbind(1)
-        slopes, to_cell = torch.empty_like(acts), torch.empty_like(squashed)
-        for k, (times, gate) in enumerate(((g, i), (c_before, f), (None, None), (squashed, o))):
-            if gate is not None:
-                _sigmoid_back(times, gate, grad_input=slopes[:, k])
-        _tanh_back(i, g, grad_input=slopes[:, 2])
-        _tanh_back(o, squashed, grad_input=to_cell)
-        gates = acts.new_empty(length, rows, 4 * size)
+        acts, g, c_before, squashed = kept
+        length, rows, size = g.shape
+        i, f, _, o = acts.chunk(4, 2)
+        gates, to_cell = torch.empty_like(acts), torch.empty_like(g)  # at first each gate's slope
         by_gate = _by_gate(gates, 4)
-        own = acts.new_zeros(rows, size) if last is None else last.clone(memory_format=torch.contiguous_format)
-        grad = acts.new_zeros(()).expand(length, rows, weights.w_hh.shape[1]) if grad is None else grad
+        for k, (times, gate) in {0: (g, i), 1: (c_before, f), 3: (squashed, o)}.items():
+            _sigmoid_back(times, gate, grad_input=by_gate[:, :, k])
+        _tanh_back(i, g, grad_input=by_gate[:, :, 2])
+        _tanh_back(o, squashed, grad_input=to_cell)
+        own = g.new_zeros(rows, size) if last is None else last.clone(memory_format=torch.contiguous_format)
+        to_all = own[:, None]
+        grad = g.new_zeros(()).expand(length, rows, weights.w_hh.shape[1]) if grad is None else grad
         projected = None if weights.w_hr is None else torch.empty_like(grad, memory_format=torch.contiguous_format)
-        h, inner = acts.new_empty(rows, weights.w_hh.shape[1]), acts.new_empty(rows, size)
+        h, inner = torch.empty_like(grad[0], memory_format=torch.contiguous_format), torch.empty_like(own)
         wholes = repeat(h) if projected is None else _by_step(projected, not reverse)
-        parts = (grad, gates, by_gate[:, :3], by_gate[:, 3], slopes[:, :3], slopes[:, 3], to_cell, f)
+        parts = (grad, gates, by_gate[:, :, :3], by_gate[:, :, 3], to_cell, f)
         steps = zip(*(_by_step(part, not reverse) for part in parts), strict=True)
         behind: Tensor | None = None
-        for (given, out, out_cell, out_o, slope, slope_o, slope_c, forget), whole in zip(steps, wholes, strict=False):
+        for (given, out, cells, outs, slope, forget), whole in zip(steps, wholes, strict=False):
             total = given if behind is None else torch.addmm(given, behind, weights.w_hh, out=whole)
             if weights.w_hr is not None:
                 if behind is None:
                     whole.copy_(given)
                 total = torch.mm(whole, weights.w_hr, out=inner)
-            own.addcmul_(total, slope_c)
-            torch.mul(slope, own, out=out_cell)
-            torch.mul(slope_o, total, out=out_o)
+            own.addcmul_(total, slope)
+            cells.mul_(to_all)
+            outs.mul_(total)
             own.mul_(forget)
             behind = out
         assert behind is not None  # there is a step
@@ -169,60 +167,57 @@ class GRU:
     """Reset gate, update gate, candidate."""
 
     def run(self, gates: Tensor, state: State, weights: Weights, reverse: bool) -> Run:
-        """Three gates; what the state gives to the candidate is kept too."""
+        """Two gates in place; what the state gives to the candidate is kept too."""
         length, rows, width = gates.shape
+        size = width // 3
         before, after = _states(state[0], length, reverse)
-        acts = gates.new_empty(length, 3, rows, width // 3)
-        to_candidate = torch.empty_like(acts[:, 0])
+        candidate = gates.new_empty(length, rows, size)
+        to_candidate = torch.empty_like(candidate)
         hidden, weight, bias = gates.new_empty(rows, width), weights.w_hh.t(), weights.b_hh
-        hidden_both, hidden_n = _by_gate(hidden, 3).split([2, 1])
-        hidden_n = hidden_n[0]
-        by_gate = _by_gate(gates, 3)
-        parts = (before, after, by_gate[:, :2], by_gate[:, 2], acts[:, :2], *acts.unbind(1), to_candidate)
-        steps = zip(*(_by_step(part, reverse) for part in parts), strict=True)
-        for h, h_next, given, given_n, both, r, z, n, kept in steps:
+        hidden_both, hidden_n = hidden.split([2 * size, size], 1)
+        r, z, n = gates.chunk(3, 2)
+        parts = (before, after, gates[:, :, : 2 * size], r, z, n, candidate, to_candidate)
+        for h, h_next, both, reset, update, column, new, product in zip(
+            *(_by_step(part, reverse) for part in parts), strict=True
+        ):
             if bias is None:
                 torch.mm(h, weight, out=hidden)
             else:
                 torch.addmm(bias, h, weight, out=hidden)
-            torch.add(given, hidden_both, out=both).sigmoid_()
-            kept.copy_(hidden_n)
-            torch.addcmul(given_n, r, kept, out=n).tanh_()
-            torch.lerp(n, h, z, out=h_next)
-        return Run(before, after, None, (after[0 if reverse else -1],), (acts, to_candidate, before))
+            both.add_(hidden_both).sigmoid_()
+            product.copy_(hidden_n)
+            torch.addcmul(column, reset, product, out=new).tanh_()
+            torch.lerp(new, h, update, out=h_next)
+        return Run(before, after, None, (after[0 if reverse else -1],), (gates, candidate, to_candidate, before))
 
     def back(
         self, kept: Sequence[Tensor], weights: Weights, last: Tensor | None, grad: Tensor | None, reverse: bool
     ) -> Cotangents:
         """Every gate's cotangent is the output's times what is known beforehand."""
-        acts, to_candidate, before = kept
-        length, _, rows, size = acts.shape
-        r, z, n = acts.unbind(1)
-        slopes = torch.empty_like(acts)
-        slope_n = torch.empty_like(to_candidate)
+        acts, n, to_candidate, before = kept
+        r, z, _ = acts.chunk(3, 2)
+        hidden, slope_n, total = torch.empty_like(acts), torch.empty_like(n), torch.empty_like(n)
+        by_gate = _by_gate(hidden, 3)  # at first each gate's slope
         _tanh_back(1 - z, n, grad_input=slope_n)
-        _sigmoid_back(slope_n * to_candidate, r, grad_input=slopes[:, 0])
-        _sigmoid_back(before - n, z, grad_input=slopes[:, 1])
-        torch.mul(slope_n, r, out=slopes[:, 2])
-        hidden = acts.new_empty(length, rows, 3 * size)
-        total = torch.empty_like(to_candidate)
-        grad = acts.new_zeros(()).expand_as(total) if grad is None else grad
-        parts = (grad, total, hidden, _by_gate(hidden, 3), slopes, z)
-        steps = zip(*(_by_step(part, not reverse) for part in parts), strict=True)
+        _sigmoid_back(slope_n * to_candidate, r, grad_input=by_gate[:, :, 0])
+        _sigmoid_back(before - n, z, grad_input=by_gate[:, :, 1])
+        torch.mul(slope_n, r, out=by_gate[:, :, 2])
+        grad = n.new_zeros(()).expand_as(n) if grad is None else grad
+        steps = zip(*(_by_step(part, not reverse) for part in (grad, total, hidden, by_gate, z)), strict=True)
         own: Tensor | None = None  # what the state itself sends back
         behind: Tensor | None = None
-        for given, h, out, out_by_gate, slope, update in steps:
+        for given, h, out, parts, update in steps:
             if own is None or behind is None:
                 h.copy_(given)
             else:
                 torch.addmm(given, behind, weights.w_hh, out=h).add_(own)
-            torch.mul(slope, h, out=out_by_gate)
+            parts.mul_(h[:, None])
             own = h * update
             behind = out
         assert own is not None  # there is a step
         assert behind is not None
         gates = hidden.clone()
-        torch.mul(slope_n, total, out=_by_gate(gates, 3)[:, 2])
+        torch.mul(slope_n, total, out=_by_gate(gates, 3)[:, :, 2])
         return Cotangents(gates, hidden, None, (torch.addmm(own, behind, weights.w_hh),))
 
 
