@@ -342,7 +342,7 @@ def test_one_output_alone(name, part):
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_saved_is_changed(name):
     """Two backward passes over one graph, and what a caller writes to outputs."""
-    net, x = net_of(name, bidirectional=True), torch.randn(4, 2, 3, dtype=F64)
+    net, x = net_of(name), torch.randn(4, 2, 3, dtype=F64)
     out = tensors(by_hand(net, x))
     twice = [torch.autograd.grad(out[0].sum(), list(net.parameters()), retain_graph=True) for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*twice, strict=True))

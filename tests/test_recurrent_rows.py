@@ -51,9 +51,7 @@ class Net(nn.Module):
     def forward(self, x, *given):
         """x of a batch, or of one sample without a batch dimension."""
         alone = x.dim() == 2
-        states = [
-            s[:, 0] if alone else s.expand(-1, x.shape[self.axis], -1).contiguous() for s in self._states(given)
-        ]
+        states = [s[:, 0] if alone else s.expand(-1, x.shape[self.axis], -1).contiguous() for s in self._states(given)]
         hx = () if not states else ((states[0],) if len(self.sizes) == 1 else (tuple(states),))
         y, last = self.layer(x, *hx)
         last = last if isinstance(last, tuple) else (last,)
@@ -364,3 +362,20 @@ def test_dropout_between_layers(kind, mode):
         rows[engine] = f.at(step=0)(params, x).materialize()
     for engine in ("factored", "vmap"):
         close_rows(rows[engine], rows["loop"], engine)
+
+
+def test_steps_that_are_samples():
+    """A loss for every step of one sequence: they share what came before, but for a recurrent weight of 0."""
+    net = nn.RNN(INPUTS, HIDDEN, nonlinearity="relu", dtype=F64)
+    model = gf.stateless(net)
+    params = dict(model.params)
+
+    def native(p, x):
+        return score(model(p, x.unsqueeze(1))[0].squeeze(1))
+
+    f = gf.per_sample_grads(native, batched=True, engine="factored", verify=False)
+    for weight in (torch.zeros_like(params["weight_hh_l0"]), params["weight_hh_l0"]):
+        own = {**params, "weight_hh_l0": weight}
+        x = torch.randn(SAMPLES, INPUTS, dtype=F64)
+        check_queries(f(own, x), truth_batched(native, own, (x,)))
+    assert learnt(f) == 2

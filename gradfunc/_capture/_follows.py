@@ -42,7 +42,7 @@ def follows(graph: Graph, owners: Owners, node: int, j: int) -> bool:
     name, out, shape = graph.names[node], graph.shape(Edge(node, 0)), graph.shape(edge)
     if owners.samples == 1 or not above.layouts or not below.layouts or name in VIEWS or name.startswith(REORDERS):
         return True
-    scans = is_scan(graph.nodes[node])  # rows stay rows, the last dimension but one
+    scans = is_scan(graph.nodes[node])  # it keeps rows apart, the last dimension but one, and mixes steps
     if hasattr(graph.nodes[node], "apply") and not scans:  # a function written in Python may do anything with its data
         return False
     if name.startswith("Convolution") and graph.nodes[node]._saved_groups % owners.samples == 0:
@@ -51,7 +51,9 @@ def follows(graph: Graph, owners: Owners, node: int, j: int) -> bool:
     kept = _kept(graph, node, j, len(shape))
     if kept is not None:
         return own in kept and (own, within) == (dim, inner)
-    if name in _BROADCAST or out == shape or scans:
+    if scans:
+        return (own, dim, within) == (len(shape) - 2, len(out) - 2, inner)
+    if name in _BROADCAST or out == shape:
         return (own + len(out) - len(shape), within) == (dim, inner)
     return True
 

@@ -31,8 +31,12 @@ from ._call import state as _state
 from ._cell import Cell as Cell
 from ._cell import State as State
 from ._cell import Step as Step
-from ._cell import advance, beside, gru_step, input_gates, lstm_step, relu_step, tanh_step
+from ._cell import advance, beside, input_gates
+from ._cell import gru_step as gru_step
+from ._cell import lstm_step as lstm_step
 from ._cell import plain as plain
+from ._cell import relu_step as relu_step
+from ._cell import tanh_step as tanh_step
 from ._fast import fast as fast
 from ._nodes import is_product as is_product
 from ._nodes import is_scan as is_scan
