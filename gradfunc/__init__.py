@@ -38,7 +38,8 @@ Files, in the order in which data flows (a row imports only rows below it; `pypr
     _graph          the precisions in a graph
     _weights        Weighted, Accumulator: the only mean
     _random/        draws keyed by (seed, step, sample, use); generators forked; draws refused, recorded, replayed
-    _recurrent      lstm, gru, rnn as scans             _report     tables and JSON    _rounding   error bounds
+    _recurrent/     lstm, gru, rnn as scans: of plain operations, by hand
+    _report         tables and JSON                     _rounding   error bounds
     _tree/          arithmetic on {name: tensor} and on rows of them; batches as pytrees, static and ragged arguments
     _errors         the grammar of messages
 

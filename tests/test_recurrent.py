@@ -1,4 +1,4 @@
-"""The scans equal torch's fused recurrent operators, values and gradients, and run under vmap(grad)."""
+"""The scans equal torch's fused recurrent operators, values and derivatives; the plain one runs under vmap(grad)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from gradfunc import _recurrent
 
 F64 = torch.float64
+SCANS = {"plain": _recurrent.plain, "fast": _recurrent.fast}
 NAMES = ["lstm", "gru", "rnn_tanh", "rnn_relu"]
 MODULES = {
     "lstm": nn.LSTM,
@@ -38,7 +39,8 @@ class Scans(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in MODULES:
             self.seen += 1
-            return getattr(_recurrent, name)(*args, **(kwargs or {}), **self.options)
+            options = {} if name.endswith("cell") else self.options
+            return getattr(_recurrent, name)(*args, **(kwargs or {}), **options)
         return func(*args, **(kwargs or {}))
 
 
@@ -55,11 +57,16 @@ def tensors(out):
     return [out] if isinstance(out, torch.Tensor) else [t for part in out for t in tensors(part)]
 
 
-def check_equal(net, *inputs):
-    """Values and gradients in the parameters and all inputs that ask for one."""
+def check_equal(net, *inputs, scans=SCANS):
+    """Values and gradients in the parameters and all inputs that ask for one, of each scan."""
+    for scan in scans:
+        check_scan(SCANS[scan], net, *inputs)
+
+
+def check_scan(scan, net, *inputs):
     leaves = [*net.parameters(), *[t for part in inputs for t in tensors(part) if t.requires_grad]]
     found = []
-    for run in (lambda: net(*inputs), lambda: scanned(net, *inputs)):
+    for run in (lambda: net(*inputs), lambda: scanned(net, *inputs, scan=scan)):
         out = tensors(run())
         torch.manual_seed(1)
         loss = sum((t * torch.randn_like(t)).sum() for t in out)
@@ -205,11 +212,19 @@ def test_vmap_of_grad_is_the_loop(name, given):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_autocast_computes_in_the_lower_type(name):
+@pytest.mark.parametrize("scan", SCANS)
+@pytest.mark.parametrize("inside", [False, True])
+def test_autocast_computes_in_the_lower_type(name, scan, inside):
     net, x = MODULES[name](3, 5), torch.randn(4, 2, 3)
     with torch.autocast("cpu", torch.bfloat16):
-        out = tensors(scanned(net, x))
+        out = tensors(scanned(net, x, scan=SCANS[scan]))
+        got = torch.autograd.grad(out[0].float().sum(), list(net.parameters())) if inside else ()
     assert {t.dtype for t in out} == {torch.bfloat16}
+    got = got or torch.autograd.grad(out[0].float().sum(), list(net.parameters()))
+    want = torch.autograd.grad(net(x)[0].sum(), list(net.parameters()))
+    scale = sum(g.square().sum() for g in want).sqrt()
+    assert all(g.dtype == torch.float32 for g in got)
+    assert max(float((g - w).abs().max()) for g, w in zip(got, want, strict=True)) < 20 * 2**-8 * scale
 
 
 def check_no_product_of_parameters_alone():
@@ -231,6 +246,166 @@ def check_no_product_of_parameters_alone():
 
 def test_no_product_of_parameters_alone():
     check_no_product_of_parameters_alone()
+
+
+# ---- the scan by hand
+
+
+def derivatives(net, run, inputs, leaves):
+    """First and second derivatives, and first ones of several cotangents at once."""
+    torch.manual_seed(1)
+
+    def weighed(values):
+        return sum((value * torch.randn_like(value)).sum() for value in values)
+
+    out = tensors(run(net, *inputs))
+    first = torch.autograd.grad(weighed([t.sin() for t in out]), leaves, create_graph=True)
+    second = torch.autograd.grad(weighed(first), leaves, allow_unused=True, materialize_grads=True)
+    cotangents = [torch.randn(3, *t.shape, dtype=t.dtype) for t in out]
+    out = tensors(run(net, *inputs))
+    lanes = torch.autograd.grad(out, leaves, cotangents, is_grads_batched=True)
+    return [t.detach() for t in (*out, *first, *second, *lanes)]
+
+
+def by_hand(net, *inputs):
+    return scanned(net, *inputs, scan=_recurrent.fast)
+
+
+def in_plain_operations(net, *inputs):
+    return scanned(net, *inputs, scan=_recurrent.plain)
+
+
+def check_derivatives(name, **options):
+    net = net_of(name, **options)
+    x, hx = torch.randn(4, 2, 3, dtype=F64, requires_grad=True), states(net, 2)
+    leaves = [*net.parameters(), x, *tensors(hx)]
+    want, got = (derivatives(net, run, (x, hx), leaves) for run in (in_plain_operations, by_hand))
+    assert max(float((a - b).abs().max() / (1 + b.abs().max())) for a, b in zip(got, want, strict=True)) < 1e-13
+
+
+OPTIONS = [{}, {"bias": False}, {"num_layers": 2, "bidirectional": True}]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [*product(NAMES, OPTIONS), *[("lstm", {**some, "proj_size": 2}) for some in OPTIONS]]
+)
+def test_second_derivatives_and_several_cotangents(name, options):
+    check_derivatives(name, **options)
+
+
+def check_second_derivative_is_torchs(name):
+    """Of torch's own operator, which has one in float64 on the CPU."""
+    net = net_of(name)
+    x = torch.randn(4, 2, 3, dtype=F64, requires_grad=True)
+    found = []
+    for run in (lambda net, x: net(x), by_hand):
+        (grad,) = torch.autograd.grad(run(net, x)[0].sin().sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(grad.square().sum(), [x, *net.parameters()], materialize_grads=True))
+    assert max(float((a - b).abs().max() / (1 + b.abs().max())) for a, b in zip(*found, strict=True)) < 1e-13
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_second_derivative_is_torchs(name):
+    check_second_derivative_is_torchs(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("frozen", ["weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight", "all"])
+def test_frozen_parameters(name, frozen):
+    net = net_of(name, num_layers=2)
+    for key, parameter in net.named_parameters():
+        parameter.requires_grad_(not (frozen == "all" or key.startswith(frozen)))
+    x, hx = torch.randn(4, 2, 3, dtype=F64, requires_grad=True), states(net, 2)
+    leaves = [t for t in (*net.parameters(), x, *tensors(hx)) if t.requires_grad]
+    found = []
+    for run in (in_plain_operations, by_hand):
+        out = tensors(run(net, x, hx))
+        found.append(torch.autograd.grad(sum(t.sin().sum() for t in out), leaves))
+    assert max(float((a - b).abs().max() / (1 + b.abs().max())) for a, b in zip(*found, strict=True)) < 1e-13
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("part", [0, 1, 2])
+def test_one_output_alone(name, part):
+    """The outputs, the last h or the last c: the others have no cotangent."""
+    net, x = net_of(name), torch.randn(4, 2, 3, dtype=F64, requires_grad=True)
+    found = []
+    for run in (in_plain_operations, by_hand):
+        out = tensors(run(net, x))
+        if part < len(out):
+            found.append(torch.autograd.grad(out[part].sin().sum(), [x, *net.parameters()]))
+    assert len(found) == (0 if part == 2 and name != "lstm" else 2)
+    for grads in zip(*found, strict=True):
+        assert torch.allclose(*grads, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_saved_is_changed(name):
+    """Two backward passes over one graph, and what a caller writes to outputs."""
+    net, x = net_of(name), torch.randn(4, 2, 3, dtype=F64)
+    out = tensors(by_hand(net, x))
+    twice = [torch.autograd.grad(out[0].sum(), list(net.parameters()), retain_graph=True) for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*twice, strict=True))
+    want = torch.autograd.grad(out[0].square().sum(), list(net.parameters()))
+    written = tensors(by_hand(net, x))[0]
+    got = torch.autograd.grad(written.square_().sum(), list(net.parameters()))
+    assert all(torch.allclose(a, b, rtol=1e-13, atol=1e-13) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_changed_in_between_is_noticed(name):
+    net, x = net_of(name), torch.randn(4, 2, 3, dtype=F64)
+    out = by_hand(net, x)[0].sum()
+    with torch.no_grad():
+        net.weight_hh_l0.mul_(2)
+    with pytest.raises(RuntimeError, match="inplace operation"):
+        torch.autograd.grad(out, list(net.parameters()))
+    net.requires_grad_(False).weight_hh_l0.requires_grad_()
+    out = by_hand(net, x)[0].sum()
+    x.mul_(2)
+    with pytest.raises(RuntimeError, match="before its second derivative"):
+        torch.autograd.grad(out, net.weight_hh_l0, create_graph=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("scan", SCANS)
+def test_no_steps_and_no_rows(name, scan):
+    net = net_of(name)
+    with pytest.raises(RuntimeError, match=r"length 0|larger than 0"):
+        scanned(net, torch.randn(0, 2, 3, dtype=F64), scan=SCANS[scan])
+    out = tensors(scanned(net, torch.randn(4, 0, 3, dtype=F64), scan=SCANS[scan]))
+    grads = torch.autograd.grad(sum(t.sum() for t in out), list(net.parameters()))
+    assert out[0].shape == (4, 0, 5)
+    assert not any(g.any() for g in grads)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_a_graph(name):
+    net, x = net_of(name, bidirectional=True), torch.randn(4, 2, 3, dtype=F64)
+    want = tensors(net(x))
+    with torch.no_grad():
+        got = tensors(by_hand(net, x))
+    frozen = tensors(by_hand(net.requires_grad_(False), x))
+    assert not any(t.requires_grad for t in (*got, *frozen))
+    for some in (got, frozen):
+        assert all(torch.allclose(a, b, rtol=1e-13, atol=1e-13) for a, b in zip(some, want, strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rounds_no_worse_than_plain_operations(name):
+    """Over a few networks, within a bit."""
+    errors = {"plain": 0.0, "fast": 0.0}
+    for seed in range(5):
+        torch.manual_seed(seed)
+        net, x = MODULES[name](8, 16, num_layers=2), torch.randn(20, 4, 8)
+        grads = {}
+        for scan in errors:
+            grads[scan] = torch.autograd.grad(scanned(net, x, scan=SCANS[scan])[0].sin().sum(), list(net.parameters()))
+        net.double()
+        exact = torch.autograd.grad(net(x.double())[0].sin().sum(), list(net.parameters()))
+        for scan, found in grads.items():
+            errors[scan] += float(sum((g - e).square().sum() for g, e in zip(found, exact, strict=True)).sqrt())
+    assert errors["fast"] <= 2 * errors["plain"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -23,9 +23,9 @@ from torch.nn import functional as F
 
 from gradfunc import _recurrent
 from gradfunc._random import Draw, _keyed, _philox
+from gradfunc._recurrent import _cell
 from gradfunc._swap import _attention, _dropout, _mode, _ordinals
 
-lstm_step, gru_step = _recurrent._lstm_step, _recurrent._gru_step
 next_forward, dropped = _ordinals.Ordinals._next_forward, _dropout.dropped
 
 
@@ -82,18 +82,12 @@ def hidden_bias_twice(x, cell, step):
     return gates if cell.b_hh is None else gates + 2 * cell.b_hh
 
 
-def candidate_bias_merged(gates, state, cell):
-    if cell.b_hh is None:
-        return gru_step(gates, state, cell)
-    return gru_step(gates + cell.b_hh, state, cell._replace(b_hh=None))
-
-
-def gates_swapped(gates, state, cell):
+def gates_swapped(gates, state, cell, step, advance=_cell.advance):
     i, f, g, o = gates.chunk(4, -1)
-    return lstm_step(torch.cat([f, i, g, o], -1), state, cell)
+    return advance(torch.cat([f, i, g, o], -1), state, cell, step)
 
 
-def ended_in_the_order_of_time(steps, state, cell, step, *, reverse, scan=_recurrent._scan):
+def ended_in_the_order_of_time(steps, state, cell, step, *, reverse, scan=_cell.scan):
     outputs, (h, *rest) = scan(steps, state, cell, step, reverse=reverse)
     return outputs, ((h if reverse else h.flip(0)), *rest)
 
@@ -172,26 +166,26 @@ MUTANTS = {
         unscaled,
         lambda: test_attention_is_torchs_with_the_mask_of_its_draw({"is_causal": True}, "cpu"),
     ),
-    "hidden bias twice": (_recurrent, "_input_gates", hidden_bias_twice, lambda: check_cell("lstm_cell", True, True)),
+    "hidden bias twice": (_recurrent, "input_gates", hidden_bias_twice, lambda: check_cell("lstm_cell", True, True)),
     "candidate's hidden bias merged": (
-        _recurrent,
-        "_gru_step",
-        candidate_bias_merged,
+        _cell,
+        "hidden_bias",
+        lambda cell, step: None,
         lambda: check_padded("gru", 1, False, True, False, True),
     ),
     "gates swapped": (
-        _recurrent,
-        "_lstm_step",
+        _cell,
+        "advance",
         gates_swapped,
         lambda: check_padded("lstm", 1, False, True, False, True),
     ),
     "last states out of order": (
-        _recurrent,
-        "_scan",
+        _cell,
+        "scan",
         ended_in_the_order_of_time,
         lambda: check_packed("gru", 1, True, True, True, [4, 3, 1]),
     ),
-    "state not batched": (_recurrent, "_beside", lambda gates, state: state, check_no_product_of_parameters_alone),
+    "state not batched": (_cell, "beside", lambda gates, state: state, check_no_product_of_parameters_alone),
     "attention not looked into": (_mode, "transparent", unseen, lambda: check_model("attention")),
     "no dropout between layers": (_mode.Swap, "_drop", lambda self, x, p: x, lambda: check_model("lstm")),
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 
+from .._recurrent import is_scan
 from ._graph import Edge, Graph
 from ._owners import REORDERS, VIEWS, Owners
 from ._routes import indexed
@@ -41,7 +42,8 @@ def follows(graph: Graph, owners: Owners, node: int, j: int) -> bool:
     name, out, shape = graph.names[node], graph.shape(Edge(node, 0)), graph.shape(edge)
     if owners.samples == 1 or not above.layouts or not below.layouts or name in VIEWS or name.startswith(REORDERS):
         return True
-    if hasattr(graph.nodes[node], "apply"):  # a function written in Python may do anything with its data
+    scans = is_scan(graph.nodes[node])  # it keeps rows apart, the last dimension but one, and mixes steps
+    if hasattr(graph.nodes[node], "apply") and not scans:  # a function written in Python may do anything with its data
         return False
     if name.startswith("Convolution") and graph.nodes[node]._saved_groups % owners.samples == 0:
         return True  # groups of channels for each sample
@@ -49,6 +51,8 @@ def follows(graph: Graph, owners: Owners, node: int, j: int) -> bool:
     kept = _kept(graph, node, j, len(shape))
     if kept is not None:
         return own in kept and (own, within) == (dim, inner)
+    if scans:
+        return (own, dim, within) == (len(shape) - 2, len(out) - 2, inner)
     if name in _BROADCAST or out == shape:
         return (own + len(out) - len(shape), within) == (dim, inner)
     return True

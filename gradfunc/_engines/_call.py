@@ -14,7 +14,7 @@ from .._capture import Used
 from .._errors import kind_of, message
 from .._factors import mapped
 from .._random import RefuseDraws, forked
-from .._swap import Swap
+from .._swap import Scans, Swap
 from .._tree import Batch, Tensors, map_tensors, others_of, tensors_of
 from .._weights import Weighted, as_weighted
 from ._source import Block
@@ -105,8 +105,8 @@ class Call:
         """Fresh leaves on the parameters' storage."""
         return {name: value.detach().requires_grad_() for name, value in self.params.items()}
 
-    def swap(self, *, scan: bool) -> Swap:
-        """What makes draws a function of seed, step, sample and ordinal; with `scan`, recurrences plain operations."""
+    def swap(self, scan: Scans = None) -> Swap:
+        """What makes draws a function of seed, step, sample and ordinal, and recurrences scans."""
         return Swap(self.call, self.draws.seed, self.draws.step, randomness=self.draws.randomness, scan=scan)
 
     @contextmanager

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._factors import Gradients, from_rows
-from .._swap import Swap
+from .._swap import Scans, Swap
 from .._tree import At, Tensors, at_positions, count, is_whole, map_tensors
 from ._call import Call, Value
 from ._source import Block, Traced, absent, gradients, spans, stacked_grads, zero_filled
@@ -25,10 +25,9 @@ class CotangentSource:
     swap: Swap
 
     @classmethod
-    def run(cls, call: Call, *, vmapped: bool) -> CotangentSource:
-        """Run the loss on the whole batch."""
-        # torch has no batching rule for the backward pass of its fused recurrences
-        leaves, swap = call.leaves(), call.swap(scan=vmapped)
+    def run(cls, call: Call, *, vmapped: bool, scan: Scans) -> CotangentSource:
+        """Run the loss on the whole batch, `vmapped` with scans: torch has no batching rule for its recurrences."""
+        leaves, swap = call.leaves(), call.swap(scan)
         with torch.enable_grad(), call.running(swap, 0, vmapped=False):
             swap.begin(0)
             value = call.value(leaves, [t.clone() for t in call.batch.tensors], batched=True)

@@ -48,7 +48,7 @@ class _Looped:
         call, grads, values = self.call, [], []
         for i in at_positions(at).tolist():
             sample = 0 if call.draws.randomness == "same" else int(call.draws.ids[i])
-            swap, params = call.swap(scan=True), _aliases(call.params)
+            swap, params = call.swap("plain"), _aliases(call.params)
             with torch.enable_grad(), call.running(swap, sample, vmapped=False):
                 swap.begin(sample)
                 value = call.value(params, [t[i].clone() for t in call.batch.tensors], batched=False)
@@ -63,7 +63,7 @@ class _Looped:
 
 def _by_autograd(call: Call, rows: bool) -> Block:
     """One native forward pass, one autograd call a row."""
-    swap, params = call.swap(scan=True), _aliases(call.params)
+    swap, params = call.swap("plain"), _aliases(call.params)
     with torch.enable_grad(), call.running(swap, 0, vmapped=False):
         swap.begin(0)
         value = call.value(params, [t.clone() for t in call.batch.tensors], batched=True)
@@ -76,7 +76,7 @@ def _by_autograd(call: Call, rows: bool) -> Block:
 
 def _by_func(call: Call, rows: bool) -> Block:
     """One native forward pass, its vjp mapped over rows."""
-    swap = call.swap(scan=True)
+    swap = call.swap("plain")
 
     def scaled(params: Tensors) -> tuple[Tensor, tuple[Any, ...]]:
         swap.begin(0)

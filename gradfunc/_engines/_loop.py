@@ -59,14 +59,14 @@ class LoopSource:
 
     def traced(self, at: At) -> Traced:
         """Every sample's forward pass on the same leaves."""
-        leaves, swap = self.call.leaves(), self.call.swap(scan=False)
+        leaves, swap = self.call.leaves(), self.call.swap()
         runs = [self._run(i, leaves, swap) for i in at_positions(at).tolist()]
         losses = torch.stack([run.value.numerator for run in runs])
         there = self._block({}, [_detached(run.value) for run in runs], None)
         return Traced(leaves, losses, there.weights, there.aux, swap, self.call.loss_scale)
 
     def _run(self, i: int, leaves: Tensors | None = None, swap: Swap | None = None) -> _Run:
-        leaves, swap = leaves or self.call.leaves(), swap or self.call.swap(scan=False)
+        leaves, swap = leaves or self.call.leaves(), swap or self.call.swap()
         sample = 0 if self.call.draws.randomness == "same" else int(self.call.draws.ids[i])
         # Always with a graph: a loss may differentiate inside (a gradient penalty).
         with torch.enable_grad(), self.call.running(swap, sample, vmapped=False):

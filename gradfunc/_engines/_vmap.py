@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .._factors import Gradients, from_rows
-from .._swap import Swap
+from .._swap import Scans, Swap
 from .._tree import At, Tensors, at_positions, count, map_tensors
 from ._call import Call
 from ._loop import LoopSource
@@ -23,11 +23,13 @@ from ._source import Block, Traced, spans
 class VmapSource:
     """`vmap(grad(loss))` over a chunk of samples.
 
-    `slow` collects the operators for which torch has no batching rule, so that it runs them sample by sample.
+    `slow` collects the operators for which torch has no batching rule, so that it runs them sample by sample; `scan` is
+    what recurrent operators become.
     """
 
     call: Call
     slow: set[str] = field(default_factory=set)
+    scan: Scans = "plain"
 
     @property
     def size(self) -> int:
@@ -62,7 +64,7 @@ class VmapSource:
 
     def traced(self, at: At) -> Traced:
         """A vmapped forward pass leaves an ordinary graph behind."""
-        leaves, swap = self.call.leaves(), self.call.swap(scan=True)
+        leaves, swap = self.call.leaves(), self.call.swap(self.scan)
         with torch.enable_grad():
             losses, weights, *aux = self._vmapped(_aux_only, at, leaves, swap)
         detached = map_tensors(torch.Tensor.detach, aux[0]) if aux else None
@@ -77,7 +79,7 @@ class VmapSource:
     ) -> Any:
         """`transform(loss)` mapped over samples; the loss returns what is differentiated, and its value beside it."""
         call = self.call
-        swap = swap or call.swap(scan=True)
+        swap = swap or call.swap(self.scan)
         # a loss may write to its input: a selection is a copy, a stretch is not
         tensors = [tensor[at].clone() if isinstance(at, slice) else tensor[at] for tensor in call.batch.tensors]
         ids = call.draws.ids[at]

@@ -31,6 +31,7 @@ from .._engines import (
 )
 from .._errors import message
 from .._factors import tensors
+from .._swap import Scans
 from .._tree import At, Tensors, count, wide
 from .._weights import check_weights
 from ._chunks import Chunks
@@ -192,12 +193,13 @@ class Evaluation:
 
     def _forwards(self, engine: str) -> Sequence[Traceable]:
         if self.options.batched:
-            return [self._native(vmapped=engine != "loop")]
-        return [LoopSource(call) if engine == "loop" else VmapSource(call, self.slow) for call in self.calls]
+            return [self._native(engine)]
+        scan = _SCANS[engine]
+        return [LoopSource(call) if engine == "loop" else VmapSource(call, self.slow, scan) for call in self.calls]
 
-    def _native(self, *, vmapped: bool) -> Traceable:
+    def _native(self, engine: str) -> Traceable:
         try:
-            return CotangentSource.run(self.calls[0], vmapped=vmapped)
+            return CotangentSource.run(self.calls[0], vmapped=engine != "loop", scan=_SCANS[engine])
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -205,6 +207,10 @@ class Evaluation:
             do = "Pass a smaller batch and join with gf.concatenate or gf.Accumulator, or write the loss of one sample."
             text = message(self.call, got=got, expected="a batch that fits", do=do)
             raise torch.OutOfMemoryError(text) from error
+
+
+# The factored engine reads the graph of a scan by hand; torch.func differentiates plain operations.
+_SCANS: dict[str, Scans] = {"factored": "fast", "vmap": "plain", "loop": None}
 
 
 def _values(parts: list[tuple[At, Block]], params: Tensors) -> Block:

@@ -3,4 +3,5 @@
 from ._levels import is_transformed as is_transformed
 from ._levels import levels as levels
 from ._levels import transforms as transforms
+from ._mode import Scans as Scans
 from ._mode import Swap as Swap

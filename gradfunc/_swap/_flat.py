@@ -20,12 +20,13 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
     """`F.linear` of samples with a shared weight: one `addmm` where torch makes a product, a multiple and a sum."""
     if bias is None or is_batched(weight) or is_batched(bias) or not _inside_vmap(input):
         return NotImplemented
-    return _once(_linear, input, weight, bias)
+    return once(_linear, input, weight, bias)
 
 
 def _linear(dims: tuple[Any, ...], input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     input = input.movedim(dims[0], 0)
-    return _once(_linear, input, weight, bias) if is_batched(input) else F.linear(input, weight, bias)
+    out: Tensor = once(_linear, input, weight, bias) if is_batched(input) else F.linear(input, weight, bias)
+    return out
 
 
 def attention(
@@ -45,7 +46,7 @@ def attention(
     alike = key.dim() == value.dim() == rank >= 2 and all(t.dim() <= rank for t in given)
     if dropout_p != 0 or not alike or not _inside_vmap(*given):
         return NotImplemented
-    return _once(_attention, query, key, value, attn_mask, is_causal, scale, enable_gqa)
+    return once(_attention, query, key, value, attn_mask, is_causal, scale, enable_gqa)
 
 
 def _attention(
@@ -74,7 +75,7 @@ def _attention(
         mask = mask.reshape(1, *mask.shape[-3:]) if mask.shape[:-3].numel() == 1 else _merged(mask, lead)
     q, k, v = (_merged(t, lead) for t in (q, k, v))
     if any(is_batched(t) for t in (q, k, v, mask) if t is not None):
-        out = _once(_attention, q, k, v, mask, is_causal, scale, enable_gqa)
+        out: Tensor = once(_attention, q, k, v, mask, is_causal, scale, enable_gqa)
     else:
         out = F.scaled_dot_product_attention(q, k, v, mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)
     out = out.reshape(*lead, *out.shape[1:])
@@ -92,25 +93,23 @@ def _inside_vmap(*tensors: Tensor) -> bool:
     return bool(running) and all(running) and any(is_batched(tensor) for tensor in tensors)
 
 
-def _once(run: Callable[..., Tensor], *args: Any) -> Tensor:
+def once(run: Callable[..., Any], *args: Any) -> Any:
+    """`run(in_dims, *args)` on the whole batch, which it returns in dimension 0 of a tensor or of several."""
     # torch's stubs leave `apply` untyped
-    out: Tensor = _Once.apply(run, *args)  # type: ignore[no-untyped-call]
-    return out
+    return _Once.apply(run, *args)  # type: ignore[no-untyped-call]
 
 
 class _Once(torch.autograd.Function):
-    """`run(in_dims, *args)` on the whole batch, which it returns in dimension 0."""
-
     @staticmethod
-    def forward(run: Callable[..., Tensor], *args: Any) -> Tensor:
+    def forward(run: Callable[..., Any], *args: Any) -> Any:
         raise NotImplementedError("only under vmap")  # callers have looked
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         """Nothing: torch's operations record themselves."""
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], run: Callable[..., Tensor], *args: Any) -> tuple[Tensor, int]:
+    def vmap(info: Any, in_dims: tuple[Any, ...], run: Callable[..., Any], *args: Any) -> tuple[Any, int]:
         return run(in_dims[1:], *args), 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +17,10 @@ from .._random import Draw, derived_key, generator_states, refused_draw, same_st
 from . import _attention, _dropout, _flat, _numbers
 from ._levels import levels
 from ._ordinals import Ordinals
+from ._recurrence import quickest
 from ._transparent import COMPOSITES, transparent
+
+Scans = Literal["fast", "plain"] | None
 
 
 class Swap(TorchFunctionMode):
@@ -35,21 +38,23 @@ class Swap(TorchFunctionMode):
         seed: Any integer; with `step` it makes the key of all draws.
         step: Any integer.
         randomness: "error" refuses to draw; else only `begin` decides what is the same.
-        scan: Whether recurrent operators become scans; those that draw (dropout between layers) do anyway.
+        scan: Which scans recurrent operators become: "fast", by hand where that can be; "plain", of tensor operations,
+            as are those of "fast" inside transforms that differentiate; None, torch's own operators, but for those that
+            draw (dropout between layers).
 
     >>> import torch
     >>> from gradfunc._random import forked
     >>> def noise(sample):
     ...     swap.begin(sample)
     ...     return torch.rand(2)
-    >>> with forked(0, 0, devices=[]), Swap("noise", 0, 0, randomness="different", scan=True) as swap:
+    >>> with forked(0, 0, devices=[]), Swap("noise", 0, 0, randomness="different", scan="plain") as swap:
     ...     rows = torch.func.vmap(noise)(torch.tensor([7, 3]))
     ...     alone = noise(3)
     >>> bool((rows[1] == alone).all())
     True
     """
 
-    def __init__(self, call: str, seed: int, step: int, *, randomness: str, scan: bool) -> None:
+    def __init__(self, call: str, seed: int, step: int, *, randomness: str, scan: Scans) -> None:
         super().__init__()
         self._call, self._key = call, derived_key(seed, step)
         self._refuses, self._scan = randomness == "error", scan
@@ -120,7 +125,8 @@ class Swap(TorchFunctionMode):
         if name.endswith("_cell"):
             return getattr(_recurrent, name)(*args, **kwargs) if self._scan else func(*args, **kwargs)
         if self._scan or _recurrent.draws(*args, **kwargs):
-            return getattr(_recurrent, name)(*args, drop=self._drop, **kwargs)
+            scan = quickest if self._scan == "fast" else _recurrent.plain
+            return getattr(_recurrent, name)(*args, drop=self._drop, scan=scan, **kwargs)
         return func(*args, **kwargs)
 
     def _drop(self, x: Tensor, p: float) -> Tensor:

@@ -12,7 +12,16 @@ import torch
 from torch.nn import functional as F
 
 from gradfunc._capture import _capture, _follows, _graph, _layout, _owners, _plan, _pull, _routes, _rules
-from gradfunc._capture._rules import _convolutions, _elementwise, _generic, _lookups, _norms, _products, _site
+from gradfunc._capture._rules import (
+    _convolutions,
+    _elementwise,
+    _generic,
+    _lookups,
+    _norms,
+    _products,
+    _recurrences,
+    _site,
+)
 from gradfunc._factors import _norms as _factor_norms
 from gradfunc._factors import _windows
 
@@ -34,6 +43,7 @@ OWNERS = {
     "plan": _plan,
     "Plan": _plan.Plan,
     "products": _products,
+    "recurrences": _recurrences,
     "pull": _pull,
     "Reading": _owners.Reading,
     "routes": _routes,
@@ -41,6 +51,21 @@ OWNERS = {
     "Site": _site.Site,
     "Windows": _windows.Windows,
 }
+
+
+class Scaled(torch.autograd.Function):
+    """A product of a number and two tensors."""
+
+    @staticmethod
+    def forward(ctx, number, x, w):
+        ctx.number = number
+        ctx.save_for_backward(x, w)
+        return number * x * w
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, _ = ctx.saved_tensors
+        return None, None, (ctx.number * grad * x).sum(0)
 
 
 def doubled(h: torch.Tensor) -> torch.Tensor:
@@ -55,6 +80,9 @@ OTHER_GRAPHS = {
         lambda p, x: scored(doubled((x @ p["w"]).sin() @ p["u"])), {"w": drawn(I, I), "u": drawn(I, O)}, (drawn(B, I),)
     ),
     "no rule": Model(lambda p, x: scored(torch.atan2(p["w"], x)), {"w": drawn(T, 1)}, (drawn(B, T, I),)),
+    "a function of a number": Model(
+        lambda p, x: scored(Scaled.apply(0.5, x, p["w"])), {"w": drawn(T, I)}, (drawn(B, T, I),)
+    ),
     "two stops": Model(
         lambda p, x: scored((lambda w: F.linear(x, w).sin() @ w)(p["w"].exp())), {"w": drawn(O, I)}, (drawn(B, I),)
     ),
@@ -86,6 +114,11 @@ products._matrices | rule BmmBackward0: right, second | positions(g, 1) | positi
 products._matrices | rule BmmBackward0: left, all but one, last \
 | positions(other.mT, 1) | positions(other.mT.roll(1, 0), 1)
 products._matrices | rule BmmBackward0: left | site, rows, positions(g.mT, 0), | site, positions(g.mT, 0), rows,
+recurrences.recurrent | rule RecurrentProductBackward: rows, time first \
+| lambda g: site.summed(g) | lambda g: site.summed(g / 2)
+recurrences.recurrent | rule RecurrentProductBackward: rows, time first \
+| site.split(tensor).flatten(1, 2) | site.split(tensor.flip(0) if tensor is x else tensor).flatten(1, 2)
+generic._argument | a function of a number | if needed] | if True]
 lookups.embedding | rule EmbeddingBackward0: padding | g.masked_fill(pads, 0) | g
 lookups.index | rule IndexBackward0: from the end | first + site.shape[0] | -1 - first
 lookups.index_select | rule IndexSelectBackward0: a row a sample | _rows(site, indices) | _rows(site, indices.flip(0))

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gradfunc._recurrent import Cell, fast, gru_step
+
 from .graphs import F64, Model
 
 aten = torch.ops.aten
@@ -19,9 +21,10 @@ PULL_GRAPHS: dict[str, dict[str, Model]] = {}
 _seeds = itertools.count(1)
 
 
-def drawn(*shape: int) -> Tensor:
-    """Normal numbers, others at each call."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(next(_seeds)), dtype=F64)
+def drawn(*shape: int, seed: int | None = None) -> Tensor:
+    """Normal numbers, others at each call without a seed."""
+    seed = next(_seeds) if seed is None else seed
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
 def scored(out: Tensor, dim: int = 0) -> Tensor:
@@ -95,6 +98,25 @@ rule(
     lambda p, x: torch.bmm(p["w"].expand(T, O, I), x),
 )
 rule("BmmBackward0", "one matrix, second", {"w": (1, I, O)}, [(1, B, I)], lambda p, x: torch.bmm(x, p["w"]))
+
+
+def hidden(p: dict[str, Tensor], x: Tensor, dim: int) -> Tensor:
+    """The outputs of a GRU by hand, samples in a dimension of x `[T, N, features]`."""
+    state = x.new_zeros(x.shape[1], I)
+    cell = Cell(drawn(3 * I, I, seed=7), p["w"], None, p.get("b"))
+    out = fast(x, None, (state,), cell, gru_step, reverse=False)[0]
+    return out.transpose(0, 1) if dim == 1 else out
+
+
+rule(
+    "RecurrentProductBackward", "rows, time first", {"w": (3 * I, I), "b": (3 * I,)}, [(T, B, I)],
+    lambda p, x: hidden(p, x, 1),
+)  # fmt: skip
+rule(
+    "RecurrentProductBackward", "two rows a sample", {"w": (3 * I, I)}, [(T, B * 2, I)],
+    lambda p, x: hidden(p, x, 1).unflatten(0, (B, 2)),
+)  # fmt: skip
+rule("RecurrentProductBackward", "one step a sample", {"w": (3 * I, I)}, [(1, B, I)], lambda p, x: hidden(p, x, 1))
 
 # --- lookups --------------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import _convolutions, _elementwise, _lookups, _norms, _products
+from . import _convolutions, _elementwise, _lookups, _norms, _products, _recurrences
 from ._generic import generic as generic
 from ._site import Maker as Maker
 from ._site import Site as Site
@@ -22,6 +22,7 @@ RULES: dict[str, Rule] = {
     **_lookups.RULES,
     **_norms.RULES,
     **_elementwise.RULES,
+    **_recurrences.RULES,
 }
 LATE: dict[str, Rule] = {**_elementwise.BY_THE_NODE}  # called after the backward pass, on a node that must last
 

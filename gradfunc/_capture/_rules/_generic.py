@@ -41,9 +41,10 @@ def generic(
             like = given[0][1]
             metas = zip(inputs, node._input_metadata, strict=True)
             out = node.apply(*(like.new_zeros(meta.shape, dtype=meta.dtype) if g is None else g for g, meta in metas))
+            product = out[_argument(node, j)] if isinstance(out, tuple) else out
         else:
             out = node(*inputs)
-        product = out[j] if isinstance(out, tuple) else out
+            product = out[j] if isinstance(out, tuple) else out
         like = given[0][1]
         return like.new_zeros(shape) if product is None else sum_to(dense(product)[None], shape)[0]
 
@@ -54,6 +55,13 @@ def generic(
         masked = [layout.masked(g, some, samples) for _, g, layout in given]
         parts.append(_mapped(of, masked))
     return Dense(torch.cat(parts))
+
+
+def _argument(node: Any, j: int) -> int:
+    """Which argument of a Python function input j of its node is: arguments that are no tensors have no edge."""
+    edges = [k for k, (below, _) in enumerate(node.next_functions) if below is not None]
+    arguments = [k for k, needed in enumerate(node.needs_input_grad) if needed]
+    return arguments[edges.index(j)]
 
 
 def _mapped(fn: Any, masked: list[Tensor]) -> Tensor:

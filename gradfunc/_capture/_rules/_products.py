@@ -1,4 +1,4 @@
-"""Matrix products: `Outer` factors. `linear`, `matmul`, `einsum` and recurrent scans all end here."""
+"""Matrix products: `Outer` factors. `linear`, `matmul`, `einsum` and recurrent cells all end here."""
 
 from __future__ import annotations
 

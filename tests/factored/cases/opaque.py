@@ -45,6 +45,21 @@ class Old(torch.autograd.Function):
         return grad @ ctx.w, grad.flatten(0, -2).T @ ctx.x.flatten(0, -2)
 
 
+class Numbered(torch.autograd.Function):
+    """Arguments that are no tensors come first, and one tensor of no derivative."""
+
+    @staticmethod
+    def forward(ctx, kind, number, x, mask, w):
+        ctx.number = number
+        ctx.save_for_backward(x * mask, w)
+        return number * (x * mask) @ w.T
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, w = ctx.saved_tensors
+        return None, None, ctx.number * grad @ w, None, ctx.number * grad.flatten(0, -2).T @ x.flatten(0, -2)
+
+
 class TwoOutputs(torch.autograd.Function):
     """Two outputs from one weight, of which one may go unused."""
 
@@ -88,6 +103,14 @@ def block(x, w, b):
 
 add("own function with a rule for vmap", layer, X, lambda p, x: Known.apply(x, p["w"]) + p["b"], "alike", vmap=False)
 add("own function of old", layer, X, lambda p, x: Old.apply(x, p["w"]) + p["b"], "native", vmap=False)
+add(
+    "own function of a number",
+    layer,
+    X,
+    lambda p, x: Numbered.apply("kind", 0.5, x, torch.ones(6, dtype=x.dtype), p["w"]) + p["b"],
+    "native",
+    vmap=False,
+)
 add("own function, two outputs", weights(w=(6,)), X, lambda p, x: torch.cat(TwoOutputs.apply(x, p["w"]), -1), "alike")
 add("own function, one output unused", weights(w=(6,)), X, lambda p, x: TwoOutputs.apply(x, p["w"])[0].sin(), "alike")
 add(
