@@ -393,4 +393,6 @@ def test_a_row_that_is_not_there(report):
 def test_on_a_device(device):
     report = gf.bench.run(TINY, COMPARED, rounds=1, warmups=1, device=device)
     assert report.ok
-    assert min(row.peak for row in report.rows) > 0
+    refused = {(row.workload, row.contender) for row in report.rows if row.verdict == "refused"}
+    assert refused <= {("lstm", "vmap(grad)")}  # torch has no batching rule for its own LSTM
+    assert min(row.peak for row in report.rows if row.verdict != "refused") > 0
