@@ -21,14 +21,15 @@ def fast(
     """As `plain`, for tensors that no transform of torch.func follows; packed sequences by `plain` itself."""
     if sizes is not None:
         return plain(x, sizes, state, cell, step, reverse=reverse)
-    gates = input_gates(x, cell, step)
-    state = tuple(s.to(gates.dtype) for s in state)
-    layer = Layer.of(x, state, cell, step, gates.dtype, reverse)
+    flat, sizes = input_gates(x.flatten(0, 1), cell, step), x.shape[:2]
+    state = tuple(s.to(flat.dtype) for s in state)
+    layer = Layer.of(x, state, cell, step, flat.dtype, reverse)
     w_hh, b_hh, w_hr = layer.weights
     weights = Weights(w_hh.detach(), *(t if t is None else t.detach() for t in (b_hh, w_hr)))
     kind = _KINDS[step]
     with torch.no_grad():
-        run = kind.run(gates.detach(), state, weights, reverse)  # nothing else holds them, or reads them in the graph
+        # in the storage of the gates, which nothing else holds, or reads in the graph
+        run = kind.run(flat.detach().unflatten(0, sizes), state, weights, reverse)
     if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in (x, *state, *cell)):
         return run.after, run.last
     # torch's stubs leave `apply` untyped
@@ -36,6 +37,6 @@ def fast(
     projected = None
     if w_hr is not None:
         projected = RecurrentProduct.apply(layer, True, w_hr, None, run.inside)  # type: ignore[no-untyped-call]
-    given = (gates, hidden, projected, *state)
+    given = (flat.unflatten(0, sizes), hidden, projected, *state)
     h, *rest = RecurrentScan.apply(layer, kind, run, weights, *given)  # type: ignore[no-untyped-call]
     return h, (h[0 if reverse else -1], *rest)
