@@ -257,7 +257,8 @@ def addmm(step: Step) -> Found:
 
 def _product(step: Step, first: int, left: str, right: str, alpha: float) -> Found:
     factor = step.factor
-    if not isinstance(factor, Outer) or factor.shape != (factor.g.shape[2], factor.x.shape[2]):
+    structured = isinstance(factor, Outer) and factor.shape == (factor.g.shape[2], factor.x.shape[2])
+    if not structured and not isinstance(factor, Dense):
         return None
     found: list[tuple[Edge, Factor]] = []
     for j, name in ((first, right), (first + 1, left)):
@@ -267,6 +268,11 @@ def _product(step: Step, first: int, left: str, right: str, alpha: float) -> Fou
         if other is None:
             return None
         other = other * alpha if alpha != 1 else other
+        if isinstance(factor, Dense):
+            other = other.to(factor.values.dtype)
+            found += step.to(j, Dense(factor.values @ other.T if j == first else other.T @ factor.values))
+            continue
+        assert isinstance(factor, Outer)
         if j == first:
             found += step.to(j, Outer(factor.x @ other.to(factor.x.dtype).T, factor.g, step.shape(j)))
         else:

@@ -82,6 +82,64 @@ def _attention(
     return out if rank >= 3 else out.squeeze(-3)
 
 
+def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+    """`F.bilinear` of samples with a shared weight, which torch runs sample by sample."""
+    shared = [weight] if bias is None else [weight, bias]
+    if any(is_batched(tensor) for tensor in shared) or not _inside_vmap(input1, input2):
+        return NotImplemented
+    return once(_bilinear, input1, input2, weight, bias)
+
+
+def _bilinear(dims: tuple[Any, ...], left: Tensor, right: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    left, right = _beside((left, dims[0]), (right, dims[1]))
+    if is_batched(left) or is_batched(right):
+        out: Tensor = once(_bilinear, left, right, weight, bias)
+    else:
+        out = F.bilinear(left, right, weight, bias)
+    return out
+
+
+def embedding_bag(
+    input: Tensor,
+    weight: Tensor,
+    offsets: Tensor | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Any:
+    """`F.embedding_bag` of bags of one size with a shared weight, which torch runs sample by sample."""
+    odd = max_norm is not None or scale_grad_by_freq or offsets is not None or input.dim() != 2
+    given = [input] if per_sample_weights is None else [input, per_sample_weights]
+    if odd or is_batched(weight) or not _inside_vmap(*given):
+        return NotImplemented
+    return once(_embedding_bag, input, weight, mode, per_sample_weights, padding_idx)
+
+
+def _embedding_bag(
+    dims: tuple[Any, ...], input: Tensor, weight: Tensor, mode: str, scale: Tensor | None, padding: int | None
+) -> Tensor:
+    given = [(input, dims[0])] if scale is None else [(input, dims[0]), (scale, dims[3])]
+    rows = _beside(*given)
+    bags, *scales = (tensor.flatten(0, 1) for tensor in rows)
+    scale = scales[0] if scales else None
+    if any(is_batched(tensor) for tensor in (bags, *scales)):
+        out: Tensor = once(_embedding_bag, bags, weight, mode, scale, padding)
+    else:
+        out = F.embedding_bag(bags, weight, mode=mode, per_sample_weights=scale, padding_idx=padding)
+    return out.reshape(*rows[0].shape[:2], -1)
+
+
+def _beside(*given: tuple[Tensor, int | None]) -> list[Tensor]:
+    """The batch in front of each, repeated where there was none."""
+    size = next(tensor.shape[dim] for tensor, dim in given if dim is not None)
+    return [tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0) for tensor, dim in given]
+
+
 def _merged(tensor: Tensor, lead: torch.Size) -> Tensor:
     """Everything before the heads as one dimension."""
     return tensor.expand(*lead, *tensor.shape[-3:]).reshape(-1, *tensor.shape[-3:])
@@ -113,4 +171,9 @@ class _Once(torch.autograd.Function):
         return run(in_dims[1:], *args), 0
 
 
-HANDLERS: dict[Any, Callable[..., Any]] = {F.linear: linear, F.scaled_dot_product_attention: attention}
+HANDLERS: dict[Any, Callable[..., Any]] = {
+    F.linear: linear,
+    F.bilinear: bilinear,
+    F.embedding_bag: embedding_bag,
+    F.scaled_dot_product_attention: attention,
+}

@@ -175,7 +175,7 @@ _FLAT = {func: _Handler(handler) for func, handler in _flat.HANDLERS.items()}
 _RECURRENCES = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
 # torch's function -> what to do instead: what any other operation pays is one look into this table
 _SWAPS: dict[Any, _Swapped] = {
-    F.linear: _with(Swap._flattened, _FLAT[F.linear]),
+    **{func: _with(Swap._flattened, flat) for func, flat in _FLAT.items()},
     **{func: _with(Swap._composite, body) for func, body in COMPOSITES.items()},
     **{
         func: _with(Swap._keyed, _Handler(handler))

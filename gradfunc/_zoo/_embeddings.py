@@ -69,14 +69,14 @@ for mode in ("sum", "mean", "max"):
         }[mode],
         _bag(mode),
         tokens(13, (3,), (6,)),
-        {"bag.weight": "dense", "head.weight": "outer", "head.bias": "dense"},
+        {"bag.weight": "rows", "head.weight": "outer", "head.bias": "dense"},
     )
 add(
     "embedding bag, weights a token, padding_idx",
     "the weights are a parameter too, and one token counts for nothing",
     lambda: Net(_weighted_bag, table=nn.Parameter(torch.randn(13, 8)), weights=nn.Parameter(torch.randn(13))),
     tokens(13, (3,), (8,)),
-    {"table": "dense", "weights": "rows"},
+    {"table": "rows", "weights": "rows"},
 )
 add(
     "tokens, segments and positions, one position read",

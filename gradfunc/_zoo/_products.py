@@ -112,7 +112,7 @@ add(
     "two inputs and a weight of three dimensions",
     lambda: nn.Bilinear(5, 6, 4),
     floats((5,), (6,), (4,)),
-    {"weight": "dense", "bias": "dense"},
+    {"weight": "outer", "bias": "dense"},
 )
 add(
     "quadratic form",

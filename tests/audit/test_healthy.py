@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from audited import CRITERIA, MODELS
 from torch import nn
-from zoo import CRITERIA, MODELS
 
 import gradfunc as gf
 

@@ -7,9 +7,9 @@ import random
 
 import pytest
 import torch
+from audited import CLASSES, MODELS, TIME, VOCABULARY, WIDTH, Pooled, Tied, cnn, encoder, mlp, tokens, x, y
 from torch import Tensor, nn
 from torch.nn import functional as F
-from zoo import CLASSES, MODELS, TIME, VOCABULARY, WIDTH, Pooled, Tied, cnn, encoder, mlp, tokens, x, y
 
 import gradfunc as gf
 

@@ -13,9 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from zoo import (
+from audited import (
     CLASSES,
     TIME,
     VOCABULARY,
@@ -31,6 +29,8 @@ from zoo import (
     x,
     y,
 )
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 import gradfunc as gf
 

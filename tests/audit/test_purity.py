@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from audited import CLASSES, MODELS, WIDTH, cnn, mlp, x, y
 from torch import Tensor, nn
 from torch.nn import functional as F
-from zoo import CLASSES, MODELS, WIDTH, cnn, mlp, x, y
 
 import gradfunc as gf
 

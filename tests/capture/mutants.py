@@ -135,6 +135,20 @@ elementwise.add | rule AddBackward0: features 1 | float(site.node._saved_alpha) 
 elementwise.sub | rule SubBackward0: features 1 | -float(site.node._saved_alpha) if | float(site.node._saved_alpha) if
 elementwise.sub | rule SubBackward0: features 1 | -float(site.node._saved_alpha) if | -1.0 if
 elementwise.mul | rule MulBackward0: features 1 | g * other.conj() | g
+norms.batch_norm | rule NativeBatchNormBackward0: running statistics, images | .sum(2) if | .mean(2) if
+norms.batch_norm | rule NativeBatchNormBackward0: running statistics, images | x - mean.view(across) | x + 0
+norms.batch_norm | rule NativeBatchNormBackward0: running statistics, channels | .mul_(rstd.view(across)) |
+products.trilinear | rule TrilinearBackward0: time, first | .flatten(1) | .mT.flatten(1)
+lookups.embedding_bag | rule EmbeddingBagBackward0: sum, bags of one size | layout.inner * each | layout.inner
+lookups.embedding_bag | rule EmbeddingBagBackward0: sum, bags of any size, one empty \
+| repeat_interleave(sizes) | repeat_interleave(sizes).flip(0)
+lookups.embedding_bag | rule EmbeddingBagBackward0: mean, padding, bags of two | .reciprocal() |
+lookups.embedding_bag | rule EmbeddingBagBackward0: sum, padding, bags of two \
+| masked_fill_(pads, 0) | masked_fill_(pads, 1)
+lookups.embedding_bag | rule EmbeddingBagBackward0: weights of their own | g[bag] * scale | g[bag] + scale
+lookups._largest | rule EmbeddingBagBackward0: max, bags of any size, one empty \
+| masked_fill(empty, 0) | masked_fill(empty, 1)
+lookups._largest | rule EmbeddingBagBackward0: max, bags of one size | * features + torch | + torch
 convolutions.convolution | rule ConvolutionBackward0: plain | .sum(2) | .mean(2)
 convolutions.convolution | rule ConvolutionBackward0: images of a sample | site.split(x), | site.split(x.roll(1, 0)),
 convolutions.convolution | rule ConvolutionBackward0: groups | site.split(g), | site.split(g.roll(1, 1)),

@@ -86,6 +86,14 @@ for a, b in ((1.0, 1.0), (0.5, -1.5)):
         lambda p, x, a=a, b=b: torch.baddbmm(p["b"], p["w"].expand(B, O, I), x, beta=a, alpha=b),
     )  # fmt: skip
 rule("MvBackward0", "vector", {"w": (I,)}, [(B, I)], lambda p, x: torch.mv(x, p["w"])[:, None])
+rule(
+    "TrilinearBackward0", "time, first", {"w": (O, I, 2), "b": (O,)}, [(B, T, I), (B, T, 2)],
+    lambda p, x, y: F.bilinear(x, y, p["w"], p["b"]),
+)  # fmt: skip
+rule(
+    "TrilinearBackward0", "time, second", {"w": (O, I, 2)}, [(T, B, I), (T, B, 2)],
+    lambda p, x, y: F.bilinear(x, y, p["w"]),
+)  # fmt: skip
 rule("MvBackward0", "vector, time", {"w": (I,)}, [(B * T, I)], lambda p, x: torch.mv(x, p["w"]).view(B, T))
 rule("BmmBackward0", "right", {"w": (I, O)}, [(B, T, I)], lambda p, x: torch.bmm(x, p["w"].expand(B, I, O)))
 rule("BmmBackward0", "left", {"w": (O, I)}, [(B, I, T)], lambda p, x: torch.bmm(p["w"].expand(B, O, I), x))
@@ -137,6 +145,24 @@ rule("IndexSelectBackward0", "a row a sample", {"w": (7, I)}, [tokens[:, 1]], la
 rule(
     "IndexSelectBackward0", "time first", {"w": (7, I)}, [tokens.T.flatten()],
     lambda p, i: p["w"].index_select(0, i).view(T, B, I).transpose(0, 1),
+)  # fmt: skip
+
+for mode in ("sum", "mean", "max"):
+    rule(
+        "EmbeddingBagBackward0", f"{mode}, bags of one size", {"w": (7, I)}, [tokens],
+        lambda p, i, m=mode: F.embedding_bag(i, p["w"], mode=m),
+    )  # fmt: skip
+    rule(
+        "EmbeddingBagBackward0", f"{mode}, padding, bags of two", {"w": (7, I)}, [tokens[:, :2].repeat(2, 1)],
+        lambda p, i, m=mode: F.embedding_bag(i, p["w"], mode=m, padding_idx=int(tokens[0, 0])).view(2, B, I).sum(0),
+    )  # fmt: skip
+    rule(
+        "EmbeddingBagBackward0", f"{mode}, bags of any size, one empty", {"w": (7, I)}, [tokens],
+        lambda p, i, m=mode: F.embedding_bag(i.flatten()[:10], p["w"], torch.tensor([0, 1, 5, 5]), mode=m),
+    )  # fmt: skip
+rule(
+    "EmbeddingBagBackward0", "weights of their own", {"w": (7, I)}, [tokens, drawn(B, T)],
+    lambda p, i, s: F.embedding_bag(i, p["w"], mode="sum", per_sample_weights=s),
 )  # fmt: skip
 
 # --- convolutions ---------------------------------------------------------------------------------------------------
@@ -197,6 +223,11 @@ for g in (1, 2, O):
     rule(
         "NativeGroupNormBackward0", f"{g} groups", channels, [(B, O, T)],
         lambda p, x, g=g: F.group_norm(x, g, p["w"], p["b"]),
+    )  # fmt: skip
+for what, shape in (("channels", (B, O)), ("images", (B, O, T, 2))):
+    rule(
+        "NativeBatchNormBackward0", f"running statistics, {what}", channels, [shape, drawn(O), drawn(O).square() + 0.1],
+        lambda p, x, m, v: F.batch_norm(x, m, v, p["w"], p["b"]),
     )  # fmt: skip
 rule(
     "NativeGroupNormBackward0", "nothing but channels", channels, [(B, O)],

@@ -32,12 +32,13 @@ INPUTS = {
     **{f"{name}Backward0": {0, 1} for name in ("Mm", "Bmm", "Add", "Sub", "Mul", "Rsub", "Div")},
     **{f"{name}Backward0": {0, 1} for name in ("Lerp", "Maximum", "Minimum", "Fmax", "Fmin")},
     **{f"{name}Backward0": {0, 1, 2} for name in ("Addmm", "Baddbmm", "Addcmul", "Addcdiv")},
-    **{f"Native{name}NormBackward0": {1, 2} for name in ("Layer", "Group")},
+    **{f"Native{name}NormBackward0": {1, 2} for name in ("Layer", "Group", "Batch")},
     "ConvolutionBackward0": {1, 2},
     "PowBackward1": {0, 1},
     "LerpBackward1": {0, 2},
     "WhereBackward0": {0, 1},
     "MvBackward0": {1},
+    "TrilinearBackward0": {1},
 }
 
 

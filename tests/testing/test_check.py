@@ -8,10 +8,10 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from audited import CLASSES, CRITERIA, MODELS, WIDTH, Tied, encoder, mlp, sequence_model, tokens, x, y
 from test_purity import untouched
 from torch import Tensor, nn
 from torch.nn import functional as F
-from zoo import CLASSES, CRITERIA, MODELS, WIDTH, Tied, encoder, mlp, sequence_model, tokens, x, y
 
 import gradfunc as gf
 from gradfunc import _engines, _factors

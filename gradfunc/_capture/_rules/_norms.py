@@ -70,7 +70,26 @@ def group_norm(site: Site) -> Maker | None:
     return scale
 
 
+def batch_norm(site: Site) -> Maker | None:
+    """With running statistics, which are constants. Inputs: the data `[N, C, ...]`, the scale, the shift."""
+    if site.node._saved_training or site.layout.dim != 0 or site.input not in (1, 2):
+        return None
+
+    def images(product: Tensor) -> Dense:
+        return Dense(site.split(product.flatten(2).sum(2) if product.dim() > 2 else product).sum(1))
+
+    if site.input == 2:
+        return images
+    x, mean, variance = (site.saved(name) for name in ("input", "running_mean", "running_var"))
+    if x is None or mean is None or variance is None:
+        return None
+    across = (1, -1, *[1] * (x.dim() - 2))
+    rstd = (variance + float(site.node._saved_eps)).rsqrt()
+    return lambda g: images((x - mean.view(across)).mul_(rstd.view(across)).mul_(g))
+
+
 RULES = {
+    "NativeBatchNormBackward0": batch_norm,
     "NativeLayerNormBackward0": layer_norm,
     "NativeGroupNormBackward0": group_norm,
 }

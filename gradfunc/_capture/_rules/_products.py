@@ -80,6 +80,27 @@ def _matrices(site: Site, j: int, left: str, right: str, alpha: float) -> Maker 
     return None
 
 
+_BILINEAR = {"expand1": (1, 3), "expand2": (0,), "expand3": (1, 2), "sumdim": (2, 3)}
+
+
+def trilinear(site: Site) -> Maker | None:
+    """`F.bilinear`: `[N, I]` and `[N, J]` with a weight `[O, I, J]`, a product with every pair of their entries."""
+    node = site.node
+    if site.layout.dim != 0 or site.input != 1:
+        return None
+    if any(tuple(getattr(node, f"_saved_{name}")) != value for name, value in _BILINEAR.items()):
+        return None
+    left, right = site.saved("i1"), site.saved("i3")
+    if left is None or right is None:
+        return None
+
+    def make(g: Tensor) -> Outer:
+        pairs = (left[:, :, None] * right[:, None]).flatten(1)
+        return _outer(site, site.split(pairs), site.split(g), 1.0)
+
+    return make
+
+
 def _outer(site: Site, x: Tensor, g: Tensor, alpha: float) -> Outer:
     """Rows `g_b^T x_b`."""
     return Outer(x, g if alpha == 1 else g * alpha, site.shape)
@@ -90,6 +111,7 @@ RULES = {
     "MmBackward0": mm,
     "AddmmBackward0": addmm,
     "MvBackward0": mv,
+    "TrilinearBackward0": trilinear,
     "BmmBackward0": bmm,
     "BaddbmmBackward0": baddbmm,
 }
