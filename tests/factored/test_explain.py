@@ -7,7 +7,6 @@ import re
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 import gradfunc as gf
 from gradfunc._report import Report, Table
@@ -120,11 +119,11 @@ def exotic_inverse(x, w):
     return torch.linalg.solve(torch.eye(6, dtype=x.dtype) * 9 + w, x.unsqueeze(-1))[..., 0]
 
 
-def exotic_bag(x, w):
-    return F.embedding_bag(x.abs().long() % 6, w, mode="max")
+def exotic_distance(x, w):
+    return torch.cdist(x, w)
 
 
-@pytest.mark.parametrize("layer", [exotic_function, exotic_inverse, exotic_bag])
+@pytest.mark.parametrize("layer", [exotic_function, exotic_inverse, exotic_distance])
 @factored_only
 def test_an_exotic_layer_loses_the_fast_path_alone(layer):
     torch.manual_seed(0)
@@ -146,10 +145,10 @@ def test_an_exotic_layer_loses_the_fast_path_alone(layer):
         assert "generic" not in words(rows[name], "method")
 
 
-@pytest.mark.parametrize(("length", "width", "method"), [(30, 64, "direct"), (2, 64, "gram"), (1, 64, "gram")])
+@pytest.mark.parametrize(("length", "width", "method"), [(64, 4, "dense"), (2, 64, "gram"), (1, 64, "gram")])
 @factored_only
 def test_the_method_is_the_cheaper_one(length, width, method):
-    """`2 T^2 (I + O)` against `2 T I O`."""
+    """`2 T^2 (I + O)` against `2 T I O`, or none where rows are small: they are held."""
     params = {"w": torch.randn(width, width, dtype=torch.float64)}
     x = torch.randn(3, length, width, dtype=torch.float64)
     f = gf.per_sample_grads(lambda p, x: (x @ p["w"]).sin().sum((1, 2)), engine=ENGINE, batched=True)

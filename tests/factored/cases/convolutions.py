@@ -32,8 +32,7 @@ for name, make, args in [
     ("transposed conv2d, groups", lambda: nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), IMAGE),
     ("transposed conv2d, dilation", lambda: nn.ConvTranspose2d(4, 6, 2, dilation=2), IMAGE),
 ]:
-    # rows are smaller than windows, but for a kernel that is seen at one position
-    weight = {"weight": "outer" if "as large as" in name else "dense"}
+    weight = {"weight": "unfolded"}
     add_module(name, make, args, weight if "no bias" in name else weight | BIAS)
 
 add_module(
@@ -48,7 +47,7 @@ add_module(
         nn.Linear(12, 3),
     ),
     IMAGE,
-    {"0.weight": "dense", "1.weight": "dense", "3.weight": "dense", "6.weight": "outer", "6.bias": "dense"},
+    {"0.weight": "unfolded", "1.weight": "dense", "3.weight": "unfolded", "6.weight": "outer", "6.bias": "dense"},
 )
 add_module("unfolded by hand", lambda: Unfolded(), IMAGE, {"weight": "outer"})
 add(
