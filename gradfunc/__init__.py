@@ -33,7 +33,7 @@ Files, in the order in which data flows (a row imports only rows below it; `pypr
     _capture/       a loss that was run once -> factors of every sample's gradient, by its autograd graph
     _swap/          a function mode inside a loss: draws become keyed ones, recurrent operators become scans
     _problem        what tools take: (model, criterion, batch), read once
-    _factors/       rows as factors: Outer, Rows, Dense and their algebra
+    _factors/       rows as factors: Outer, Unfolded, Rows, Dense and their algebra
     _stateless      nn.Module -> a pure function        losses/     losses that carry their weight, a family a file
     _graph          the precisions in a graph
     _weights        Weighted, Accumulator: the only mean
@@ -56,7 +56,8 @@ which torch leaves an ordinary graph: every differentiable use of a parameter is
 entry of a value is measured, by backward passes of losses weighted with powers of two; what several samples own is cut.
 The backward pass stops there, before any weight gradient, and each use gives a factor: inputs and cotangents of a
 product, or rows. What no rule knows is differentiated sample by sample at that operation alone. The plan is kept for
-graphs of the same signature as long as what it was read from holds.
+graphs of the same signature as long as what it was read from holds. A parameter whose rows take no more than their
+factors has its rows formed at once, which saves the products of its norms.
 
 Rows are factors, and only sums, products and projections are asked of them. What multiplies a row is kept beside the
 rows as steps, one number a sample each; a step may be a function of the row's norm, which then waits until a query

@@ -2,7 +2,8 @@
 
 For a weight used as `y = x W^T`, sample b's gradient is `g_b^T x_b`, with the inputs `x: [B, T, I]` and the cotangents
 of the outputs `g: [B, T, O]`; T counts the positions that share the weight (tokens, time steps, uses). Every kind comes
-in this one shape, `[samples, shared positions, features]`. Pure algebra: no model, no graph.
+in this one shape, `[samples, shared positions, features]`; a convolution's are unfolded into it as they are needed.
+Pure algebra: no model, no graph.
 
 A `Gradient` is the sum of one parameter's factors; `Gradients`, one a name, answer in the accumulation dtype:
 
