@@ -33,7 +33,7 @@ Files, in the order in which data flows (a row imports only rows below it; `pypr
     _capture/       a loss that was run once -> factors of every sample's gradient, by its autograd graph
     _swap/          a function mode inside a loss: draws become keyed ones, recurrent operators become scans
     _problem        what tools take: (model, criterion, batch), read once
-    _factors/       rows as factors: Outer, Unfolded, Rows, Dense and their algebra
+    _factors/       rows as factors: Outer, Unfolded, Grouped, Rows, Dense and their algebra
     _stateless      nn.Module -> a pure function        losses/     losses that carry their weight, a family a file
     _graph          the precisions in a graph
     _weights        Weighted, Accumulator: the only mean

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._factors import Dense, Factor, Outer, Rows, Unfolded
+from .._factors import Dense, Factor, Grouped, Outer, Rows, Unfolded
 from ._graph import Edge, Graph
 from ._owners import VIEWS, Backward
 from ._rules import sum_copies, sum_to
@@ -90,7 +90,7 @@ def pulled(graph: Graph, edge: Edge, factor: Factor, backward: Backward) -> Pull
             continue
         through.add(edge.node)
         name = graph.names[edge.node]
-        if isinstance(factor, Unfolded) and name not in VIEWS | {"ToCopyBackward0", "CloneBackward0"}:
+        if isinstance(factor, (Unfolded, Grouped)) and name not in _KEEPING:
             factor = Dense(factor.dense())
         rule = _PULLS.get(name)
         found = rule(Step(graph, edge, factor, backward)) if rule is not None else None
@@ -107,7 +107,7 @@ def _reshaped(factor: Factor, shape: tuple[int, ...]) -> Factor | None:
         return Outer(factor.x, factor.g, shape)
     if isinstance(factor, Dense):
         return Dense(factor.values.reshape(factor.size, *shape))
-    if isinstance(factor, Unfolded):
+    if isinstance(factor, (Unfolded, Grouped)):
         return replace(factor, shape=shape)
     return Rows(factor.index, factor.g, shape) if isinstance(factor, Rows) and shape[:1] == factor.shape[:1] else None
 
@@ -390,6 +390,8 @@ def _signed(number: int) -> int:
     return number - 2**64 if number >= 2**63 else number
 
 
+# Of factors that are no matrix the rules keep these only; anything else is done to their rows.
+_KEEPING = VIEWS | {"ToCopyBackward0", "CloneBackward0"}
 _PULLS: dict[str, Callable[[Step], Found]] = {
     **dict.fromkeys(VIEWS, view),
     "ToCopyBackward0": cast,

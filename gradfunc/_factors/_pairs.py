@@ -10,8 +10,10 @@ from torch import Tensor
 from ._blocks import fitting, spans
 from ._dense import Dense
 from ._factor import Factor, Terms
+from ._grouped import Grouped
 from ._outer import Outer
 from ._rows import Rows
+from ._unfolded import Unfolded
 
 
 def cross(a: Factor, b: Factor, scratch: int) -> Terms:
@@ -35,6 +37,10 @@ def cross_gram(a: Factor, b: Factor, scratch: int, *, by_rows: bool = False) -> 
     if isinstance(a, Outer) and isinstance(b, Outer) and same:
         return a.gram(b, scratch, by_rows=by_rows)
     if isinstance(a, Rows) and isinstance(b, Rows) and same:
+        return a.gram(b, scratch, by_rows=by_rows)
+    if isinstance(a, Unfolded) and isinstance(b, Unfolded) and same:
+        return a.gram(b, scratch, by_rows=by_rows)
+    if isinstance(a, Grouped) and isinstance(b, Grouped) and same:
         return a.gram(b, scratch, by_rows=by_rows)
     if isinstance(a, Dense) and isinstance(b, Dense):
         return a.gram(b, scratch)

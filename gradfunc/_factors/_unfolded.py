@@ -91,7 +91,10 @@ class Unfolded:
         for k in range(groups):
             for o in spans(channels, width // max(1, entries)):
                 blocks = self._blocks(width * self.size)
-                rows = torch.cat([still[:, k, o] @ windows[:, k].mT for _, still, windows in blocks]).flatten(1)
+                none = self.x.new_zeros(0, o.stop - o.start, entries, dtype=self.dtype)
+                rows = torch.cat([none, *(still[:, k, o] @ windows[:, k].mT for _, still, windows in blocks)]).flatten(
+                    1
+                )
                 start = (k * channels + o.start) * entries
                 for i in spans(rows.shape[1], max(1, width)):
                     yield slice(start + i.start, start + i.stop), rows[:, i]

@@ -41,7 +41,8 @@ add(
     "the experts are the batch dimension of a batched product",
     lambda: Net(_capacity, **_experts(6, 16)),
     floats((3, 16), (16,)),
-    {"router.weight": "outer", "router.bias": "dense", "w": "dense"},
+    {"router.weight": "outer", "router.bias": "dense", "w": "grouped"},
+    vmapped={"w": "dense"},
 )
 add(
     "a matrix a sample, looked up by index",

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from test_cli import UNREADABLE, models, one_line, run
-from tiny import GPT, MLP, TIED, after
+from tiny import TINY, after
 
 import gradfunc as gf
 from gradfunc._zoo import MODELS
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked wit
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    for workload in (MLP, GPT, TIED):
+    for workload in TINY:
         monkeypatch.setitem(gf.bench.WORKLOADS, workload.name, workload)
     monkeypatch.setenv("KINETO_LOG_LEVEL", "99")
 
@@ -25,7 +25,19 @@ def small(monkeypatch):
 def test_defaults(run):
     code, out, err = run("bench", "--rounds", "1", "--no-memory")
     assert (code, err) == (0, "")
-    for piece in ("mlp:", "gpt:", "gpt-tied:", "forward", "gradfunc-vmap", "vmap(grad)", "clip-and-sum"):
+    for piece in (
+        "mlp:",
+        "gpt:",
+        "gpt-tied:",
+        "cnn:",
+        "resnet:",
+        "vit:",
+        "lstm:",
+        "forward",
+        "gradfunc-vmap",
+        "vmap(grad)",
+        "clip-and-sum",
+    ):
         assert piece in out
     assert max(len(line) for line in out.splitlines()) <= 118
 
@@ -70,7 +82,7 @@ def test_a_wrong_contender(run, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--workloads", "resnet"), "resnet"),
+        (("--workloads", "alexnet"), "alexnet"),
         (("--contenders", "opacs"), "opacs"),
         (("--contenders", "gradfunc:fast"), "fast"),
         (("--quantities", "norm"), "norm"),

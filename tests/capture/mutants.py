@@ -138,6 +138,9 @@ elementwise.mul | rule MulBackward0: features 1 | g * other.conj() | g
 norms.batch_norm | rule NativeBatchNormBackward0: running statistics, images | .sum(2) if | .mean(2) if
 norms.batch_norm | rule NativeBatchNormBackward0: running statistics, images | x - mean.view(across) | x + 0
 norms.batch_norm | rule NativeBatchNormBackward0: running statistics, channels | .mul_(rstd.view(across)) |
+products._stacked | rule BmmBackward0: experts right | .repeat(kept | .repeat_interleave(kept
+products._stacked | rule BmmBackward0: experts left | g.mT if alpha | g.mT.roll(1, 1) if alpha
+products._stacked | rule BaddbmmBackward0: experts, 0.5 | else g * alpha), kept | else g), kept
 products.trilinear | rule TrilinearBackward0: time, first | .flatten(1) | .mT.flatten(1)
 lookups.embedding_bag | rule EmbeddingBagBackward0: sum, bags of one size | layout.inner * each | layout.inner
 lookups.embedding_bag | rule EmbeddingBagBackward0: sum, bags of any size, one empty \

@@ -86,6 +86,19 @@ for a, b in ((1.0, 1.0), (0.5, -1.5)):
         lambda p, x, a=a, b=b: torch.baddbmm(p["b"], p["w"].expand(B, O, I), x, beta=a, alpha=b),
     )  # fmt: skip
 rule("MvBackward0", "vector", {"w": (I,)}, [(B, I)], lambda p, x: torch.mv(x, p["w"])[:, None])
+for what, dim in (("right", 1), ("left", 0)):
+    rule(
+        "BmmBackward0", f"experts {what}", {"w": (3, I, O) if dim else (3, O, I)}, [(3, B * T, I)],
+        lambda p, x, d=dim: (x @ p["w"] if d else (p["w"] @ x.mT).mT).sin().sum(0).view(B, T, O),
+    )  # fmt: skip
+rule(
+    "BmmBackward0", "experts, time first, second", {"w": (3, I, O)}, [(3, T * B, I)],
+    lambda p, x: torch.bmm(x, p["w"]).sin().sum(0).view(T, B, O),
+)  # fmt: skip
+rule(
+    "BaddbmmBackward0", "experts, 0.5", {"w": (3, I, O)}, [(3, B * T, O), (3, B * T, I)],
+    lambda p, b, x: torch.baddbmm(b, x, p["w"], alpha=0.5).sin().sum(0).view(B, T, O),
+)  # fmt: skip
 rule(
     "TrilinearBackward0", "time, first", {"w": (O, I, 2), "b": (O,)}, [(B, T, I), (B, T, 2)],
     lambda p, x, y: F.bilinear(x, y, p["w"], p["b"]),

@@ -118,7 +118,8 @@ def test_a_mistake_that_is_lost_in_rounding(mutant, monkeypatch):
 
 def test_every_rule_has_a_mistake():
     functions = {f"{f.__module__.rpartition('.')[2].strip('_')}.{f.__name__}" for f in rules()}
-    assert functions - {mutant.function for mutant in lines(ONE_CALL)} == set()
+    elsewhere = {"products.grouped_mm"}  # in single precision: `test_grouped.py`
+    assert functions - {mutant.function for mutant in lines(ONE_CALL)} == elsewhere
 
 
 def rules():

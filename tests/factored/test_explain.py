@@ -18,7 +18,7 @@ from .conftest import ENGINE, factored_only
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
 COLUMNS = ("parameter", "uses", "kind", "method", "cost", "why")
-KINDS = {"outer", "rows", "unfolded", "dense"}
+KINDS = {"outer", "rows", "unfolded", "grouped", "dense"}
 EVERY = [(name, mode) for name, case in CASES.items() for mode in case.modes]
 
 

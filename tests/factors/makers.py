@@ -10,7 +10,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gradfunc._factors import Dense, Factor, Gradient, Gradients, Outer, Rows, Steps, Unfolded
+from gradfunc._factors import Dense, Factor, Gradient, Gradients, Grouped, Outer, Rows, Steps, Unfolded
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,20 @@ def unfolded(geometry: Geometry, generator: torch.Generator) -> Made:
     return Made(Unfolded(x, g, geometry.shape, steps), dense.reshape(size, *geometry.shape))
 
 
+def grouped(geometry: Geometry, generator: torch.Generator) -> Made:
+    """Two matrices where the outputs are even in number, and positions that meet one or the other."""
+    size, t, inputs, outputs = geometry.size, geometry.t, geometry.inputs, geometry.outputs
+    count = 2 if outputs and outputs % 2 == 0 else 1
+    each = outputs // count
+    index = torch.randint(count, (size, t), generator=generator)
+    x, g = _random(geometry, generator, size, t, inputs), _random(geometry, generator, size, t, each)
+    dense = torch.zeros(size, count, each, inputs, dtype=torch.float64)
+    for b in range(size):
+        for s in range(t):
+            dense[b, index[b, s]] += g[b, s].double().cpu()[:, None] * x[b, s].double().cpu()
+    return Made(Grouped(index.to(geometry.device), x, g, geometry.shape), dense.reshape(size, *geometry.shape))
+
+
 def rows(geometry: Geometry, generator: torch.Generator) -> Made:
     size, t, d, count = geometry.size, geometry.t + 1, geometry.inputs, geometry.outputs
     t = t if count else 0
@@ -106,6 +120,7 @@ MAKERS: dict[str, Callable[[Geometry, torch.Generator], Made]] = {
     "outer": outer,
     "turned": turned,
     "unfolded": unfolded,
+    "grouped": grouped,
     "rows": rows,
     "dense": dense,
 }
@@ -119,6 +134,7 @@ USES: tuple[tuple[str, ...], ...] = (
     ("rows", "outer", "turned", "rows"),
     ("rows", "turned", "dense"),
     ("unfolded", "rows", "unfolded"),
+    ("grouped", "outer", "grouped"),
 )
 
 

@@ -14,6 +14,7 @@ from factors.makers import Geometry, case
 from gradfunc._factors import (
     Gaussian,
     Gradient,
+    Grouped,
     Outer,
     Rows,
     Unfolded,
@@ -29,6 +30,7 @@ from gradfunc._factors import (
 OWNERS = {
     "Gaussian": Gaussian,
     "Gradient": Gradient,
+    "Grouped": Grouped,
     "Outer": Outer,
     "Rows": Rows,
     "Unfolded": Unfolded,
@@ -46,6 +48,7 @@ GEOMETRIES = {
     "long": Geometry(5, 9, 20, 21),
     "few": Geometry(5, 9, 2, 3),
     "one": Geometry(5, 1, 8, 7),
+    "even": Geometry(5, 6, 4, 8),
     "two": Geometry(3, 2, 40, 41),
 }
 # law | uses | geometry, scratch | function | what it says | what the mutant says
@@ -91,6 +94,13 @@ norms | unfolded | few 20 | Windows.blocks | at.start * first | 0
 squares | unfolded | two | Windows.grams | total.add_(part) | total
 squares | unfolded | two | Unfolded.squares | still.mT @ still | still.mT @ still.flip(0)
 squares | unfolded | few | Unfolded.squares | still @ windows.mT | still.roll(1, 3) @ windows.mT
+dense | grouped | even | Grouped.dense | out[:, e] = | out[:, 0] =
+norms | grouped | even | Grouped.squares | value += | value =
+norms | grouped | even | Grouped._matrices | ~own, 0), g | ~own, 0) * 2, g
+dots | grouped | even | Grouped.dots | v[:, e] | v[:, 0]
+weighted_sum | grouped | even | Grouped.weighted_sum | out[e] = | out[0] =
+project | grouped | even | Grouped.pieces | slice(e * each + at.start, e * each + at.stop) | at
+gram_of_two | grouped | even | Grouped._matrices | self.index == e | self.index >= e
 weighted_sum | unfolded | tall | Unfolded.weighted_sum | (still * scale, moving) | (still, moving)
 weighted_sum | unfolded | mid | Unfolded.weighted_sum | (still, moving * scale) | (still, moving)
 weighted_sum | unfolded | few 20 | Unfolded.weighted_sum | out += | out =

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
-from ..._factors import Outer
+from ..._factors import Grouped, Outer
 from ._site import Maker, Site
 
 
@@ -60,7 +61,11 @@ def baddbmm(site: Site) -> Maker | None:
 def _matrices(site: Site, j: int, left: str, right: str, alpha: float) -> Maker | None:
     """The shared operand is one matrix that is repeated N times."""
     dim, other = site.layout.dim, site.saved((right, left)[j])
-    if other is None or math.prod(site.shape) != other.shape[1 + j] * site.out[1 + j]:
+    if other is None:
+        return None
+    if site.shape[0] == site.out[0] > 1 and len(site.shape) == 3:
+        return _stacked(site, j, other, alpha)
+    if math.prod(site.shape) != other.shape[1 + j] * site.out[1 + j]:
         return None
 
     def positions(tensor: Tensor, own: int) -> Tensor:
@@ -78,6 +83,33 @@ def _matrices(site: Site, j: int, left: str, right: str, alpha: float) -> Maker 
         rows = positions(other.mT, 1)
         return lambda g: _outer(site, rows, positions(g.mT, 1), alpha)
     return None
+
+
+def _stacked(site: Site, j: int, other: Tensor, alpha: float) -> Maker | None:
+    """The shared operand is a stack of matrices, each with its own product: experts."""
+    dim, count = site.layout.dim, site.out[0]
+    if dim != 2 - j:  # rows of the left factor belong to samples, or columns of the right one
+        return None
+
+    def positions(tensor: Tensor) -> Tensor:  # [E, samples' slots, features] -> [B, slots of all matrices, features]
+        return site.split(tensor, 1).flatten(1, 2)
+
+    kept = positions(other if j == 1 else other.mT)
+    index = torch.arange(count, device=kept.device).repeat(kept.shape[1] // count).expand(site.samples, -1)
+    if j == 1:
+        return lambda g: Grouped(index, positions(g if alpha == 1 else g * alpha), kept, site.shape)
+    return lambda g: Grouped(index, kept, positions(g.mT if alpha == 1 else g.mT * alpha), site.shape)
+
+
+def grouped_mm(site: Site) -> Maker | None:
+    """`self [N, I] @ mat2 [E, I, O]`, rows sorted by matrix; `offs` says where those of each end."""
+    x, ends = site.saved("self"), site.saved("offs")
+    if site.input != 1 or site.layout.dim != 0 or x is None or ends is None or x.dim() != 2 or len(site.shape) != 3:
+        return None
+    which = torch.searchsorted(ends.contiguous(), torch.arange(len(x), device=x.device, dtype=ends.dtype), right=True)
+    beyond = (which >= site.shape[0])[:, None]  # rows behind the last end are in no product
+    index, kept = site.split(which.clamp_max(site.shape[0] - 1)), site.split(x)
+    return lambda g: Grouped(index, site.split(g.masked_fill(beyond, 0)), kept, site.shape)
 
 
 _BILINEAR = {"expand1": (1, 3), "expand2": (0,), "expand3": (1, 2), "sumdim": (2, 3)}
@@ -111,6 +143,7 @@ RULES = {
     "MmBackward0": mm,
     "AddmmBackward0": addmm,
     "MvBackward0": mv,
+    "GroupedMmBackward0": grouped_mm,
     "TrilinearBackward0": trilinear,
     "BmmBackward0": bmm,
     "BaddbmmBackward0": baddbmm,
