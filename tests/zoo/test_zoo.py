@@ -42,13 +42,8 @@ def test_a_model_is_as_described(name):
     assert set(model.kinds) == trainable
     assert set(model.vmapped) <= trainable
     assert all(model.kinds[key] != kind for key, kind in model.vmapped.items())
-    assert {part for kind in model.kinds.values() for part in kind.split("+")} <= {
-        "outer",
-        "rows",
-        "unfolded",
-        "dense",
-        "-",
-    }
+    parts = {part for kind in model.kinds.values() for part in kind.split("+")}
+    assert parts <= {"outer", "unfolded", "grouped", "rows", "dense", "-"}
     assert all(p.dtype == torch.float32 for p in module.parameters())
     assert 4 <= len(target) <= 6
     assert {t.shape[model.in_dims] for t in inputs} == {len(target)}
