@@ -252,7 +252,10 @@ def test_weights_that_the_loss_carries():
 # --- element means, broadcasting, other losses ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("criterion", [nn.MSELoss(), nn.L1Loss(), nn.HuberLoss(), F.mse_loss], ids=str)
+ELEMENTWISE = {"MSELoss": nn.MSELoss(), "L1Loss": nn.L1Loss(), "HuberLoss": nn.HuberLoss(), "mse_loss": F.mse_loss}
+
+
+@pytest.mark.parametrize("criterion", ELEMENTWISE.values(), ids=ELEMENTWISE)
 @pytest.mark.parametrize(("n", "d"), [(2, 2), (5, 3), (3, 5)])
 def test_element_mean(n, d, criterion):
     model, batch, target = mlp(outputs=d), x(n), x(n, d)
