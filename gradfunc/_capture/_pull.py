@@ -197,6 +197,7 @@ def mul_number(step: Step) -> Found:
 def _scaled(step: Step, j: int, other: Tensor | float) -> Found:
     factor, shape = step.factor, step.shape(j)
     if isinstance(factor, Dense):
+        other = other.conj() if isinstance(other, Tensor) else other.conjugate()
         return step.to(j, Dense(sum_to(factor.values * other, shape)))
     if shape != factor.shape:
         return None
@@ -269,7 +270,7 @@ def _product(step: Step, first: int, left: str, right: str, alpha: float) -> Fou
             return None
         other = other * alpha if alpha != 1 else other
         if isinstance(factor, Dense):
-            other = other.to(factor.values.dtype)
+            other = other.to(factor.values.dtype).conj()
             found += step.to(j, Dense(factor.values @ other.T if j == first else other.T @ factor.values))
             continue
         assert isinstance(factor, Outer)

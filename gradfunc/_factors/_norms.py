@@ -15,6 +15,7 @@ from ._factor import Factor, Terms
 from ._gradients import Gradient, Gradients, scratch_of
 from ._outer import Outer
 from ._pairs import cross
+from ._unfolded import Unfolded
 
 # Squares whose terms add up to this many times their sum have lost three digits: they are computed again.
 TRUST = 1e3
@@ -86,7 +87,7 @@ def safe_norms(gradient: Gradient, scratch: int) -> Tensor:
     (factor,) = gradient.factors
     if isinstance(factor, Outer) and factor.x.shape[1] == 1:
         return _product_norms(factor).to(none)
-    if not isinstance(factor, Outer):
+    if not isinstance(factor, (Outer, Unfolded)):
         return _by_pieces(factor, scratch).to(none)
     at = _alive(factor).nonzero()[:, 0]
     return none.index_copy(0, at, _by_pieces(factor.select(at), scratch).to(none))
@@ -99,10 +100,11 @@ def _by_pieces(factor: Factor, scratch: int) -> Tensor:
     return norms
 
 
-def _alive(factor: Outer) -> Tensor:
+def _alive(factor: Outer | Unfolded) -> Tensor:
     """Samples whose rows are not surely 0: samples without a loss are many, and need no product."""
     x, g = (
-        torch.linalg.vector_norm(half, torch.inf, dim=(1, 2)) if half[:1].numel() else None for half in factor.tensors
+        torch.linalg.vector_norm(half.flatten(1), torch.inf, dim=1) if half[:1].numel() else None
+        for half in factor.tensors
     )
     if x is None or g is None:
         return torch.zeros(factor.size, dtype=torch.bool, device=factor.x.device)

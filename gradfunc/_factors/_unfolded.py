@@ -118,7 +118,7 @@ class Unfolded:
         value = self.x.new_zeros(self.size, dtype=self.dtype)
         magnitude = torch.full_like(value, slack(self.dtype, math.prod(self.shape)))
         if self.method(scratch).name == "direct":
-            for at, still, windows in self._blocks(scratch):
+            for at, still, windows in self._blocks(scratch, math.prod(self.shape)):
                 value[at] = torch.linalg.vector_norm(still @ windows.mT, dim=(1, 2, 3)).square()
             return Terms(value, magnitude)
         step = fitting(scratch, 2 * self._windows.pixels**2)
@@ -134,7 +134,8 @@ class Unfolded:
     def dots(self, directions: Tensor, scratch: int) -> Tensor:
         """The rows of a few samples times every direction."""
         v = directions.reshape(len(directions), math.prod(self.shape)).to(self.dtype)
-        parts = [(still @ windows.mT).flatten(1) @ v.T for _, still, windows in self._blocks(scratch)]
+        blocks = self._blocks(scratch, math.prod(self.shape))
+        parts = [(still @ windows.mT).flatten(1) @ v.T for _, still, windows in blocks]
         return torch.cat(parts) if parts else v.new_zeros(0, len(v))
 
     def weighted_sum(self, c: Tensor | None, scratch: int) -> Tensor:
@@ -177,9 +178,9 @@ class Unfolded:
         """`[b, channels, T]`."""
         return self._sides[0][at].to(self.dtype).movedim(2, 1).flatten(2)
 
-    def _blocks(self, scratch: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    def _blocks(self, scratch: int, beside: int = 0) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Some samples at a time: the still side `[b, groups, channels, T]`, the windows `[b, groups, entries, T]`."""
-        step = fitting(min(scratch, _IN_CACHE), self._positions * self._columns)
+        step = fitting(min(scratch, _IN_CACHE), self._positions * self._columns + beside)
         for at, windows in self._windows.blocks(step, self.dtype):
             still = self._still(at).unflatten(1, self._matrices[:2])
             yield at, still, windows.unflatten(1, (self.steps.groups, -1))
@@ -198,4 +199,7 @@ class Unfolded:
 
     def _weight(self, moving: Tensor, still: Tensor, shape: tuple[int, ...], groups: int) -> Tensor:
         _, stride, padding, dilation, *_ = self.steps
+        windows = Windows(moving[:, None], tuple(still.shape[2:]), self.steps)
+        if not windows.is_forward:  # a transposed convolution may leave out more of its output than a stride
+            moving, padding = windows.padded()[:, 0], (0,) * len(stride)
         return _WEIGHTS[len(stride)](moving, shape, still, stride, padding, dilation, groups)

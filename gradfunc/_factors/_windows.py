@@ -52,7 +52,7 @@ class Windows:
 
     def blocks(self, step: int, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         """Those of some samples at a time, `[b, C * kernel, images * counts]`, each time in the same place."""
-        padded = self._padded()
+        padded = self.padded()
         first, image, channel, *inner = padded.stride()
         across = [a * stride for a, stride in zip(inner, self.steps.stride, strict=True)]
         within = [a * dilation for a, dilation in zip(inner, self.steps.dilation, strict=True)]
@@ -71,7 +71,7 @@ class Windows:
 
         That of two windows is a sum, over the kernel, of products of pixels; so those of all pixels are formed first.
         """
-        padded = self._padded()
+        padded = self.padded()
         sizes = (padded.shape[1], *padded.shape[3:]) * 2
         t = padded.shape[1] * math.prod(self.counts)
         for at in spans(len(padded), step):
@@ -89,7 +89,13 @@ class Windows:
         """The pixels that one place of the kernel sees, along one dimension."""
         return slice(place * dilation, place * dilation + (count - 1) * stride + 1, stride)
 
-    def _padded(self) -> Tensor:
+    @property
+    def is_forward(self) -> bool:
+        """Whether a convolution of the moving side would give as many positions, as torch's gradients expect."""
+        laid = zip(self.moving.shape[3:], self._reach, self.steps.padding, self.steps.stride, strict=True)
+        return all(0 <= size + 2 * pad - reach < stride for size, reach, pad, stride in laid)
+
+    def padded(self) -> Tensor:
         """All that windows see, and nothing else."""
         around: list[int] = []
         for reach, size, pad in zip(self._reach, self.moving.shape[3:], self.steps.padding, strict=True):

@@ -131,7 +131,8 @@ def _embedding_bag(
         out: Tensor = once(_embedding_bag, bags, weight, mode, scale, padding)
     else:
         out = F.embedding_bag(bags, weight, mode=mode, per_sample_weights=scale, padding_idx=padding)
-    return out.reshape(*rows[0].shape[:2], -1)
+    found: Tensor = out.unflatten(0, rows[0].shape[:2])
+    return found
 
 
 def _beside(*given: tuple[Tensor, int | None]) -> list[Tensor]:

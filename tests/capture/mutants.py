@@ -124,8 +124,9 @@ lookups.index | rule IndexBackward0: from the end | first + site.shape[0] | -1 -
 lookups.index_select | rule IndexSelectBackward0: a row a sample | _rows(site, indices) | _rows(site, indices.flip(0))
 lookups._rows | rule EmbeddingBackward0: padding, time first \
 | own = site.split(indices) | own = indices.reshape(site.samples, -1)
-norms._scale | rule NativeLayerNormBackward0: time | rstd[at].flatten(1) | torch.ones_like(rstd[at]).flatten(1)
-norms._scale | rule NativeLayerNormBackward0: time | (x[at] - mean[at]).mul_ | x[at].clone().mul_
+norms._scale | rule NativeLayerNormBackward0: time \
+| rstd[at].to(dtype).flatten(1) | torch.ones_like(rstd[at].to(dtype)).flatten(1)
+norms._scale | rule NativeLayerNormBackward0: time | (x[at].to(dtype) - mean[at]).mul_ | x[at].clone().mul_
 norms.layer_norm | rule NativeLayerNormBackward0: time \
 | lambda g: site.summed(g) | lambda g: site.summed(g / g.shape[1])
 norms.group_norm | rule NativeGroupNormBackward0: 2 groups | .sum(2) if | .mean(2) if
@@ -136,7 +137,7 @@ elementwise.sub | rule SubBackward0: features 1 | -float(site.node._saved_alpha)
 elementwise.sub | rule SubBackward0: features 1 | -float(site.node._saved_alpha) if | -1.0 if
 elementwise.mul | rule MulBackward0: features 1 | g * other.conj() | g
 norms.batch_norm | rule NativeBatchNormBackward0: running statistics, images | .sum(2) if | .mean(2) if
-norms.batch_norm | rule NativeBatchNormBackward0: running statistics, images | x - mean.view(across) | x + 0
+norms.batch_norm | rule NativeBatchNormBackward0: running statistics, images | - mean.view(across) | + 0
 norms.batch_norm | rule NativeBatchNormBackward0: running statistics, channels | .mul_(rstd.view(across)) |
 products._stacked | rule BmmBackward0: experts right | .repeat(kept | .repeat_interleave(kept
 products._stacked | rule BmmBackward0: experts left | g.mT if alpha | g.mT.roll(1, 1) if alpha
@@ -157,8 +158,8 @@ convolutions.convolution | rule ConvolutionBackward0: images of a sample | site.
 convolutions.convolution | rule ConvolutionBackward0: groups | site.split(g), | site.split(g.roll(1, 1)),
 Windows.blocks | rule ConvolutionBackward0: stride, padding and dilation | a * stride | a
 Windows.blocks | rule ConvolutionBackward0: stride, padding and dilation | a * dilation | a
-Windows._padded | rule ConvolutionBackward0: two dimensions | around = [pad, | around = [2 * pad,
-Windows._padded | rule ConvolutionBackward0: two dimensions | *around] | *around][::-1]
+Windows.padded | rule ConvolutionBackward0: two dimensions | around = [pad, | around = [2 * pad,
+Windows.padded | rule ConvolutionBackward0: two dimensions | *around] | *around][::-1]
 elementwise.repeat | rule RepeatBackward0: features | site.split(g) | site.split(g.roll(1, 0))
 pull.repeat | pull RepeatBackward0: a matrix, dense | step.factor.values | step.factor.values * 2
 site.sum_copies | rule RepeatBackward0: time in a sample, merged | .sum(d) | .mean(d)

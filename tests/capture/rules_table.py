@@ -104,6 +104,10 @@ rule(
     lambda p, x, y: F.bilinear(x, y, p["w"], p["b"]),
 )  # fmt: skip
 rule(
+    "TrilinearBackward0", "few outputs", {"w": (2, I, 3)}, [(B, T, I), (B, T, 3)],
+    lambda p, x, y: F.bilinear(x, y, p["w"]),
+)  # fmt: skip
+rule(
     "TrilinearBackward0", "time, second", {"w": (O, I, 2)}, [(T, B, I), (T, B, 2)],
     lambda p, x, y: F.bilinear(x, y, p["w"]),
 )  # fmt: skip
@@ -174,6 +178,10 @@ for mode in ("sum", "mean", "max"):
         lambda p, i, m=mode: F.embedding_bag(i.flatten()[:10], p["w"], torch.tensor([0, 1, 5, 5]), mode=m),
     )  # fmt: skip
 rule(
+    "EmbeddingBagBackward0", "mean, first bags empty, then one of any size", {"w": (7, I)}, [tokens],
+    lambda p, i: F.embedding_bag(i.flatten()[:10], p["w"], torch.tensor([0, 0, 0, 0])),
+)  # fmt: skip
+rule(
     "EmbeddingBagBackward0", "weights of their own", {"w": (7, I)}, [tokens, drawn(B, T)],
     lambda p, i, s: F.embedding_bag(i, p["w"], mode="sum", per_sample_weights=s),
 )  # fmt: skip
@@ -203,6 +211,7 @@ for what, weight, sizes, options in (
     ("transposed, padding beyond the kernel", (4, 6, 3), (7,), {"padding": 3}),
     ("transposed, groups", (4, 3, 3, 2), (3, 4), {"stride": 2, "groups": 2, "dilation": (1, 2)}),
     ("transposed, one position", (4, 3, 5), (1,), {}),
+    ("transposed, more left out than a stride", (4, 6, 3), (7,), {"dilation": 3, "output_padding": 2}),
 ):
     channels_out = weight[1] * options.get("groups", 1)
     rule(

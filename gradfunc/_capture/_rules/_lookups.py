@@ -38,7 +38,7 @@ def embedding_bag(site: Site) -> Maker | None:
     bag = torch.repeat_interleave(sizes)
     own = Layout(0, table=layout.owners(bags, site.samples, bag.device)[bag])
     each = len(indices) // max(1, bags)
-    if bool((sizes == each).all()) and layout.table is None:
+    if each and bool((sizes == each).all()) and layout.table is None:
         own = Layout(0, layout.inner * each)
     scale, counts = site.saved("per_sample_weights"), site.saved("result2")
     if node._saved_mode == 1:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..._factors import Dense
+from ..._tree import wide
 from ._site import Maker, Site
 
 _IN_CACHE = 2**17  # entries
@@ -31,12 +32,13 @@ def layer_norm(site: Site) -> Maker | None:
 def _scale(x: Tensor, mean: Tensor, rstd: Tensor, g: Tensor, shape: tuple[int, ...]) -> Dense:
     """Sums of `g (x - mean) rstd`, all `[B, T, ...]`, a few samples at a time: so few that they stay in the cache."""
     size, features = len(g), math.prod(shape)
-    out = torch.empty(size, features, dtype=torch.promote_types(x.dtype, mean.dtype), device=g.device)
+    dtype = wide(torch.promote_types(x.dtype, mean.dtype))
+    out = torch.empty(size, features, dtype=dtype, device=g.device)
     step = max(1, _IN_CACHE // max(1, x[:1].numel()))
     for start in range(0, size, step):
         at = slice(start, start + step)
-        product = (x[at] - mean[at]).mul_(g[at])
-        rows = rstd[at].flatten(1)[:, None]
+        product = (x[at].to(dtype) - mean[at]).mul_(g[at])
+        rows = rstd[at].to(dtype).flatten(1)[:, None]
         torch.bmm(rows, product.reshape(len(rows), rows.shape[2], features), out=out[at, None])
     return Dense(out.reshape(size, *shape))
 
@@ -60,11 +62,12 @@ def group_norm(site: Site) -> Maker | None:
     def scale(g: Tensor) -> Dense:
         """Sums of `g (x - mean) rstd`, a few images at a time, as above."""
         xs, gs = x.reshape(pixels), g.reshape(pixels)
-        out = torch.empty(pixels[:3], dtype=torch.promote_types(x.dtype, mean.dtype), device=g.device)
+        dtype = wide(torch.promote_types(x.dtype, mean.dtype))
+        out = torch.empty(pixels[:3], dtype=dtype, device=g.device)
         step = max(1, 2 * _IN_CACHE // max(1, math.prod(pixels[1:])))
         for start in range(0, len(x), step):
             at = slice(start, start + step)
-            out[at] = (xs[at] - mean.view(len(x), groups, 1, 1)[at]).mul_(gs[at]).sum(3)
+            out[at] = (xs[at].to(dtype) - mean.view(len(x), groups, 1, 1)[at]).mul_(gs[at]).sum(3)
         return images((out * rstd.view(len(x), groups, 1)).reshape(len(x), channels))
 
     return scale
@@ -84,8 +87,8 @@ def batch_norm(site: Site) -> Maker | None:
     if x is None or mean is None or variance is None:
         return None
     across = (1, -1, *[1] * (x.dim() - 2))
-    rstd = (variance + float(site.node._saved_eps)).rsqrt()
-    return lambda g: images((x - mean.view(across)).mul_(rstd.view(across)).mul_(g))
+    rstd = (variance.to(wide(torch.promote_types(x.dtype, variance.dtype))) + float(site.node._saved_eps)).rsqrt()
+    return lambda g: images((x.to(rstd.dtype) - mean.view(across)).mul_(rstd.view(across)).mul_(g))
 
 
 RULES = {

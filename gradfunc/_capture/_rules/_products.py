@@ -29,7 +29,7 @@ def _matrix(site: Site, which: int, left: str, right: str, alpha: float) -> Make
     if site.layout.dim != 1 - which:
         return None
     kept = site.saved((right, left)[which])
-    if kept is None:
+    if kept is None or kept.is_complex():  # products of complex rows are not written here
         return None
     if which == 1:  # rows of the left factor belong to samples; the value is the right one
         return lambda g: _outer(site, site.split(g), site.split(kept, 0), alpha)
@@ -39,7 +39,7 @@ def _matrix(site: Site, which: int, left: str, right: str, alpha: float) -> Make
 def mv(site: Site) -> Maker | None:
     """`self [A, K] @ vec [K]`, rows of samples times a shared vector."""
     kept = site.saved("self") if site.input == 1 else None
-    if kept is None:
+    if kept is None or kept.is_complex():
         return None
     return lambda g: _outer(site, site.split(kept), site.split(g)[..., None], 1.0)
 
@@ -61,7 +61,7 @@ def baddbmm(site: Site) -> Maker | None:
 def _matrices(site: Site, j: int, left: str, right: str, alpha: float) -> Maker | None:
     """The shared operand is one matrix that is repeated N times."""
     dim, other = site.layout.dim, site.saved((right, left)[j])
-    if other is None:
+    if other is None or other.is_complex():
         return None
     if site.shape[0] == site.out[0] > 1 and len(site.shape) == 3:
         return _stacked(site, j, other, alpha)
@@ -127,6 +127,9 @@ def trilinear(site: Site) -> Maker | None:
         return None
 
     def make(g: Tensor) -> Outer:
+        if site.shape[0] <= right.shape[1]:  # pairs of what is less
+            pairs = (g[:, :, None] * left[:, None]).flatten(1)
+            return _outer(site, site.split(right), site.split(pairs), 1.0)
         pairs = (left[:, :, None] * right[:, None]).flatten(1)
         return _outer(site, site.split(pairs), site.split(g), 1.0)
 
