@@ -201,7 +201,9 @@ def test_ours_are_exact_on_all():
     assert report.ok, str(report)
     assert [report.totals(name) for name in OURS[:2]] == [{"exact": len(MODELS)}] * 2
     unmapped = [name for name, model in MODELS.items() if not model.vmap]
-    assert [name for name in MODELS if report.cell(name, "vmap(grad)").verdict == "refused"] == unmapped
+    # in float64; torch's fused LSTM in float32 has a fallback under vmap, and is asked again in that
+    cells = {name: report.cell(name, "vmap(grad)") for name in MODELS}
+    assert [name for name, cell in cells.items() if cell.verdict == "refused" or cell.dtype != "float64"] == unmapped
 
 
 KNOWN = {
