@@ -797,7 +797,7 @@ def test_containers_that_hide_tensors_are_refused():
 def test_explain_names_what_torch_runs_sample_by_sample():
     module = nn.EmbeddingBag(5, 3)
     model = gf.stateless(module)
-    f = gf.per_sample_grads(lambda params, i: model.sample(params, i).sum())
+    f = gf.per_sample_grads(lambda params, i: model.sample(params, i).sum(), engine="vmap")
     assert re.search(r"aten::\w*embedding_bag", f(model.params, torch.zeros(4, 2, dtype=torch.long)).explain())
 
 
