@@ -89,7 +89,6 @@ class Gradient:
 
 
 Gradients = dict[str, Gradient]
-_LAYERS = (Outer.kind, Unfolded.kind)  # whose first half is the input of a layer
 
 
 def from_rows(rows: Mapping[str, Tensor]) -> Gradients:
@@ -127,7 +126,7 @@ def mapped(rows: Gradients, fn: Callable[[Tensor], Tensor]) -> Gradients:
 
 def scratch_of(rows: Gradients) -> int:
     """The default budget in entries: the largest input of a layer, and 2^16 at least."""
-    held = (factor.tensors[0].numel() for g in rows.values() for factor in g.factors if factor.kind in _LAYERS)
+    held = (factor.x.numel() for g in rows.values() for factor in g.factors if isinstance(factor, (Outer, Unfolded)))
     return max(2**16, *held, 0)
 
 

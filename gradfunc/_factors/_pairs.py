@@ -10,10 +10,8 @@ from torch import Tensor
 from ._blocks import fitting, spans
 from ._dense import Dense
 from ._factor import Factor, Terms
-from ._grouped import Grouped
 from ._outer import Outer
 from ._rows import Rows
-from ._unfolded import Unfolded
 
 
 def cross(a: Factor, b: Factor, scratch: int) -> Terms:
@@ -33,17 +31,8 @@ def cross(a: Factor, b: Factor, scratch: int) -> Terms:
 
 def cross_gram(a: Factor, b: Factor, scratch: int, *, by_rows: bool = False) -> Terms:
     """Every row of `a` with every row of `b`: `[B, B']`."""
-    same = isinstance(a, type(b)) and a.features == b.features
-    if isinstance(a, Outer) and isinstance(b, Outer) and same:
+    if isinstance(a, type(b)) and a.features == b.features:
         return a.gram(b, scratch, by_rows=by_rows)
-    if isinstance(a, Rows) and isinstance(b, Rows) and same:
-        return a.gram(b, scratch, by_rows=by_rows)
-    if isinstance(a, Unfolded) and isinstance(b, Unfolded) and same:
-        return a.gram(b, scratch, by_rows=by_rows)
-    if isinstance(a, Grouped) and isinstance(b, Grouped) and same:
-        return a.gram(b, scratch, by_rows=by_rows)
-    if isinstance(a, Dense) and isinstance(b, Dense):
-        return a.gram(b, scratch)
     if isinstance(a, Outer) and isinstance(b, Rows) and _aligned(a, b) and not by_rows:
         return _tied_gram(a, b, scratch)
     if isinstance(a, Rows) and isinstance(b, Outer) and _aligned(b, a) and not by_rows:

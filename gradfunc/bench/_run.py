@@ -26,7 +26,7 @@ from ._report import BenchReport, BenchRow
 from ._steady import unsteady
 from ._timing import Clock, Entry, Failed, in_a_line, in_words, interleave, on_threads, ratios
 from ._truth import QUANTITIES
-from ._workload import Case, Workload
+from ._workload import Case, Workload, given
 from ._workloads import WORKLOADS
 
 CALL = "gf.bench.run(workloads, contenders)"
@@ -91,7 +91,7 @@ def run(
             raise ValueError(message(CALL, got=f"{name}={value!r}", expected="a positive int"))
     for quantity in quantities:
         one_of(CALL, "quantity", quantity, QUANTITIES)
-    cases = [_workload(item) for item in (WORKLOADS if workloads is None else workloads)]
+    cases = [given(CALL, "workload", item, WORKLOADS) for item in (WORKLOADS if workloads is None else workloads)]
     asked = chosen(CALL, [*CONTENDERS] if contenders is None else contenders)
     if peers:
         asked += [peer for peer in installed() if peer not in asked]
@@ -225,12 +225,3 @@ def _place(workloads: Sequence[Workload], device: torch.device | str | None) -> 
     if len(own) > 1:
         raise ValueError(message(CALL, got=f"workloads on {sorted(own)}", expected="one device", do="Pass device=."))
     return device_of(CALL, next(iter(own.values()), "cpu"))
-
-
-def _workload(item: Any) -> Workload:
-    if isinstance(item, Workload):
-        return item
-    if not isinstance(item, str):
-        raise TypeError(message(CALL, got=f"{item!r} as workload", expected="a name or a Workload"))
-    one_of(CALL, "workload", item, WORKLOADS)
-    return WORKLOADS[item]

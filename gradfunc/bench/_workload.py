@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .._errors import message
+from .._errors import message, one_of
 from .._problem import Problem, read
 from .._random import forked
 from .._stateless import Stateless, stateless
@@ -72,6 +72,21 @@ class Workload:
             do = "Use .eval(), GroupNorm or LayerNorm."
             raise ValueError(message(call, got=coupled, expected="samples that have a gradient of their own", do=do))
         return Case(self, problem.uncopied())
+
+
+def given(call: str, what: str, item: Any, named: Mapping[str, Any]) -> Any:
+    """A workload as it is, or what is known by a name.
+
+    Raises:
+        TypeError: neither.
+        ValueError: an unknown name.
+    """
+    if isinstance(item, Workload):
+        return item
+    if not isinstance(item, str):
+        raise TypeError(message(call, got=f"{item!r} as {what}", expected="a name or a Workload"))
+    one_of(call, what, item, named)
+    return named[item]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .._errors import message, one_of
+from .._errors import message
 from .._random import forked
 from .._rounding import is_rounding, unit_roundoff
 from .._stateless import stateless
@@ -28,7 +28,7 @@ from ._report import BenchReport
 from ._steady import unsteady
 from ._timing import Entry, Failed, in_words
 from ._truth import QUANTITIES, Truth
-from ._workload import Case, Workload
+from ._workload import Case, Workload, given
 from ._zoo_report import ZooReport, ZooRow
 
 CALL = "gf.bench.zoo(contenders, models)"
@@ -175,12 +175,8 @@ def _rounds(error: float, dtype: torch.dtype) -> bool:
 
 
 def _workload(item: Any) -> Workload:
-    if isinstance(item, Workload):
-        return item
-    if not isinstance(item, str):
-        raise TypeError(message(CALL, got=f"{item!r} as model", expected="a name or a Workload"))
-    one_of(CALL, "model", item, MODELS)
-    return of_zoo(MODELS[item])
+    found = given(CALL, "model", item, MODELS)
+    return of_zoo(found) if isinstance(found, Model) else found
 
 
 def of_zoo(model: Model) -> Workload:

@@ -129,14 +129,14 @@ norms._scale | rule NativeLayerNormBackward0: time \
 norms._scale | rule NativeLayerNormBackward0: time | (x[at].to(dtype) - mean[at]).mul_ | x[at].clone().mul_
 norms.layer_norm | rule NativeLayerNormBackward0: time \
 | lambda g: site.summed(g) | lambda g: site.summed(g / g.shape[1])
-norms.group_norm | rule NativeGroupNormBackward0: 2 groups | .sum(2) if | .mean(2) if
+Site.channels | rule NativeGroupNormBackward0: 2 groups | .sum(2) if | .mean(2) if
 norms.group_norm | rule NativeGroupNormBackward0: 2 groups | * rstd.view(len(x), groups, 1) |
 norms.group_norm | rule NativeGroupNormBackward0: 2 groups | - mean.view(len(x), groups, 1, 1)[at] |
 elementwise.add | rule AddBackward0: features 1 | float(site.node._saved_alpha) if | 1.0 if
 elementwise.sub | rule SubBackward0: features 1 | -float(site.node._saved_alpha) if | float(site.node._saved_alpha) if
 elementwise.sub | rule SubBackward0: features 1 | -float(site.node._saved_alpha) if | -1.0 if
 elementwise.mul | rule MulBackward0: features 1 | g * other.conj() | g
-norms.batch_norm | rule NativeBatchNormBackward0: running statistics, images | .sum(2) if | .mean(2) if
+Site.channels | rule NativeBatchNormBackward0: running statistics, images | .sum(2) if | .mean(2) if
 norms.batch_norm | rule NativeBatchNormBackward0: running statistics, images | - mean.view(across) | + 0
 norms.batch_norm | rule NativeBatchNormBackward0: running statistics, channels | .mul_(rstd.view(across)) |
 products._stacked | rule BmmBackward0: experts right | .repeat(kept | .repeat_interleave(kept
@@ -153,7 +153,7 @@ lookups.embedding_bag | rule EmbeddingBagBackward0: weights of their own | g[bag
 lookups._largest | rule EmbeddingBagBackward0: max, bags of any size, one empty \
 | masked_fill(empty, 0) | masked_fill(empty, 1)
 lookups._largest | rule EmbeddingBagBackward0: max, bags of one size | * features + torch | + torch
-convolutions.convolution | rule ConvolutionBackward0: plain | .sum(2) | .mean(2)
+Site.channels | rule ConvolutionBackward0: plain | .sum(2) | .mean(2)
 convolutions.convolution | rule ConvolutionBackward0: images of a sample | site.split(x), | site.split(x.roll(1, 0)),
 convolutions.convolution | rule ConvolutionBackward0: groups | site.split(g), | site.split(g.roll(1, 1)),
 Windows.blocks | rule ConvolutionBackward0: stride, padding and dilation | a * stride | a

@@ -48,11 +48,8 @@ def group_norm(site: Site) -> Maker | None:
     if site.layout.dim != 0 or site.input not in (1, 2):
         return None
 
-    def images(each: Tensor) -> Dense:  # [N, C]
-        return Dense(site.split(each).sum(1))
-
     if site.input == 2:
-        return lambda g: images(g.flatten(2).sum(2) if g.dim() > 2 else g)
+        return site.channels
     x, mean, rstd = (site.saved(name) for name in ("input", "result1", "result2"))
     if x is None or mean is None or rstd is None:
         return None
@@ -68,7 +65,7 @@ def group_norm(site: Site) -> Maker | None:
         for start in range(0, len(x), step):
             at = slice(start, start + step)
             out[at] = (xs[at].to(dtype) - mean.view(len(x), groups, 1, 1)[at]).mul_(gs[at]).sum(3)
-        return images((out * rstd.view(len(x), groups, 1)).reshape(len(x), channels))
+        return site.channels((out * rstd.view(len(x), groups, 1)).reshape(len(x), channels))
 
     return scale
 
@@ -77,18 +74,14 @@ def batch_norm(site: Site) -> Maker | None:
     """With running statistics, which are constants. Inputs: the data `[N, C, ...]`, the scale, the shift."""
     if site.node._saved_training or site.layout.dim != 0 or site.input not in (1, 2):
         return None
-
-    def images(product: Tensor) -> Dense:
-        return Dense(site.split(product.flatten(2).sum(2) if product.dim() > 2 else product).sum(1))
-
     if site.input == 2:
-        return images
+        return site.channels
     x, mean, variance = (site.saved(name) for name in ("input", "running_mean", "running_var"))
     if x is None or mean is None or variance is None:
         return None
     across = (1, -1, *[1] * (x.dim() - 2))
     rstd = (variance.to(wide(torch.promote_types(x.dtype, variance.dtype))) + float(site.node._saved_eps)).rsqrt()
-    return lambda g: images((x.to(rstd.dtype) - mean.view(across)).mul_(rstd.view(across)).mul_(g))
+    return lambda g: site.channels((x.to(rstd.dtype) - mean.view(across)).mul_(rstd.view(across)).mul_(g))
 
 
 RULES = {

@@ -48,6 +48,10 @@ class Site:
         """Every sample's slots: `[B, T, ...]`."""
         return self.layout.split(tensor, self.samples, dim)
 
+    def channels(self, product: Tensor) -> Dense:
+        """Rows from a product `[N, C, ...]` whose images belong to samples: a number a channel."""
+        return self.summed(product.flatten(2).sum(2) if product.dim() > 2 else product)
+
     def summed(self, product: Tensor) -> Dense:
         """Rows from an elementwise product of the output's shape, summed to the shape of the value."""
         own = self.layout.dim - (product.dim() - len(self.shape))  # the dimension of samples in the value
