@@ -56,8 +56,8 @@ which torch leaves an ordinary graph: every differentiable use of a parameter is
 entry of a value is measured, by backward passes of losses weighted with powers of two; what several samples own is cut.
 The backward pass stops there, before any weight gradient, and each use gives a factor: inputs and cotangents of a
 product, or rows. What no rule knows is differentiated sample by sample at that operation alone. The plan is kept for
-graphs of the same signature as long as what it was read from holds. A parameter whose rows take no more than their
-factors has its rows formed at once, which saves the products of its norms.
+graphs of the same signature as long as what it was read from holds. Rows that take no more than their factors, and as
+many of those little larger as a bound on memory allows, are formed while the pass runs: one product then answers all.
 
 Rows are factors, and only sums, products and projections are asked of them. What multiplies a row is kept beside the
 rows as steps, one number a sample each; a step may be a function of the row's norm, which then waits until a query

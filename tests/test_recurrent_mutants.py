@@ -46,7 +46,7 @@ def rows(**options):
 LSTM, GRU, RNN = _kernels.LSTM, _kernels.GRU, _kernels.RNN
 ALONG = "torch.addmm(given, behind, weights.w_hh, out=whole)"
 MUTANTS = {
-    "LSTM's gates in another order": (LSTM, "run", "i, f, g, o = gates", "f, i, g, o = gates", one_way("lstm")),
+    "LSTM's gates in another order": (LSTM, "run", "enter, forget, new", "forget, enter, new", one_way("lstm")),
     "LSTM's recurrent path dropped": (LSTM, "back", ALONG, "whole.copy_(given)", one_way("lstm")),
     "LSTM's last cell forgotten": (
         LSTM,

@@ -3,44 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from .._errors import message
-from .._factors import Dense, Factor, Gradient, Gradients
+from .._factors import Factor, Gradient, Gradients, formed
 from .._tree import Tensors
+from ._arrivals import Arrivals, Used
 from ._follows import doubtful
 from ._graph import Edge, Graph
 from ._owners import Backward, confirm, measure
 from ._plan import Plan, Use, plan
-from ._pull import pulled
-from ._rules import LATE, RULES, Maker, Site, at_once, generic
-from ._vjp import dense as _dense
-from ._vjp import vjp
-
-
-class Used(NamedTuple):
-    """One use of a parameter, for `explain()`.
-
-    Attributes:
-        operation: the node's type.
-        rule: its name, or "generic".
-        kind: of the factor that arrived.
-        through: operations through which rows came back to the parameter where it was not used itself.
-        stopped: whether their structure was lost on the way, so that they came back as rows.
-    """
-
-    operation: str
-    rule: str
-    kind: str = ""
-    through: str = ""
-    stopped: bool = False
+from ._rules import LATE, RULES, Maker, Site, generic
+from ._vjp import dense
 
 
 @dataclass
@@ -73,7 +54,7 @@ def capture(
     *,
     scale: float = 1.0,
     vmapped: bool = False,
-    compact: bool = True,
+    form: bool = True,
 ) -> Captured:
     """The gradients of `scale * losses[i]` with respect to the leaves. The graph behind the losses is used up.
 
@@ -84,7 +65,7 @@ def capture(
         backward: a context around a backward pass.
         scale: what the losses are multiplied by.
         vmapped: whether samples were run by vmap, and mean nothing to each other.
-        compact: whether rows are held instead of factors that are no smaller.
+        form: whether rows are formed where that is quicker and memory allows it.
 
     Raises:
         NotImplementedError: torch's own backward pass would mix samples.
@@ -101,7 +82,7 @@ def capture(
     known = plans.known.get(graph.signature)
     if known is not None and known.fits(graph):
         try:
-            return _Run(graph, leaves, known, backward, scale).captured(compact)
+            return _Run(graph, leaves, known, backward, scale).captured()
         except _Awake:
             pass
     owners = measure(graph, leaves, scale, backward)
@@ -110,10 +91,13 @@ def capture(
     with backward():  # what a checkpointed region kept is computed again where it is read
         found = plan(graph, owners)
     run = _Run(graph, leaves, found, backward, scale)
-    captured = run.captured(compact)
+    captured = run.captured()
+    chosen = formed(captured.gradients) if form else frozenset[str]()
+    for name in chosen:
+        captured.gradients[name] = captured.gradients[name].formed()
     plans.learnt += 1
     if found.lasting:
-        plans.known[graph.signature] = dataclasses.replace(found, late=run.late)
+        plans.known[graph.signature] = dataclasses.replace(found, late=run.late, formed=chosen)
     else:
         plans.known.pop(graph.signature, None)
     return captured
@@ -137,86 +121,54 @@ class _Run:
         self.samples = len(graph.losses)
         self.late = False  # whether the graph was read after the backward pass
 
-    def captured(self, compact: bool) -> Captured:
+    def captured(self) -> Captured:
         """Rows of every parameter."""
-        arrived: dict[str, list[Factor]] = {name: [] for name in self.leaves}
-        uses: dict[str, list[Used]] = {name: [] for name in self.leaves}
-        stopped: list[tuple[Edge, Factor, Used]] = []
+        arrivals = Arrivals(self.graph, self.leaves, self.plan, self.backward)
         with torch.no_grad():
-            for use, factor, used in self._factors():
-                back = pulled(self.graph, use.edge, factor, self.backward)
-                through = ", ".join(self.graph.names[node] for node in sorted(back.through))
-                for name, rows in back.arrived:
-                    arrived[name].append(rows)
-                    uses[name].append(used._replace(kind=rows.kind, through=through))
-                stopped += [(edge, rows, used) for edge, rows in back.stopped]
-                self.late |= not back.through.isdisjoint(self.plan.passed)
-            for name, rows, used in self._pulled_back(stopped):
-                arrived[name].append(rows)
-                uses[name].append(used)
-            gradients = {}
-            for name, leaf in self.leaves.items():
-                gradient = Gradient.of(leaf.detach(), self.samples, arrived.pop(name))
-                gradients[name] = gradient.compact() if compact else gradient
+            self._run_backward(arrivals)
+            self.late |= arrivals.stopped
+            gradients, uses = arrivals.gradients()
         return Captured(gradients, self.plan.unused, uses, hash(self.graph.signature))
 
-    def _factors(self) -> list[tuple[Use, Factor, Used]]:
-        """The cotangents of the uses by one backward pass, and what the rules make of them."""
+    def _run_backward(self, arrivals: Arrivals) -> None:
+        """The cotangents of the uses by one backward pass, and what the rules make of them: at once where they can."""
         graph, plan = self.graph, self.plan
         with self.backward():
-            makers = [self._maker(use) for use in plan.uses]
-            summed, made, grads = self._run_backward(makers)
+            makers = {i: self._maker(use) for i, use in enumerate(plan.uses)}
+            early = self._early(makers)
+
+            def make(node: int, grads: tuple[Tensor | None, ...]) -> None:
+                with torch._C.DisableTorchFunction():  # operations of ours, which the mode around the pass is not for
+                    for i in early[node]:
+                        arrivals.take(i, *self._made(i, *makers.pop(i), grads))
+
+            summed = {i for uses in early.values() for i in uses}
+            grads = self._cotangents([use for i, use in enumerate(plan.uses) if i not in summed], early, make)
         self._check_asleep([grads[edge] for edge in plan.sentinels])
-        out = []
-        for i, use in enumerate(plan.uses):
-            if i not in summed:
-                cotangents = [grads[Edge(use.node, k)] for k in range(graph.outputs(use.node))]
-                factor = self._made(use, makers[i][0], cotangents)
-                if factor is not None:
-                    made[i] = factor
-                makers[i] = (None, makers[i][1])
-            if i in made:
-                out.append((use, made[i], Used(graph.names[use.node], makers[i][1])))
-        return out
+        for i in [i for i in makers if i not in summed]:
+            use = plan.uses[i]
+            cotangents = tuple(grads[Edge(use.node, k)] for k in range(graph.outputs(use.node)))
+            through = arrivals.take(i, *self._made(i, *makers.pop(i), cotangents))
+            self.late |= not through.isdisjoint(plan.passed)
 
-    def _run_backward(
-        self, makers: list[tuple[Maker | None, str]]
-    ) -> tuple[set[int], dict[int, Factor], dict[Edge, Tensor | None]]:
-        """The uses that are summed while the pass runs, their factors, and the cotangents of all others."""
+    def _cotangents(
+        self, uses: list[Use], early: Iterable[int], make: Callable[[int, tuple[Tensor | None, ...]], None]
+    ) -> dict[Edge, Tensor | None]:
+        """One backward pass: `make` is called with those of the early nodes, of the uses they are returned."""
         graph, plan = self.graph, self.plan
-        early, made = self._early(makers), dict[int, Factor]()
-        summed = {i for uses in early.values() for i in uses}
-        wanted = dict.fromkeys(
-            [
-                *(
-                    Edge(use.node, k)
-                    for i, use in enumerate(plan.uses)
-                    if i not in summed
-                    for k in range(graph.outputs(use.node))
-                ),
-                *plan.sentinels,
-            ]
-        )
-        if not wanted and not early:
-            return summed, made, {}
-
-        def make(node: int, grads: tuple[Tensor | None, ...]) -> None:
-            with torch._C.DisableTorchFunction():  # operations of ours, which the mode around the pass is not for
-                for i in early[node]:
-                    maker = makers[i][0]
-                    if maker is not None and grads[0] is not None:
-                        made[i] = maker(_dense(grads[0]))
-                    makers[i] = (None, makers[i][1])  # which held what it read
-
+        ends = [Edge(use.node, k) for use in uses for k in range(graph.outputs(use.node))]
+        wanted = dict.fromkeys([*ends, *plan.sentinels])
         # Of a node that runs, torch captures a cotangent before the hooks of the tensor, so it is noted behind them.
         noted: dict[Edge, Tensor | None] = {edge: None for edge in wanted if edge.node in plan.passed}
 
         def note(edge: Edge, grads: tuple[Tensor | None, ...]) -> None:
             noted[edge] = grads[edge.output]
 
+        ends = [edge for edge in wanted if edge not in noted]  # none only without uses: what is lowest does not run
+        if not ends:
+            return {}
         handles = [graph.nodes[node].register_prehook(partial(make, node)) for node in early]
         handles += [graph.nodes[edge.node].register_prehook(partial(note, edge)) for edge in noted]
-        ends = [edge for edge in wanted if edge not in noted]  # never empty: what is lowest does not run
         edges = [GradientEdge(graph.nodes[edge.node], edge.output) for edge in ends]
         cotangent = torch.full_like(graph.losses, self.scale)
         try:
@@ -226,35 +178,36 @@ class _Run:
         finally:
             for handle in handles:
                 handle.remove()
-        grads: dict[Edge, Tensor | None] = {
-            edge: None if g is None else _dense(g) for edge, g in [*zip(ends, found, strict=True), *noted.items()]
-        }
-        return summed, made, grads
+        return {edge: None if g is None else dense(g) for edge, g in [*zip(ends, found, strict=True), *noted.items()]}
 
-    def _early(self, makers: list[tuple[Maker | None, str]]) -> dict[int, list[int]]:
-        """Uses whose cotangents are summed while the pass runs, by node. What it only reaches would run no hook."""
+    def _early(self, makers: dict[int, tuple[Maker | None, str]]) -> dict[int, list[int]]:
+        """Uses whose rows are made while the pass runs, by node. What the pass only reaches would run no hook."""
         graph, plan = self.graph, self.plan
         groups: dict[int, list[int]] = {}
         for i, use in enumerate(plan.uses):
             outputs = graph.outputs(use.node) - sum(layout is None for layout in use.layouts)
-            asked = at_once(graph.names[use.node], use.input) and outputs == 1 and use.node in plan.passed
-            if asked and makers[i][0] is not None:
+            late = makers[i][0] is None or graph.names[use.node] in LATE
+            if use.node in plan.passed and outputs == 1 and not late:
                 groups.setdefault(use.node, []).append(i)
         return groups
 
-    def _made(self, use: Use, maker: Maker | None, cotangents: list[Tensor | None]) -> Factor | None:
+    def _made(
+        self, i: int, maker: Maker | None, rule: str, cotangents: tuple[Tensor | None, ...]
+    ) -> tuple[Factor | None, Used]:
+        use = self.plan.uses[i]
+        used = Used(self.graph.names[use.node], rule)
         if all(g is None for g in cotangents):
-            return None
+            return None, used
         first, *others = cotangents
         if maker is not None and first is not None and all(g is None for g in others):
             if self.graph.names[use.node] not in LATE:
-                return maker(first)
+                return maker(dense(first)), used
             with self.backward():
-                return maker(first)
+                return maker(dense(first)), used
         self.late = True
         node, shape = self.graph.nodes[use.node], self.graph.shape(use.edge)
         with self.backward():
-            return generic(node, use.input, cotangents, use.layouts, self.samples, shape)
+            return generic(node, use.input, list(cotangents), use.layouts, self.samples, shape), used
 
     def _maker(self, use: Use) -> tuple[Maker | None, str]:
         graph, layout = self.graph, use.layouts[0]
@@ -274,23 +227,3 @@ class _Run:
         awake = [g.any() for g in sentinels if g is not None]
         if awake and bool(torch.stack(awake).any()):
             raise _Awake
-
-    def _pulled_back(self, stopped: list[tuple[Edge, Factor, Used]]) -> Iterator[tuple[str, Factor, Used]]:
-        """What stopped at some values, by one vector-Jacobian product a sample."""
-        if not stopped:
-            return
-        self.late = True
-        graph = self.graph
-        totals: dict[Edge, Tensor] = {}
-        for edge, factor, _ in stopped:
-            rows = factor.dense().to(graph.dtype(edge)).reshape(self.samples, *graph.shape(edge))
-            totals[edge] = totals[edge] + rows if edge in totals else rows
-        through = ", ".join(sorted({graph.names[edge.node] for edge in totals}))
-        operation, rule = (", ".join(sorted({getattr(u, part) for *_, u in stopped})) for part in ("operation", "rule"))
-        used = Used(operation, rule, "dense", through, stopped=True)
-        outputs = [GradientEdge(graph.nodes[edge.node], edge.output) for edge in totals]
-        with self.backward():
-            found = vjp(outputs, list(self.leaves.values()), list(totals.values()))
-        for name, grads in zip(self.leaves, found, strict=True):
-            if grads is not None:
-                yield name, Dense(grads), used

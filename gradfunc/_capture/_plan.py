@@ -25,12 +25,14 @@ class Use:
         input: which of its inputs the value is.
         edge: where the value comes from.
         layouts: who owns its outputs; None for an output without a gradient.
+        leaves: parameters from which it comes.
     """
 
     node: int
     input: int
     edge: Edge
     layouts: tuple[Layout | None, ...]
+    leaves: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +47,7 @@ class Plan:
         lasting: whether other data of the same shapes is owned alike.
         passed: nodes that the backward pass to the uses runs, and not only reaches.
         late: whether the graph is read after that pass.
+        formed: parameters whose rows are formed as they arrive.
     """
 
     uses: list[Use]
@@ -54,6 +57,7 @@ class Plan:
     lasting: bool
     passed: frozenset[int]
     late: bool = True
+    formed: frozenset[str] = frozenset()
 
     def fits(self, graph: Graph) -> bool:
         """Whether the routes of a graph of this signature are those of the plan."""
@@ -77,7 +81,7 @@ def plan(graph: Graph, owners: Owners) -> Plan:
             if state in ("owned", "shared") and (behind := _repeated(graph, owners, node, j)) is not None:
                 state, edge = "shared", behind
             if state == "shared" or (state == "zero" and _only_viewed(graph, owners, edge)):
-                uses.append(Use(node, j, edge, layouts))
+                uses.append(Use(node, j, edge, layouts, _leaves(graph, edge)))
             elif state == "zero":
                 sentinels.append(edge)
             elif state == "owned":
@@ -87,6 +91,19 @@ def plan(graph: Graph, owners: Owners) -> Plan:
                     owned.append(edge.node)
     ends = [Edge(use.node, 0) for use in uses] + sentinels
     return Plan(uses, sentinels, routes(graph, owners), owners.unused, lasting, _passed(graph, ends))
+
+
+def _leaves(graph: Graph, edge: Edge) -> tuple[str, ...]:
+    """The parameters from which a value is computed."""
+    pending, names = [edge.node], dict[str, None]()
+    seen = set(pending)
+    for node in pending:  # grows while it is walked
+        if node in graph.leaves:
+            names[graph.leaves[node]] = None
+        below = {e.node for e in graph.inputs[node] if e is not None} - seen
+        seen |= below
+        pending += below
+    return tuple(names)
 
 
 def _passed(graph: Graph, ends: list[Edge]) -> frozenset[int]:

@@ -17,6 +17,7 @@ from ._concatenated import concatenated as concatenated
 from ._dense import Dense as Dense
 from ._factor import Factor as Factor
 from ._factor import Method as Method
+from ._formed import formed as formed
 from ._gradients import Gradient as Gradient
 from ._gradients import Gradients as Gradients
 from ._gradients import dense as dense

@@ -51,19 +51,9 @@ class Gradient:
             groups.setdefault((factor.kind, *factor.features), []).append(factor)
         return cls(like, size, tuple(_joined(group) for group in groups.values()))
 
-    def compact(self) -> Gradient:
-        """The same, its rows formed now where they take no more than what their product reads.
-
-        Or no more than twice that, where norms would form them anyway; and never more than four times what is held, in
-        bytes, since a convolution reads windows that it does not hold. One product then serves all questions.
-        """
+    def formed(self) -> Gradient:
+        """The same, its rows formed now: one product then serves all questions."""
         if not self.factors or any(isinstance(factor, Dense) for factor in self.factors):
-            return self
-        anyway = all(factor.method(2**16).name == "direct" for factor in self.factors)
-        tensors = [tensor for factor in self.factors for tensor in factor.tensors]
-        held = sum(tensor.numel() * tensor.element_size() for tensor in tensors) // max(1, self.size)
-        reads = sum(factor.reads for factor in self.factors)
-        if self.like.numel() > reads * (2 if anyway else 1) or self.like.numel() * self.dtype.itemsize > 4 * held:
             return self
         rows = self.factors[0].dense() if len(self.factors) == 1 else _added(_wide(self.like), self.size, self.factors)
         return Gradient(self.like, self.size, (Dense(rows),))

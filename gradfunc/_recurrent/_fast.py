@@ -27,7 +27,7 @@ def fast(
     w_hh, b_hh, w_hr = layer.weights
     weights = Weights(w_hh.detach(), *(t if t is None else t.detach() for t in (b_hh, w_hr)))
     kind = _KINDS[step]
-    with torch.no_grad():
+    with torch.no_grad(), torch._C.DisableTorchFunction():  # a mode would be asked about every kernel of every step
         # in the storage of the gates, which nothing else holds, or reads in the graph
         run = kind.run(flat.detach().unflatten(0, sizes), state, weights, reverse)
     if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in (x, *state, *cell)):

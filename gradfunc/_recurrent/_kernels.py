@@ -100,45 +100,45 @@ class LSTM:
     """Input, forget, candidate, output gate."""
 
     def run(self, gates: Tensor, state: State, weights: Weights, reverse: bool) -> Run:
-        """The gates are computed in place; the candidate beside them, since a tanh is slow on columns."""
-        length, rows, width = gates.shape
+        """In place: fresh memory costs more than what is computed into it. `back` has the tanh of the cell again."""
+        width = gates.shape[2]
         projection = None if weights.w_hr is None else weights.w_hr.t()
-        before, after = _states(state[0], length, reverse)
-        c_before, c_after = _states(state[1], length, reverse)
-        i, f, g, o = gates.chunk(4, 2)
-        candidate = gates.new_empty(length, rows, width // 4)
-        squashed = torch.empty_like(candidate)
-        inside = after if projection is None else torch.empty_like(candidate)
+        before, after = _states(state[0], len(gates), reverse)
+        c_before, c_after = _states(state[1], len(gates), reverse)
+        inside = after if projection is None else torch.empty_like(c_after)
         weight = weights.w_hh.t()
-        parts = (before, after, gates, gates[:, :, : width // 2], i, f, g, o, candidate)
-        steps = zip(*(_by_step(part, reverse) for part in (*parts, c_before, c_after, squashed, inside)), strict=True)
-        for h, h_next, given, both, enter, forget, column, leave, new, c, c_next, tanh_c, out in steps:
+        parts = (after, gates, gates[:, :, : width // 2], *gates.chunk(4, 2), c_after)
+        steps = zip(*(_by_step(part, reverse) for part in parts), strict=True)
+        insides = repeat(None) if projection is None else _by_step(inside, reverse)
+        h, c = state
+        for (h_next, given, both, enter, forget, new, leave, c_next), within in zip(steps, insides, strict=False):
+            out = h_next if within is None else within
             given.addmm_(h, weight)
             both.sigmoid_()
             leave.sigmoid_()
-            new.copy_(column).tanh_()
+            new.tanh_()
             torch.mul(forget, c, out=c_next).addcmul_(enter, new)
-            torch.tanh(c_next, out=tanh_c)
-            torch.mul(leave, tanh_c, out=out)
+            torch.tanh(c_next, out=out).mul_(leave)
             if projection is not None:
                 torch.mm(out, projection, out=h_next)
+            h, c = h_next, c_next
         end = 0 if reverse else -1
-        kept = (gates, candidate, c_before, squashed)
+        kept = (gates, c_before, c_after)
         return Run(before, after, None if projection is None else inside, (after[end], c_after[end]), kept)
 
     def back(
         self, kept: Sequence[Tensor], weights: Weights, last: Tensor | None, grad: Tensor | None, reverse: bool
     ) -> Cotangents:
         """The output's cotangent goes to the output gate and to the cell state, that of the cell state to the rest."""
-        acts, g, c_before, squashed = kept
-        length, rows, size = g.shape
-        i, f, _, o = acts.chunk(4, 2)
-        gates, to_cell = torch.empty_like(acts), torch.empty_like(g)  # at first each gate's slope
+        acts, c_before, c_after = kept
+        length, rows, size = c_after.shape
+        i, f, g, o = acts.chunk(4, 2)
+        gates, to_cell = torch.empty_like(acts), torch.tanh(c_after)  # at first each gate's slope
         by_gate = _by_gate(gates, 4)
-        for k, (times, gate) in {0: (g, i), 1: (c_before, f), 3: (squashed, o)}.items():
+        for k, (times, gate) in {0: (g, i), 1: (c_before, f), 3: (to_cell, o)}.items():
             _sigmoid_back(times, gate, grad_input=by_gate[:, :, k])
         _tanh_back(i, g, grad_input=by_gate[:, :, 2])
-        _tanh_back(o, squashed, grad_input=to_cell)
+        _tanh_back(o, to_cell, grad_input=to_cell)
         own = g.new_zeros(rows, size) if last is None else last.clone(memory_format=torch.contiguous_format)
         to_all = own[:, None]
         grad = g.new_zeros(()).expand(length, rows, weights.w_hh.shape[1]) if grad is None else grad
@@ -167,36 +167,34 @@ class GRU:
     """Reset gate, update gate, candidate."""
 
     def run(self, gates: Tensor, state: State, weights: Weights, reverse: bool) -> Run:
-        """Two gates in place; what the state gives to the candidate is kept too."""
+        """The gates in place; what the state gives to the candidate is kept too."""
         length, rows, width = gates.shape
         size = width // 3
         before, after = _states(state[0], length, reverse)
-        candidate = gates.new_empty(length, rows, size)
-        to_candidate = torch.empty_like(candidate)
+        to_candidate = gates.new_empty(length, rows, size)
         hidden, weight, bias = gates.new_empty(rows, width), weights.w_hh.t(), weights.b_hh
         hidden_both, hidden_n = hidden.split([2 * size, size], 1)
-        r, z, n = gates.chunk(3, 2)
-        parts = (before, after, gates[:, :, : 2 * size], r, z, n, candidate, to_candidate)
-        for h, h_next, both, reset, update, column, new, product in zip(
-            *(_by_step(part, reverse) for part in parts), strict=True
-        ):
+        parts = (after, gates[:, :, : 2 * size], *gates.chunk(3, 2), to_candidate)
+        (h,) = state
+        for h_next, both, reset, update, new, product in zip(*(_by_step(part, reverse) for part in parts), strict=True):
             if bias is None:
                 torch.mm(h, weight, out=hidden)
             else:
                 torch.addmm(bias, h, weight, out=hidden)
             both.add_(hidden_both).sigmoid_()
             product.copy_(hidden_n)
-            torch.addcmul(column, reset, product, out=new).tanh_()
+            new.addcmul_(reset, product).tanh_()
             torch.lerp(new, h, update, out=h_next)
-        return Run(before, after, None, (after[0 if reverse else -1],), (gates, candidate, to_candidate, before))
+            h = h_next
+        return Run(before, after, None, (after[0 if reverse else -1],), (gates, to_candidate, before))
 
     def back(
         self, kept: Sequence[Tensor], weights: Weights, last: Tensor | None, grad: Tensor | None, reverse: bool
     ) -> Cotangents:
         """Every gate's cotangent is the output's times what is known beforehand."""
-        acts, n, to_candidate, before = kept
-        r, z, _ = acts.chunk(3, 2)
-        hidden, slope_n, total = torch.empty_like(acts), torch.empty_like(n), torch.empty_like(n)
+        acts, to_candidate, before = kept
+        r, z, n = acts.chunk(3, 2)
+        hidden, slope_n, total = torch.empty_like(acts), torch.empty_like(before), torch.empty_like(before)
         by_gate = _by_gate(hidden, 3)  # at first each gate's slope
         _tanh_back(1 - z, n, grad_input=slope_n)
         _sigmoid_back(slope_n * to_candidate, r, grad_input=by_gate[:, :, 0])
@@ -231,9 +229,11 @@ class RNN:
         """In place in the states."""
         before, after = _states(state[0], len(gates), reverse)
         weight = weights.w_hh.t()
-        for h, out, given in zip(*(_by_step(part, reverse) for part in (before, after, gates)), strict=True):
+        (h,) = state
+        for out, given in zip(*(_by_step(part, reverse) for part in (after, gates)), strict=True):
             torch.addmm(given, h, weight, out=out)
             out.relu_() if self._relu else out.tanh_()
+            h = out
         return Run(before, after, None, (after[0 if reverse else -1],), (after,))
 
     def back(

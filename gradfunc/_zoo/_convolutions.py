@@ -20,7 +20,6 @@ class _Layer(NamedTuple):
     module: Callable[[], nn.Module]
     sample: tuple[int, ...]
     output: tuple[int, ...]
-    kind: str = "dense"
 
 
 _BORDER = "the layer pads before it convolves: its saved input is not what the kernel saw"
@@ -67,9 +66,9 @@ LAYERS = [
         (5, 5, 4),
     ),
     _Layer("conv2d, padding 'valid', 1x1", "a matrix product in disguise, whose rows are many more than its factors",
-           lambda: nn.Conv2d(12, 10, 1, padding="valid"), (12, 1, 2), (10, 1, 2), "unfolded"),
+           lambda: nn.Conv2d(12, 10, 1, padding="valid"), (12, 1, 2), (10, 1, 2)),
     _Layer("conv2d, kernel as large as the image", "one position: rows are larger than their factors",
-           lambda: nn.Conv2d(3, 8, (4, 5)), (3, 4, 5), (8, 1, 1), "unfolded"),
+           lambda: nn.Conv2d(3, 8, (4, 5)), (3, 4, 5), (8, 1, 1)),
     _Layer("conv3d", "windows in three dimensions", lambda: nn.Conv3d(2, 3, 2, stride=(1, 2, 1), padding=1),
            (2, 2, 4, 3), (3, 3, 3, 4)),
     _Layer(
@@ -85,8 +84,8 @@ LAYERS = [
            lambda: nn.ConvTranspose2d(3, 4, 2, dilation=2), (3, 3, 4), (4, 5, 6)),
 ]  # fmt: skip
 for layer in LAYERS:
-    made = layer.module()
-    kinds = {name: "dense" if name.endswith("bias") else layer.kind for name, _ in made.named_parameters()}
+    parameters = layer.module().named_parameters()
+    kinds = {name: "dense" if name.endswith("bias") else "unfolded" for name, _ in parameters}
     add(layer.name, layer.hazard, layer.module, floats(layer.sample, layer.output), kinds)
 
 add(
@@ -103,11 +102,11 @@ add(
     ),
     lambda: (torch.randn(5, 3, 4, 6), torch.randint(5, (5,))),
     {
-        "0.weight": "dense",
+        "0.weight": "unfolded",
         "0.bias": "dense",
         "1.weight": "dense",
         "1.bias": "dense",
-        "3.weight": "dense",
+        "3.weight": "unfolded",
         "3.bias": "dense",
         "6.weight": "outer",
         "6.bias": "dense",

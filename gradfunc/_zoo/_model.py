@@ -25,9 +25,9 @@ class Model:
             seeds them.
         batch: makes `(*inputs, target)` likewise, samples in dimension 0 but for `in_dims`.
         criterion: `criterion(output, target, reduction="mean" | "sum" | "none")`, samples in dimension 0 under "none".
-        kinds: how the factored engine holds the rows of every trainable parameter when the batch runs natively:
+        kinds: how the rows of every trainable parameter come in the factored engine when the batch runs natively:
             "outer", "unfolded", "grouped", "rows", "dense", "outer+rows" for a sum of both, "-" for nothing (no loss
-            depends on it, or it is `asleep`).
+            depends on it, or it is `asleep`). Where rows are little larger, they are formed as they come.
         vmapped: the kinds that differ for a loss of one sample, which runs under vmap.
         in_dims: where the samples are in the inputs, as `gf.stateless` takes it.
         out_dims: where they are in the output, likewise.

@@ -50,7 +50,7 @@ add(
     lambda: _settled(nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(54, 5))),
     floats((3, 5, 5), (5,)),
     {
-        "0.weight": "dense",
+        "0.weight": "unfolded",
         "0.bias": "dense",
         "1.weight": "dense",
         "1.bias": "dense",

@@ -9,6 +9,8 @@ import torch
 
 from .._errors import message, one_of
 from .._per_sample import per_sample_grads
+from .._random import forked
+from .._swap import Swap
 from . import _by_hand
 from ._contender import Call, Contender
 from ._floor import floor, products
@@ -56,6 +58,18 @@ def _plain(case: Case, quantity: str) -> Call:
     return lambda: torch.autograd.grad(case.mean_loss(), params, allow_unused=True)
 
 
+def _scan(case: Case, quantity: str) -> Call:
+    """The same, recurrent layers step by step as the factored engine runs them, not by torch's fused kernel."""
+    params = [param for param in case.module.parameters() if param.requires_grad]
+
+    def call() -> Any:
+        with forked(0, 0, devices=[]), Swap("gf.bench", 0, 0, randomness="different", scan="fast") as swap:
+            swap.begin(0)
+            return torch.autograd.grad(case.mean_loss(), params, allow_unused=True)
+
+    return call
+
+
 def _forward(case: Case, quantity: str) -> Call:
     """The forward pass alone, recorded for a backward pass that does not come."""
     return case.mean_loss
@@ -70,6 +84,7 @@ CONTENDERS = {
     contender.name: contender
     for contender in (
         PLAIN,
+        Contender("scan", _scan, ("mean gradient",)),
         Contender("forward", _forward, ("loss",)),
         Contender("floor", floor, ("its operations",)),
         Contender("products", products, ("rows, bare",), beside=("materialise",)),

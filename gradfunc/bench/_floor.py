@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .._capture import Plans, capture
-from .._factors import Gradients, Outer, Rows, Unfolded, scratch_of
+from .._factors import Gradients, Outer, Rows, Unfolded, formed, scratch_of
 from ..audit._case import mean_loss
 from ._workload import Case
 
@@ -31,10 +31,10 @@ def floor(case: Case, quantity: str) -> Callable[[], Any]:
         RuntimeError: the engine cannot run the loss.
     """
     rows = _factored(case)
-    scratch = scratch_of(rows)
+    scratch, held = scratch_of(rows), formed(rows)
     outer = {
         name: [
-            _Bare(factor, factor.method(scratch).name, gradient.compact() is not gradient)
+            _Bare(factor, factor.method(scratch).name, name in held)
             for factor in gradient.factors
             if isinstance(factor, (Outer, Unfolded))
         ]
@@ -74,7 +74,7 @@ def _factored(case: Case) -> Gradients:
     leaves = {name: value.detach().requires_grad_() for name, value in case.model.params.items()}
     with torch.enable_grad():
         losses = case.losses(leaves, *case.batch).numerator
-    return capture(losses, leaves, Plans(), contextlib.nullcontext, compact=False).gradients
+    return capture(losses, leaves, Plans(), contextlib.nullcontext, form=False).gradients
 
 
 def _product(factor: Outer) -> Tensor:

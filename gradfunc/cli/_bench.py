@@ -45,11 +45,11 @@ def bench(
             fourth entry, the loop that `audit` takes, is not used. Files beside you are found.
         zoo: instead of timing, ask this of small models with a hazard each, one by one.
         workloads: of mlp, gpt, gpt-tied, cnn, resnet, vit and lstm; default: all of them, or none beside --model.
-        contenders: of plain, forward, floor (the bare operations that clipping by factors cannot do without),
-            products (those of rows, beside materialise), gradfunc, gradfunc-vmap and vmap(grad), or a peer by name:
-            expanded-weights, opacus, opacus-ghost, backpack, backpack-l2, torchjd, jax; gradfunc's own may name an
-            engine, as in gradfunc:vmap. Default: all but peers; with --zoo, peers too. The plain backward pass is
-            always measured.
+        contenders: of plain, scan (plain, recurrent layers run as gradfunc runs them), forward, floor (the bare
+            operations that clipping by factors cannot do without), products (those of rows, beside materialise),
+            gradfunc, gradfunc-vmap and vmap(grad), or a peer by name: expanded-weights, opacus, opacus-ghost, backpack,
+            backpack-l2, torchjd, jax; gradfunc's own may name an engine, as in gradfunc:vmap. Default: all but peers;
+            with --zoo, peers too. The plain backward pass is always measured.
         peers: measure every installed peer too.
         quantities: of clip-and-sum, norms, gram and materialise; default: clip-and-sum.
         rounds: timed calls of each, interleaved.

@@ -11,7 +11,7 @@ from oracle import close, close_rows, close_sum, flat
 from torch import Tensor
 
 from gradfunc import _factors as F
-from gradfunc._factors import Gaussian, Gradients
+from gradfunc._factors import Gaussian, Gradient, Gradients
 
 Law = Callable[[Case, int], None]
 
@@ -194,19 +194,30 @@ def merged(case: Case, scratch: int) -> None:
         assert ("dense",) not in kinds or len(kinds) == 1, name
 
 
-def compact(case: Case, scratch: int) -> None:
-    """Rows are formed where they take no more than what they are made of, and are the same rows."""
+def formed(case: Case, scratch: int) -> None:
+    """Rows that are formed are the same rows; they are where they take no more than their factors; there is a bound."""
+    names = F.formed(case.gradients)
+    before = after = sure = 0
     for name, gradient in case.gradients.items():
-        small = gradient.compact()
-        close_rows(cpu(F.dense({name: small})), {name: case.rows[name]})
+        rows = gradient.formed()
+        close_rows(cpu(F.dense({name: rows})), {name: case.rows[name]})
         kinds = {factor.kind for factor in gradient.factors}
-        if not kinds or kinds & {"dense", "unfolded"}:
+        if not kinds or "dense" in kinds:
+            assert name not in names
             continue
-        held = sum(tensor[:1].numel() for factor in gradient.factors for tensor in factor.tensors)
-        anyway = {factor.method(scratch).name for factor in gradient.factors} == {"direct"}
-        formed = gradient.like.numel() <= held * (2 if anyway else 1)
-        assert [factor.kind for factor in small.factors] == ["dense"] or not formed or not case.size
-        assert small is gradient or formed or not case.size
+        assert [factor.kind for factor in rows.factors] == ["dense"]
+        held, each = _bytes(gradient), _bytes(rows)
+        twice = 2 if {factor.method(2**16).name for factor in gradient.factors} == {"direct"} else 1
+        cheap = gradient.like.numel() <= twice * sum(factor.reads for factor in gradient.factors) and each <= 4 * held
+        assert name in names or not cheap
+        assert name not in names or cheap or each <= 2 * held
+        before, after = before + held, after + (each if name in names else held)
+        sure += each if cheap else held
+    assert after <= max(1.3 * before, sure)
+
+
+def _bytes(gradient: Gradient) -> int:
+    return sum(tensor.numel() * tensor.element_size() for factor in gradient.factors for tensor in factor.tensors)
 
 
 def mapped(case: Case, scratch: int) -> None:
@@ -238,6 +249,6 @@ LAWS: tuple[Law, ...] = (
     select,
     concatenated,
     merged,
-    compact,
+    formed,
     mapped,
 )

@@ -19,6 +19,7 @@ from gradfunc._factors import (
     Rows,
     Unfolded,
     _concatenated,
+    _formed,
     _gradients,
     _norms,
     _pairs,
@@ -36,6 +37,7 @@ OWNERS = {
     "Unfolded": Unfolded,
     "Windows": _windows.Windows,
     "concatenated": _concatenated,
+    "formed": _formed,
     "gradients": _gradients,
     "norms": _norms,
     "pairs": _pairs,
@@ -50,6 +52,7 @@ GEOMETRIES = {
     "one": Geometry(5, 1, 8, 7),
     "even": Geometry(5, 6, 4, 8),
     "two": Geometry(3, 2, 40, 41),
+    "wider": Geometry(5, 20, 64, 64),
 }
 # law | uses | geometry, scratch | function | what it says | what the mutant says
 TABLE = """
@@ -106,8 +109,8 @@ weighted_sum | unfolded | mid | Unfolded.weighted_sum | (still, moving * scale) 
 weighted_sum | unfolded | few 20 | Unfolded.weighted_sum | out += | out =
 dots | unfolded | mid | Unfolded.dots | still @ windows.mT | still @ windows.mT.flip(0)
 project | unfolded | few 8 | Unfolded.pieces | start + i.start, start + i.stop | i.start, i.stop
-compact | outer | few | Gradient.compact | self.factors[0].dense() | self.factors[0].dense() * 2
-compact | outer rows | few | Gradient.compact | if self.like.numel() > reads | if True or reads
+formed | outer | few | Gradient.formed | self.factors[0].dense() | self.factors[0].dense() * 2
+formed | outer | wider | formed.formed | and more <= SPARE * total |
 dense | dense outer | mid | gradients._added | factors[1:] | factors[2:]
 dense | rows | mid | Rows.dense | index_add_ | index_copy_
 merged | outer outer | mid | Gradient.of | (factor.kind, *factor.features) | (id(factor),)

@@ -10,6 +10,7 @@ from oracle import Truth
 from torch import Tensor, nn
 
 import gradfunc as gf
+from gradfunc._per_sample._explain import lines
 from gradfunc._problem import Problem, read
 from gradfunc._zoo import MODELS, Model
 from gradfunc.audit._losses import Losses
@@ -84,8 +85,10 @@ def posed(name: str, dtype: torch.dtype = F64) -> Posed:
     return Posed(problem, Losses(problem))
 
 
-def held(g: gf.PerSampleGrads) -> dict[str, str]:
-    """The kinds of the factors of every parameter, "-" where there is none."""
+def arrived(g: gf.PerSampleGrads) -> dict[str, str]:
+    """The kinds in which the rows of every parameter came, "-" where none did."""
     rows = g._source.rows(slice(0, g.batch_size)).grads
-    kinds = {name: {factor.kind for factor in rows[name].factors} if name in rows else set() for name in g.names}
+    kinds: dict[str, set[str]] = {name: set() for name in g.names}
+    for line in lines(rows, g._uses):
+        kinds[line.parameter] |= set(line.kind.removeprefix("dense, of ").split(" and ")) - {"none"}
     return {name: "+".join(sorted(found)) or "-" for name, found in kinds.items()}

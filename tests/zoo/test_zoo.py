@@ -10,7 +10,7 @@ import gradfunc as gf
 from gradfunc._zoo import MODELS
 
 from .hooks import every_use, last_use, mean_loss, norms_of_positions, uses
-from .problems import F64, MODES, held, looped, made, posed
+from .problems import F64, MODES, arrived, looped, made, posed
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:There is a performance drop"),
@@ -105,17 +105,17 @@ def test_torchs_own_vmap_runs_what_it_is_said_to_run(name):
 # --- gradfunc on them ---------------------------------------------------------------------------------------------
 
 
-def check_held(g, said):
+def check_arrived(g, said):
     """As the model says, of the engine that it says it of."""
     assert g.engine == "factored"
-    assert held(g) == {key: "+".join(sorted(kind.split("+"))) for key, kind in said.items()}
+    assert arrived(g) == {key: "+".join(sorted(kind.split("+"))) for key, kind in said.items()}
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_query_of_a_batch_is_exact(name):
     g = posed(name).rows("native")
     check_queries(g, looped(name))
-    check_held(g, MODELS[name].kinds)
+    check_arrived(g, MODELS[name].kinds)
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in UNVMAPPED])
@@ -125,7 +125,7 @@ def test_rows_and_norms_of_a_loss_of_one_sample_are_exact(name):
     norms = flat(want.rows).norm(dim=1)
     close(g.norms(), norms, norms, "norms")
     close(g.losses, want.losses, want.losses.abs() + 1, "losses")
-    check_held(g, {**MODELS[name].kinds, **MODELS[name].vmapped})
+    check_arrived(g, {**MODELS[name].kinds, **MODELS[name].vmapped})
 
 
 @pytest.mark.slow

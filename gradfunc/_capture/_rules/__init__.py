@@ -25,9 +25,3 @@ RULES: dict[str, Rule] = {
     **_recurrences.RULES,
 }
 LATE: dict[str, Rule] = {**_elementwise.BY_THE_NODE}  # called after the backward pass, on a node that must last
-
-
-def at_once(name: str, j: int) -> bool:
-    """Whether rows of input j are sums over the cotangent, smaller than it and quickest while it is in the cache."""
-    always = name in _norms.RULES or name in _elementwise.RULES
-    return always or (name in _products.SUMS and j == 0) or (name in _convolutions.RULES and j == 2)

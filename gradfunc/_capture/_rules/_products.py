@@ -141,7 +141,6 @@ def _outer(site: Site, x: Tensor, g: Tensor, alpha: float) -> Outer:
     return Outer(x, g if alpha == 1 else g * alpha, site.shape)
 
 
-SUMS = frozenset({"AddmmBackward0", "BaddbmmBackward0"})  # their input 0 is added, a bias
 RULES = {
     "MmBackward0": mm,
     "AddmmBackward0": addmm,
