@@ -26,6 +26,7 @@ Files, in the order in which data flows (a row imports only rows below it; `pypr
     audit/          why sum, mean and per-sample gradients disagree: estimators, verdicts, causes
     _transform/     stages and chains of them: clips, reductions as stages, make_step; what a stage guarantees
     _reduce         reductions by name                  models      small models as functions
+    _bridge         values back to a module: .grad for torch's optimisers, parameters to be kept
     _zoo/           small modules, one for each thing that goes wrong with per-sample gradients
     _per_sample/    PerSampleGrads, the value; per_sample_grads: the choice of engine and of chunks
     _certificate    what must hold between the answers of per-sample gradients
@@ -35,6 +36,7 @@ Files, in the order in which data flows (a row imports only rows below it; `pypr
     _problem        what tools take: (model, criterion, batch), read once
     _factors/       rows as factors: Outer, Unfolded, Grouped, Rows, Dense and their algebra
     _stateless      nn.Module -> a pure function        losses/     losses that carry their weight, a family a file
+    _batch_stats    batch norms: found, refused, frozen  hf         attention masks of Hugging Face models
     _graph          the precisions in a graph
     _weights        Weighted, Accumulator: the only mean
     _random/        draws keyed by (seed, step, sample, use); generators forked; draws refused, recorded, replayed
@@ -75,9 +77,13 @@ gradient's own conditioning allows; what cancellation leaves of larger numbers i
 
 from . import audit as audit
 from . import bench as bench
+from . import hf as hf
 from . import losses as losses
 from . import models as models
 from . import testing as testing
+from ._bridge import assign_grads as assign_grads
+from ._bridge import load_params as load_params
+from ._errors import EngineError as EngineError
 from ._errors import GradfuncWarning as GradfuncWarning
 from ._per_sample import PerSampleGrads as PerSampleGrads
 from ._per_sample import concatenate as concatenate

@@ -15,6 +15,36 @@ class GradfuncWarning(UserWarning):
     """
 
 
+class EngineError(NotImplementedError):
+    """An engine cannot run a loss that autograd can differentiate. The message names the place and the ways out.
+
+    Attributes:
+        engine: the one that was asked for, or "any".
+        why: what stopped it, in words.
+        operation: the line of code that it stopped at, "" where torch does not tell.
+        where: "file:line" of that, and of the caller's own line if it lies in a library.
+        module: the path of the module in whose forward pass it is, "" outside of any.
+        exits: what to do instead, each on its own.
+
+    Example:
+        >>> import torch, gradfunc as gf
+        >>> def loss(p, x):
+        ...     return (p["w"] * x).sum() if x.sum() > 0 else p["w"].sum()
+        >>> try:
+        ...     gf.per_sample_grads(loss, engine="vmap")({"w": torch.ones(2)}, torch.ones(3, 2))
+        ... except gf.EngineError as error:
+        ...     print(error.exits[-1])
+        Pass engine='loop' or 'auto': one autograd call a sample takes whatever autograd can differentiate.
+    """
+
+    def __init__(
+        self, text: str, *, engine: str, why: str, operation: str, where: str, module: str, exits: tuple[str, ...]
+    ) -> None:
+        super().__init__(text)
+        self.engine, self.why, self.operation = engine, why, operation
+        self.where, self.module, self.exits = where, module, exits
+
+
 class ModelPathError(ValueError):
     """A `--model package.module:factory` that cannot be read, called or understood."""
 

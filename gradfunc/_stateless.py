@@ -10,9 +10,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
+from ._batch_stats import BatchStatLayer, BatchStatReport, check_running, freeze
+from ._batch_stats import layers as batch_stat_layers
+from ._batch_stats import refuse as refuse_batch_stats
 from ._errors import kind_of, message, one_of
 from ._tree import Tensors, map_with_dims
 
@@ -42,7 +44,7 @@ class Stateless:
         aliases: `{other name: name}` for tied parameters; only `name` is a key of `params`.
         in_dims: where the batch sits in the inputs, as in `torch.vmap`.
         out_dims: where the batch sits in the outputs.
-        batch_stats: "error" or "batch"; see `gf.stateless`.
+        batch_stats: "error", "frozen" or "batch"; see `gf.stateless`.
         module: the unwrapped `nn.Module`, None for a pure model.
     """
 
@@ -64,7 +66,7 @@ class Stateless:
             RuntimeError: a layer would normalise by the statistics of the batch, under `batch_stats="error"`.
         """
         if self.batch_stats == "error":
-            self._refuse_batch_statistics("model(params, ...)")
+            refuse_batch_stats("model(params, ...)", self._batch_stats())
         return self._apply(self._filled(params), *args, **kwargs)
 
     def sample(self, params: Mapping[str, Tensor], /, *args: Any, **kwargs: Any) -> Any:
@@ -82,7 +84,7 @@ class Stateless:
             >>> model.sample(model.params, torch.ones(3)).shape
             torch.Size([2])
         """
-        self._refuse_batch_statistics("model.sample(params, ...)")
+        refuse_batch_stats("model.sample(params, ...)", self._batch_stats())
         call = "model.sample(params, ...)"
         args = map_with_dims(call, _inserted, args, self.in_dims)
         named = 0 if isinstance(self.in_dims, (tuple, list)) else self.in_dims
@@ -92,34 +94,21 @@ class Stateless:
 
     def batch_stat_layers(self) -> list[str]:
         """Names of the layers that, as they stand, normalise by the statistics of the batch."""
-        if self.module is None:
-            return []
-        return [
-            name or type(layer).__name__
-            for name, layer in self.module.named_modules()
-            if isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None)
-        ]
+        return [layer.name for layer in self._batch_stats()]
 
-    def _refuse_batch_statistics(self, call: str) -> None:
-        if not (layers := self.batch_stat_layers()):
-            return
-        assert self.module is not None
-        modules = dict(self.module.named_modules())
-        name = layers[0]
-        layer = modules.get(name, self.module)
-        tracks = getattr(layer, "running_mean", None) is not None
-        why = "is in train mode" if tracks else "has track_running_stats=False"
-        use = "Use .eval(), GroupNorm" if tracks else "Use GroupNorm"
-        raise RuntimeError(
-            message(
-                call,
-                got=f"layer '{name}' ({type(layer).__name__}), which {why} and so normalises by the statistics of "
-                "the batch: sample i's gradient depends on the other samples",
-                expected="layers that treat samples alone",
-                do=f"{use} or LayerNorm; or gf.stateless(module, batch_stats='batch') if the whole "
-                "batch is meant to run together.",
-            )
-        )
+    def batch_stat_report(self) -> BatchStatReport:
+        """The same as a table, with the usual substitutes for each. Nothing is replaced by itself.
+
+        Example:
+            >>> import gradfunc as gf
+            >>> model = gf.stateless(torch.nn.Sequential(torch.nn.Linear(3, 6), torch.nn.BatchNorm1d(6)))
+            >>> model.batch_stat_report().layers[0].substitutes[-2]
+            'nn.GroupNorm(6, 6)'
+        """
+        return BatchStatReport(tuple(self._batch_stats()))
+
+    def _batch_stats(self) -> list[BatchStatLayer]:
+        return [] if self.module is None or self.batch_stats == "frozen" else batch_stat_layers(self.module)
 
     def _filled(self, params: Mapping[str, Tensor]) -> Tensors:
         known = {**self.params, **self.frozen, **self.buffers}
@@ -167,11 +156,17 @@ def stateless(
             entry an input (None: not batched). A keyword input follows an int, and is batched in 0 otherwise.
         out_dims: where the batch sits in the outputs.
         batch_stats: what to do where a BatchNorm layer would use the statistics of the batch, which makes one
-            sample's gradient depend on the others: "error" names the layer, "batch" allows it for whole batches.
+            sample's gradient depend on the others. "error" names the layer. "frozen" normalises by the running
+            statistics, as `.eval()` of these layers alone would; they are not updated. "batch" lets the whole batch run
+            together, for losses with `batched=True`: row i is then the derivative of sample i's loss with the
+            statistics of its batch, to which every sample contributes. Rows still sum to the gradient of the batch, but
+            a sample's row changes with its neighbours: clipping rows bounds nothing that a sample does to the others.
 
     Raises:
         TypeError: not a module, a pure model or a `Stateless`.
-        ValueError: an uninitialised (lazy) parameter, or an unknown `batch_stats`.
+            Or parameters that are shards of something larger (FSDP, DTensor).
+        ValueError: an uninitialised (lazy) parameter, an unknown `batch_stats`, or "frozen" where a layer has no
+            running statistics.
 
     Example:
         >>> import gradfunc as gf
@@ -180,15 +175,18 @@ def stateless(
         (['bias', 'weight'], torch.Size([5, 2]))
     """
     call = "gf.stateless(model)"
-    one_of(call, "batch_stats", batch_stats, ("error", "batch"))
+    one_of(call, "batch_stats", batch_stats, ("error", "frozen", "batch"))
     if isinstance(model, Stateless):
         given = {"in_dims": (in_dims, 0), "out_dims": (out_dims, 0), "batch_stats": (batch_stats, "error")}
         changed = {key: value for key, (value, default) in given.items() if value != default}
+        if changed and model.module is not None:
+            options = {key: changed.get(key, getattr(model, key)) for key in given}
+            return _from_module(call, model.module, **options)
         return dataclasses.replace(model, **changed) if changed else model
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError(message(call, got="a jitted module", expected="the nn.Module it was made from"))
     if isinstance(model, nn.Module):
-        return _from_module(call, _unwrapped(model), in_dims, out_dims, batch_stats)
+        return _from_module(call, unwrapped(call, model), in_dims, out_dims, batch_stats)
     if isinstance(model, PureModel):
         params = {name: value.detach() for name, value in model.init().items()}
         return Stateless(params, {}, {}, {}, in_dims, out_dims, batch_stats, None, model.apply)
@@ -201,14 +199,34 @@ def stateless(
     )
 
 
-def _unwrapped(module: nn.Module) -> nn.Module:
+def unwrapped(call: str, module: nn.Module) -> nn.Module:
+    """The user's module inside of wrappers for data parallelism and compilation.
+
+    Raises:
+        TypeError: its parameters are shards.
+    """
     while True:
         if isinstance(module, _WRAPPERS):
             module = module.module
         elif "torch._dynamo" in sys.modules and isinstance(module, torch._dynamo.OptimizedModule):
             module = module._orig_mod  # asked only once it is loaded: loading it takes seconds
         else:
-            return module
+            break
+    for name, layer in module.named_modules():
+        if type(layer).__name__ == "FullyShardedDataParallel" and type(layer).__module__.startswith("torch."):
+            raise _sharded(call, f"module '{name}', a FullyShardedDataParallel")
+    for name, parameter in module.named_parameters():
+        if hasattr(parameter, "placements") and hasattr(parameter, "to_local"):
+            raise _sharded(call, f"parameter '{name}', a DTensor")
+    return module
+
+
+def _sharded(call: str, got: str) -> TypeError:
+    do = (
+        "Build the model unsharded on each rank (DDP is unwrapped), let each rank take its share of the samples, and "
+        "reduce the gradients; a model that does not fit on one device is not supported."
+    )
+    return TypeError(message(call, got=got, expected="whole parameters on every rank", do=do))
 
 
 def _from_module(call: str, module: nn.Module, in_dims: Any, out_dims: Any, batch_stats: str) -> Stateless:
@@ -228,7 +246,9 @@ def _from_module(call: str, module: nn.Module, in_dims: Any, out_dims: Any, batc
     ]
     renormed = [aliases.get(name, name) for name in renormed]
 
-    shell = _Shell(module)
+    if batch_stats == "frozen":
+        check_running(call, module)
+    shell = _Shell(module, frozen=batch_stats == "frozen")
 
     def apply(values: Tensors, *args: Any, **kwargs: Any) -> Any:
         values = {**values, **{name: values[name].clone() for name in renormed}}
@@ -248,6 +268,15 @@ def _from_module(call: str, module: nn.Module, in_dims: Any, out_dims: Any, batc
     )
 
 
+def _refuse_backward_hooks(module: nn.Module) -> None:
+    """Under torch.func, where a tensor hides that it requires grad, torch would leave them out without a word."""
+    for name, layer in module.named_modules():
+        if layer._backward_hooks or layer._backward_pre_hooks:
+            got = f"module '{name or type(layer).__name__}', which has a full backward hook, under torch.func"
+            do = "Run the batch natively, or one sample after the other; or remove the hook."
+            raise NotImplementedError(message("model(params, ...)", got=got, expected="no such hook there", do=do))
+
+
 class _Shell(nn.Module):
     """Runs a replica of the module, made while `functional_call` has its tensors swapped.
 
@@ -255,13 +284,19 @@ class _Shell(nn.Module):
     find the tensors of this call, and the replica keeps them. It also takes whatever the forward pass assigns.
     """
 
-    def __init__(self, inner: nn.Module) -> None:
+    def __init__(self, inner: nn.Module, *, frozen: bool) -> None:
         super().__init__()
         self.inner = inner
+        self._frozen = frozen
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the replica."""
-        return _replica(self.inner, {})(*args, **kwargs)
+        """Run the replica, its batch norms by running statistics if these are frozen."""
+        if torch._C._are_functorch_transforms_active():
+            _refuse_backward_hooks(self.inner)
+        replica = _replica(self.inner, {})
+        if self._frozen:
+            freeze(replica)
+        return replica(*args, **kwargs)
 
 
 def _replica(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:

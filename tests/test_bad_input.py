@@ -43,7 +43,7 @@ OPTIONS = {
     "unknown batch_stats": (
         lambda: gf.stateless(nn.Linear(2, 2), batch_stats="ignore"),
         ValueError,
-        r"batch_stats='ignore'.*'error', 'batch'",
+        r"batch_stats='ignore'.*'error', 'frozen', 'batch'",
     ),
     "unknown reduction": (lambda: gf.reduce(value(), "avg"), ValueError, r"reduction='avg'.*'none', 'sum', 'mean'"),
     "reduction None": (lambda: gf.reduce(value(), None), ValueError, r"reduction=None"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
@@ -15,6 +16,7 @@ from gradfunc.testing._demo import demo as check_demo
 README = Path(__file__).parent.parent / "README.md"
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_code_runs_from_top_to_bottom(capsys) -> None:
     document = Sybil(parsers=[PythonCodeBlockParser()], pattern="README.md", path=str(README.parent)).parse(README)
     examples = list(document.examples())
@@ -40,6 +42,7 @@ def test_the_check_prints_what_readme_shows() -> None:
         assert re.sub(r"\d\.\d\de-\d\d", "x", line).rstrip() in printed, line
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_explain_prints_what_readme_shows(capsys) -> None:
     document = Sybil(parsers=[PythonCodeBlockParser()], pattern="README.md", path=str(README.parent)).parse(README)
     for example in document.examples():

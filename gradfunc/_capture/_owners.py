@@ -26,6 +26,7 @@ from ._layout import Layout
 
 Backward = Callable[[], AbstractContextManager[None]]  # around a backward pass
 _SEED = 0x0C0DE
+_ENTRIES = 2**16  # that are summed at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,13 +163,29 @@ def _sketched(
 
 
 def _sums(grad: Tensor) -> list[Tensor]:
-    size = (grad.to_dense() if grad.layout != torch.strided else grad).abs().double()
+    size = grad.to_dense() if grad.layout != torch.strided else grad
     rank = size.dim()
     if rank <= 1:
-        return [size.reshape(-1).cpu()]
-    lead = size.sum(-1)  # far smaller, and all that the other dimensions need
+        return [size.reshape(-1).abs().double().cpu()]
+    lead, last = _by_rows(size.reshape(-1, size.shape[-1]))
+    lead = lead.reshape(size.shape[:-1])  # far smaller, and all that the other dimensions need
     each = [lead.sum([e for e in range(rank - 1) if e != d]) if rank > 2 else lead for d in range(rank - 1)]
-    return [sums.cpu() for sums in (*each, size.sum(list(range(rank - 1))))]
+    return [sums.cpu() for sums in (*each, last)]
+
+
+def _by_rows(flat: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of magnitudes of a matrix along either dimension, in float64, some rows at a time.
+
+    A copy of the whole would cost more than its sums: fresh memory is slow.
+    """
+    rows, width = flat.shape
+    lead, last = flat.new_zeros(rows, dtype=torch.float64), flat.new_zeros(width, dtype=torch.float64)
+    step = _ENTRIES if flat.is_cuda else max(1, _ENTRIES // max(1, width))
+    for at in range(0, rows, step):
+        part = flat[at : at + step].abs().double()
+        lead[at : at + step] = part.sum(1)
+        last += part.sum(0)
+    return lead, last
 
 
 def _read(

@@ -345,6 +345,20 @@ def slice_(step: Step) -> Found:
     return _padded(step, dim, min(start, shape[dim]))
 
 
+def select(step: Step) -> Found:
+    """`value[index]`: one matrix of a stack, such as an expert's."""
+    node, shape, factor = step.node, step.shape(), step.factor
+    dim = _signed(node._saved_dim) % len(shape)
+    at = _signed(node._saved_index) % shape[dim]
+    if isinstance(factor, Outer) and dim == 0 and factor.shape == (factor.g.shape[2], factor.x.shape[2]):
+        index = torch.full(factor.x.shape[:2], at, device=factor.x.device)
+        return step.to(0, Grouped(index, factor.x, factor.g, shape))
+    if isinstance(factor, Dense):
+        around = [0, 0] * (len(shape) - 1 - dim) + [at, shape[dim] - at - 1]
+        return step.to(0, Dense(F.pad(factor.values.unsqueeze(dim + 1), around)))
+    return None
+
+
 def split(step: Step) -> Found:
     """One of several equal pieces."""
     dim = _signed(step.node._saved_dim) % len(step.shape())
@@ -411,6 +425,7 @@ _PULLS: dict[str, Callable[[Step], Found]] = {
     "AddmmBackward0": addmm,
     "CatBackward0": cat,
     "SliceBackward0": slice_,
+    "SelectBackward0": select,
     "SplitBackward0": split,
     "SplitWithSizesBackward0": split_with_sizes,
     "EmbeddingBackward0": embedding,

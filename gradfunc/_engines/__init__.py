@@ -16,6 +16,8 @@ from ._combine import gathered as gathered
 from ._cotangent import CotangentSource as CotangentSource
 from ._factored import FactoredSource as FactoredSource
 from ._factored import factored as factored
+from ._limits import Limit as Limit
+from ._limits import limit_of as limit_of
 from ._limits import limitation as limitation
 from ._limits import out_of_memory as out_of_memory
 from ._live import Live as Live

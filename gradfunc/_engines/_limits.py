@@ -1,42 +1,154 @@
-"""Telling a limitation of torch.func, or of memory, from the user's own error."""
+"""Telling a limitation of torch.func, or of memory, from the user's own error; and where the loss met it."""
 
 from __future__ import annotations
 
+import functools
+import linecache
+import os
 import re
+import sysconfig
+import traceback
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
-# What torch.func says of itself when it cannot run a function that autograd can. Anything else is the user's
-# own error and passes untouched. Collected from torch 2.13.
-_LIMITATIONS = re.compile(
-    r"data-dependent control flow"
-    r"|vmap: It looks like you're"
-    r"|vmap: inplace arithmetic"
-    r"|vmap: We do not support batching"
-    r"|inside of a function being transformed by a functorch|inside a functorch transform"
-    r"|Batch norm got a batched tensor"
-    r"|'Sparse\w+' backend"
-    r"|Cannot access storage of"
-    r"|vmap: aten::"
-    r"|Batching rule not implemented"
-    r"|could not generate (a )?fallback"
-    r"|doesn't match the broadcast shape"
-    r"|setup_context"
-    r"|generate_vmap_rule"
-    r"|saved tensor hooks"
-    r"|torch\.func.* (don't|doesn't|do not|does not) yet support"
-    r"|not (yet )?supported (under|in|inside|with) (vmap|functorch|torch\.func)"
-    r"|Cannot access data pointer of Tensor|data_ptr"
-    r"|does not support .*functorch|functorch.*does not support"
-    r"|compiled backward function within vmap"
+_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_TORCH = os.path.dirname(os.path.abspath(torch.__file__))
+_INSTALLED = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")})
+
+
+class _Wall(NamedTuple):
+    """What torch says, what it means, and what to write instead."""
+
+    says: str
+    why: str
+    instead: str = ""
+
+
+# What torch.func says of itself when it cannot run a function that autograd can. Anything else is the user's own error
+# and passes untouched. Collected from torch 2.11 to 2.15.
+_WALLS = (
+    _Wall(
+        r"data-dependent control flow|vmap: It looks like you're",
+        "what runs depends on a value (`if tensor:`, `.item()`, a loop until something holds), which differs by sample",
+        "Write torch.where instead of the branch; a 2-D attention mask can be expanded outside (gf.hf.attention_mask).",
+    ),
+    _Wall(
+        r"vmap: inplace arithmetic",
+        "a tensor that all samples share is written in place with one sample's values",
+        "Write y = y + x, or make y from the sample: x.new_zeros(...).",
+    ),
+    _Wall(
+        r"aten::nonzero|aten::unique|dynamic shape|aten::masked_select",
+        "a shape depends on values (a boolean index, nonzero, unique)",
+        "Multiply by a mask or write torch.where instead.",
+    ),
+    _Wall(
+        r"Batch norm got a batched tensor",
+        "batch norm in train mode writes to running statistics",
+        "Use .eval() or gf.stateless(module, batch_stats='frozen').",
+    ),
+    _Wall(
+        r"'Sparse\w+' backend",
+        "a gradient is sparse",
+        "Build the embedding with sparse=False.",
+    ),
+    _Wall(
+        r"setup_context|generate_vmap_rule",
+        "a torch.autograd.Function is not written for torch.func",
+        "Split its forward into forward(...) and setup_context(ctx, inputs, output), and set generate_vmap_rule=True.",
+    ),
+    _Wall(
+        r"saved tensor hooks|escaped from inside a function being vmapped",
+        "hooks on saved tensors (activation checkpointing, saving on the CPU) do not work in torch.func",
+    ),
+    _Wall(
+        r"full backward hook",
+        "a module has full backward hooks, which torch drops or refuses under torch.func",
+        "Remove the hook where it only watches.",
+    ),
+    _Wall(
+        r"Cannot access storage of|Cannot access data pointer of Tensor|data_ptr",
+        "an extension reads the memory of a tensor, which a tensor under vmap does not have",
+    ),
+    _Wall(r"compiled backward function within vmap", "a compiled function runs inside", "Pass it uncompiled."),
+    _Wall(
+        r"vmap: We do not support batching|vmap: aten::|Batching rule not implemented"
+        r"|could not generate (a )?fallback|doesn't match the broadcast shape",
+        "an operation has no batching rule",
+    ),
+    _Wall(
+        r"inside of a function being transformed by a functorch|inside a functorch transform"
+        r"|torch\.func.* (don't|doesn't|do not|does not) yet support"
+        r"|not (yet )?supported (under|in|inside|with) (vmap|functorch|torch\.func)"
+        r"|does not support .*functorch|functorch.*does not support",
+        "torch.func does not support it",
+    ),
+)
+# This one no engine takes: reentrant checkpointing runs a backward pass of its own, into .grad.
+_REENTRANT = _Wall(
+    r"Checkpointing is not compatible with \.grad\(\)|utils\.checkpoint is incompatible with \.grad\(\)",
+    "reentrant activation checkpointing works with .backward() into .grad alone",
+    "Pass use_reentrant=False to torch.utils.checkpoint.checkpoint (transformers: "
+    "model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})).",
 )
 
 
-def limitation(error: Exception) -> str | None:
-    """The first line of `error` if it is a limitation of torch.func, None if it is the user's own error."""
+@dataclass(frozen=True)
+class Limit:
+    """What an engine cannot run, and where the loss does it.
+
+    Attributes:
+        why: in words.
+        instead: how to write it otherwise, "" where there is no such way.
+        code: the line of code, "" if it is not known.
+        where: its "file:line", and that of the user's own line that led there.
+        module: the path of the module in whose forward pass it is, "" outside of any.
+        anywhere: whether no engine can.
+    """
+
+    why: str
+    instead: str = ""
+    code: str = ""
+    where: str = ""
+    module: str = ""
+    anywhere: bool = False
+
+    def __str__(self) -> str:
+        parts = [self.where and f"at {self.where}", self.module and f"in module '{self.module}'"]
+        place = " ".join(part for part in parts if part)
+        return self.why + (f", {place}" if place else "") + (f": `{self.code}`" if self.code else "")
+
+
+def limitation(error: Exception) -> Limit | None:
+    """What stopped torch.func, or None if `error` is the user's own."""
+    if not isinstance(error, (RuntimeError, NotImplementedError)):
+        return None
     text = str(error)
-    known = isinstance(error, (RuntimeError, NotImplementedError)) and _LIMITATIONS.search(text)
-    return text.strip().splitlines()[0][:200] if known else None
+    if any(_reenters(frame) for frame, _ in traceback.walk_tb(error.__traceback__)):
+        return replace(limit_of(error, _REENTRANT.why, _REENTRANT.instead), anywhere=True)
+    for wall in (_REENTRANT, *_WALLS):
+        if re.search(wall.says, text):
+            found = limit_of(error, wall.why, wall.instead)
+            return found if wall is not _REENTRANT else _reentrant(error, found)
+    return None
+
+
+def limit_of(error: Exception, why: str, instead: str = "") -> Limit:
+    """With the place that the traceback names."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    outside = [(frame, line) for frame, line in frames if not _within(frame.f_code.co_filename, _OURS, _TORCH)]
+    if not outside:
+        return Limit(why, instead)
+    frame, line = outside[-1]
+    own = [one for one in outside if not _within(one[0].f_code.co_filename, *_INSTALLED)]
+    where = _spelt(frame, line)
+    if own and own[-1][0] is not frame:
+        where += f", called at {_spelt(*own[-1])}"
+    code = linecache.getline(frame.f_code.co_filename, line).strip()
+    return Limit(why, instead, code, where, _module([frame for frame, _ in frames]))
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -44,3 +156,50 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def _within(path: str, *folders: str) -> bool:
+    return path.startswith("<") or any(path.startswith(folder + os.sep) for folder in folders)
+
+
+def _spelt(frame: Any, line: int) -> str:
+    path = os.path.abspath(frame.f_code.co_filename)
+    for folder in _INSTALLED:
+        path = path.removeprefix(folder + os.sep)
+    return f"{os.path.relpath(path) if path.startswith(os.getcwd() + os.sep) else path}:{line}"
+
+
+def _module(frames: list[Any]) -> str:
+    """The path of the innermost module whose forward pass is running, in the outermost one that is the user's."""
+    modules = [frame.f_locals.get("self") for frame in frames]
+    known = [m for m in modules if isinstance(m, nn.Module) and not _within(_file_of(m), _OURS)]
+    if not known:
+        return ""
+    names = {id(module): name for name, module in known[0].named_modules()}
+    return next((names[id(m)] or type(m).__name__ for m in reversed(known) if id(m) in names), "")
+
+
+def _file_of(module: nn.Module) -> str:
+    forward: Any = type(module).forward
+    code = getattr(forward, "__code__", None)
+    return "" if code is None else str(code.co_filename)
+
+
+def _reenters(frame: Any) -> bool:
+    """Whether it is torch's checkpoint, in its reentrant form."""
+    code, of = frame.f_code, frame.f_locals
+    return code.co_name == "checkpoint" and _within(code.co_filename, _TORCH) and of.get("use_reentrant") is True
+
+
+def _reentrant(error: Exception, found: Limit) -> Limit:
+    """Its traceback is of the backward pass, where what was checkpointed is kept by torch."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        function = getattr(frame.f_locals.get("ctx"), "run_function", None)
+        if function is not None:
+            while isinstance(function, functools.partial):
+                function = function.func
+            owner = getattr(function, "__self__", None)
+            name = getattr(function, "__qualname__", repr(function))
+            code = f"checkpoint({type(owner).__name__ if isinstance(owner, nn.Module) else name}, ...)"
+            return Limit(found.why, found.instead, code, anywhere=True)
+    return Limit(found.why, found.instead, anywhere=True)

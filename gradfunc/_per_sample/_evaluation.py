@@ -16,6 +16,7 @@ from .._engines import (
     FactoredSource,
     JoinedSource,
     KeptSource,
+    Limit,
     LoopSource,
     Noticed,
     Source,
@@ -24,6 +25,7 @@ from .._engines import (
     VmapSource,
     factored,
     gathered,
+    limit_of,
     limitation,
     live,
     out_of_memory,
@@ -157,7 +159,7 @@ class Evaluation:
                     raise
         return self.live("loop", "run again", chunk, rows=rows)
 
-    def limit(self, error: Exception) -> str | None:
+    def limit(self, error: Exception) -> Limit | None:
         """Why torch.func cannot run the loss; None for the user's own error.
 
         What torch says of itself is known by its words, and else by trying: an error that sample 0 alone does not raise
@@ -171,7 +173,7 @@ class Evaluation:
             self._source("loop").rows(slice(0, 1))
         except Exception:
             return None
-        return " ".join(str(error).split())[:200]
+        return limit_of(error, " ".join(str(error).split())[:200])
 
     def graphs(self, value: PerSampleGrads) -> Iterator[tuple[Tensor, Traced]]:
         """The losses of `value` again, a chunk at a time, with an ordinary graph behind them, and whose they are."""

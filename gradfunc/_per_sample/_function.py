@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from .._capture import Plans
-from .._engines import Call, Draws, Noticed
+from .._engines import Call, Draws, Noticed, limitation
 from .._errors import GradfuncWarning, kind_of, message, one_of
 from .._swap import levels, transforms
 from .._tree import Group, read_batch, read_groups, tensors_of
+from ._cannot import cannot
 from ._chunks import Chunks
 from ._differentiable import Origin, Want, refuse
 from ._evaluation import Evaluation, Options, Selection
@@ -153,8 +154,9 @@ class PerSampleGradsFunction:
 
     def _chosen(self, run: Evaluation) -> PerSampleGrads:
         if self.options.engine != "auto":
-            return run.value(self.options.engine, "as asked")
+            return self._or_cannot(run, self.options.engine, "as asked")
         refused = dict(self._learnt.refused)  # learnt where another engine has done it: an error may be the user's own
+        hint = ""
         for engine, reason in _BATCHED:
             if engine in refused:
                 continue
@@ -163,24 +165,34 @@ class PerSampleGradsFunction:
             except Exception as error:
                 if (limit := run.limit(error)) is None:
                     raise
-                refused[engine] = f"torch.func cannot run this loss ({limit})"
+                if limit.anywhere:
+                    raise cannot(run.call, engine, limit, batched=self.options.batched) from error
+                refused[engine], hint = f"torch.func cannot run this loss ({limit})", f"{limit.instead} "
             else:
                 if self.options.batched or not run.noticed.drew_otherwise or self.options.randomness == "same":
                     self._learnt.refused = refused
                     return value
-                limit = (
-                    "it draws what torch alone can draw, which vmap gives to a batch and not to a sample by its name"
-                )
-                refused.update({name: f"torch.func cannot run this loss ({limit})" for name, _ in _BATCHED})
+                why = "it draws what torch alone can draw, which vmap gives to a batch and not to a sample by its name"
+                refused.update({name: f"torch.func cannot run this loss ({why})" for name, _ in _BATCHED})
         reason, warned = refused["vmap"], self._learnt.warned_of_loop
-        value = run.value("loop", reason)  # the user's own error, if it is one, passes here
+        value = self._or_cannot(run, "loop", reason)  # the user's own error, if it is one, passes here
         self._learnt.refused = refused
         self._learnt.warned_of_loop = True
         if not warned:
             do = "Results are exact but cost one backward pass a sample; pass engine='loop' to say that this is meant."
-            text = f"{run.call}: {reason}; using one autograd call a sample. {do}"
+            text = f"{run.call}: {reason}; using one autograd call a sample. {hint.lstrip()}{do}"
             warnings.warn(text, GradfuncWarning, stacklevel=3)
         return value
+
+    def _or_cannot(self, run: Evaluation, engine: str, reason: str) -> PerSampleGrads:
+        """The gradients by one engine; what it cannot run is told in one way."""
+        try:
+            return run.value(engine, reason)
+        except Exception as error:
+            limit = limitation(error) if engine == "loop" else run.limit(error)
+            if limit is None or (engine == "loop" and not limit.anywhere):
+                raise
+            raise cannot(run.call, engine, limit, batched=self.options.batched) from error
 
     def _warn_of_draws(self, run: Evaluation) -> None:
         if not run.noticed.drew or self.step is not None or self._learnt.warned_of_draws:

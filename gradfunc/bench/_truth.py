@@ -30,6 +30,7 @@ class Truth:
         scale: `sum_i min(max_norm, |g_i|)`, the error scale of that sum.
         gram: inner products, `[B, B]`; None where it was not asked for.
         parts: computes the rows again, some samples at a time.
+        rows_of: the definition by which: `rows_of(case, start, stop)`.
     """
 
     norms: Tensor
@@ -38,6 +39,7 @@ class Truth:
     scale: float
     gram: Tensor | None
     parts: Callable[[], Iterator[Tensors]]
+    rows_of: Callable[[Case, int, int], Tensors]
 
     @classmethod
     def of(cls, case: Case, *, gram: bool = False, budget: int = BUDGET, looped: bool = False) -> Truth:
@@ -68,7 +70,7 @@ class Truth:
             half = budget // 2
             blocks = [[_by_hand.gram(left, right) for right in parts(half)] for left in parts(half)]
             inner = torch.cat([torch.cat(row, 1) for row in blocks])
-        return cls(norms, max_norm, clipped, float((factors * norms).sum()), inner, lambda: parts(budget))
+        return cls(norms, max_norm, clipped, float((factors * norms).sum()), inner, lambda: parts(budget), rows_of)
 
     def error(self, quantity: str, got: Any) -> float:
         """The largest error of a result, on the scale of its quantity.
@@ -84,6 +86,16 @@ class Truth:
         if want is None or not isinstance(got, Tensor) or got.shape != want.shape:
             return math.inf
         return _largest((got.double() - want).abs(), scale)
+
+    def error_of(self, case: Case) -> float:
+        """That of the rows which the definition gives for the same case at another precision."""
+        gaps, done = [], 0
+        for rows in self.parts():
+            stop = done + len(next(iter(rows.values())))
+            low = self.rows_of(case, done, stop)
+            gaps.append(_by_hand.norms({name: low[name].double() - value for name, value in rows.items()}))
+            done = stop
+        return _largest(torch.cat(gaps), self.norms)
 
     def _error_of_rows(self, got: Any) -> float:
         """Some samples at a time: rows of the whole batch in float64 are never held."""

@@ -304,7 +304,7 @@ def test_a_model_that_vmap_cannot_run():
     assert not report.ok
     assert report.ok == all(row.peer for row in report.rows if row.verdict in ("refused", "failed"))
     assert "Refused: model, vmap(grad), clip-and-sum: RuntimeError: " in str(report)
-    assert "Failed: model, gradfunc-vmap:vmap, clip-and-sum: RuntimeError: " in str(report)
+    assert "Failed: model, gradfunc-vmap:vmap, clip-and-sum: EngineError: " in str(report)
     told = ("Failed", "Refused")
     assert max(map(len, [line for line in str(report).splitlines() if not line.startswith(told)])) <= 118
 

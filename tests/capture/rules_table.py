@@ -430,6 +430,13 @@ for d in (0, 1, -1):
     derived("SplitBackward0", f"two, {d}", (O, O), lambda w, d=d: w.split(3, d)[1] * 2 - w.split(3, d)[0])
     derived("SplitWithSizesBackward0", f"middle, {d}", (O, O), lambda w, d=d: w.split([1, 3, 2], d)[1])
     derived("SplitWithSizesBackward0", f"last, {d}", (O, O), lambda w, d=d: w.split([1, 3, 2], d)[2])
+derived("SelectBackward0", "a matrix of a stack", (3, O, I), lambda w: w[1])
+derived("SelectBackward0", "from the end", (3, O, I), lambda w: w[-1])
+derived("SelectBackward0", "inside", (O, 3, I), lambda w: w[:, 1], "dense")
+pull(
+    "SelectBackward0", "two of a stack", {"w": (3, O, I)}, [(B, I)],
+    lambda p, x: F.linear(x, p["w"][2]) + F.linear(x.sin(), p["w"][0]),
+)  # fmt: skip
 positions = torch.tensor([3, 0, 3, 1])
 derived("EmbeddingBackward0", "positions", (O, I), lambda w: F.embedding(positions, w), "dense")
 derived("EmbeddingBackward0", "padded", (O, I), lambda w: F.embedding(positions, w, padding_idx=3), "dense")

@@ -1,0 +1,117 @@
+"""From values back to a module: gradients for an optimiser of torch, parameters to be kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ._errors import kind_of, message
+from ._stateless import unwrapped
+
+
+def assign_grads(
+    module: nn.Module, grads: Mapping[str, Tensor], *, unused: Iterable[str] = (), scale: float | Tensor | None = None
+) -> None:
+    """Overwrite `.grad` of the module's parameters: the bridge to torch's optimisers, schedulers and `GradScaler`.
+
+    Every parameter that `grads` does not name gets None, as from `optimizer.zero_grad()`: nothing is accumulated.
+    Wrappers (DistributedDataParallel, DataParallel, compiled modules) are taken off; no process communicates. What is
+    assigned is a copy in the parameter's dtype and on its device: an optimiser that clips in place writes to it alone.
+
+    Args:
+        module: whose parameters an optimiser holds.
+        grads: `{name: tensor}` with keys of `module.named_parameters()`, such as `g.mean()` or `gf.clip(...)` give.
+        unused: names that get None all the same, such as `g.unused`: their gradient is exactly 0, and an optimiser
+            with weight decay or momentum moves a parameter whose gradient is 0 but not one without.
+        scale: multiplied in, for an optimiser stepped by a scaler: `scaler.get_scale()`, which `scaler.step` takes out.
+
+    Raises:
+        TypeError: not a module, or not a mapping of tensors.
+        KeyError: a name that the module does not have, the second name of a tied parameter, or a frozen one.
+        ValueError: another shape. Nothing has been assigned then.
+
+    Example:
+        >>> import torch, gradfunc as gf
+        >>> module = torch.nn.Linear(3, 1)
+        >>> optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        >>> model = gf.stateless(module)
+        >>> def loss(params, x, y):
+        ...     return gf.losses.mse(model.sample(params, x), y)
+        >>> g = gf.per_sample_grads(loss)(model.params, torch.ones(4, 3), torch.ones(4, 1))
+        >>> gf.assign_grads(module, g.mean(), unused=g.unused)
+        >>> optimizer.step()
+    """
+    call = "gf.assign_grads(module, grads)"
+    named = _named(call, module, grads)
+    if frozen := [name for name in grads if not named[name].requires_grad]:
+        do = "Leave it out (wrt= selects parameters), or set requires_grad."
+        raise KeyError(message(call, got=f"'{frozen[0]}', which is frozen", expected="trainable parameters", do=do))
+    absent = _known(call, named, unused)
+    for name, parameter in named.items():
+        grad = None if name in absent else grads.get(name)
+        if grad is not None:
+            grad = grad.detach().to(parameter.device)
+            grad = (grad if scale is None else grad * torch.as_tensor(scale, device=grad.device)).to(parameter.dtype)
+            given = grads[name]
+            grad = grad.clone() if grad.untyped_storage().data_ptr() == given.untyped_storage().data_ptr() else grad
+        parameter.grad = grad
+
+
+def load_params(module: nn.Module, params: Mapping[str, Tensor]) -> None:
+    """Write parameters into the module, in place, so that its optimisers and wrappers go on with them.
+
+    Wrappers are taken off as in `gf.assign_grads`. Parameters that are not named stay as they are, as do `.grad` and
+    buffers. Note that `model.params` of a `gf.stateless(module)` share storage with the module: they change too.
+
+    Args:
+        module: whose parameters are written to.
+        params: `{name: tensor}` with keys of `module.named_parameters()`, such as `gf.make_step` returns.
+
+    Raises:
+        TypeError: not a module, or not a mapping of tensors.
+        KeyError: a name that the module does not have, or the second name of a tied parameter.
+        ValueError: another shape. Nothing has been written then.
+
+    Example:
+        >>> import torch, gradfunc as gf
+        >>> module = torch.nn.Linear(2, 1)
+        >>> gf.load_params(module, {"bias": torch.ones(1)})
+        >>> module.bias
+        Parameter containing:
+        tensor([1.], requires_grad=True)
+    """
+    named = _named("gf.load_params(module, params)", module, params)
+    with torch.no_grad():
+        for name, value in params.items():
+            named[name].copy_(value)
+
+
+def _named(call: str, module: nn.Module, given: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+    """The parameters by name, once all that was given fits them."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(message(call, got=kind_of(module), expected="an nn.Module"))
+    if not isinstance(given, Mapping) or not all(isinstance(value, Tensor) for value in given.values()):
+        raise TypeError(message(call, got=kind_of(given), expected="a dict {name: tensor}"))
+    inner = unwrapped(call, module)
+    named = dict(inner.named_parameters())
+    first = {id(parameter): name for name, parameter in named.items()}
+    for name, parameter in inner.named_parameters(remove_duplicate=False):
+        if name in given and name not in named:
+            do = f"Use the key '{first[id(parameter)]}', to which it is tied."
+            raise KeyError(message(call, got=f"'{name}'", expected="one key a parameter", do=do))
+    _known(call, named, given)
+    for name, value in given.items():
+        if value.shape != named[name].shape:
+            got = f"'{name}' of shape {tuple(value.shape)}"
+            raise ValueError(message(call, got=got, expected=f"{tuple(named[name].shape)}"))
+    return named
+
+
+def _known(call: str, named: Mapping[str, nn.Parameter], names: Iterable[str]) -> set[str]:
+    wanted = set(names)
+    if unknown := sorted(wanted - named.keys()):
+        some = ", ".join(f"'{name}'" for name in [*named][:5]) + (", ..." if len(named) > 5 else "")
+        raise KeyError(message(call, got=f"'{unknown[0]}'", expected=f"names of the module's parameters: {some}"))
+    return wanted

@@ -1,0 +1,228 @@
+"""What models of daily work bring: autocast, hooks, sparse and renormed tables, wrappers, shards, packed sequences."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from oracle import close_rows, truth_batched
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+import gradfunc as gf
+
+F64 = torch.float64
+
+
+def integers(*shape, high=3):
+    """Small ones: their products and short sums are exact in every floating type."""
+    return torch.randint(-high + 1, high, shape).to(torch.float32)
+
+
+# --- autocast ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("engine", "batched"), [("factored", True), ("factored", False), ("vmap", False), ("loop", False)]
+)
+def test_autocast_gives_the_types_of_plain_autograd_and_exact_numbers_are_exact(dtype, engine, batched):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    x = integers(5, 4)
+    for p in module.parameters():
+        p.data = integers(*p.shape)
+    model = gf.stateless(module)
+
+    def losses(params, x):
+        with torch.autocast("cpu", dtype):
+            out = (model if batched else model.sample)(params, x)
+        assert out.dtype == dtype
+        return out.float().sum(-1)
+
+    g = gf.per_sample_grads(losses, engine=engine, batched=batched)(model.params, x)
+    leaves = {name: p.clone().requires_grad_() for name, p in model.params.items()}
+    with torch.autocast("cpu", dtype):
+        out = torch.func.functional_call(module, leaves, (x,))
+    plain = torch.autograd.grad(out.float().sum(), list(leaves.values()))
+    for name, want in zip(leaves, plain, strict=True):
+        assert want.dtype == g.sum()[name].dtype == g.mean()[name].dtype == g.materialize()[name].dtype
+    exact = module.to(F64)
+
+    def whole(params, x):
+        return torch.func.functional_call(exact, params, (x,)).sum(1)
+
+    rows = truth_batched(whole, {n: p.to(F64) for n, p in model.params.items()}, (x.to(F64),)).rows
+    for name, got in g.materialize().items():
+        assert torch.equal(got.to(F64), rows[name]), name
+
+
+# --- hooks -------------------------------------------------------------------------------------------------------
+
+
+def hooked(kind):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).to(F64)
+    seen = []
+    if kind == "forward":
+        module[1].register_forward_hook(lambda layer, args, out: 2 * out)
+    elif kind == "before":
+        module[1].register_forward_pre_hook(lambda layer, args: (args[0] + 1,))
+    elif kind == "backward":
+        module[1].register_full_backward_hook(lambda layer, gi, go: (3 * gi[0],))
+    else:
+        module[1].register_full_backward_pre_hook(lambda layer, go: (3 * go[0],))
+    module[1].register_forward_hook(lambda *args: seen.append(args))
+    return module, seen
+
+
+@pytest.mark.parametrize("kind", ["forward", "before", "backward", "before backward"])
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.filterwarnings("ignore::gradfunc.GradfuncWarning")
+def test_hooks_of_modules_go_on_working(kind, batched):
+    """Natively by factors; under vmap torch's own hooks into the backward pass are a wall, and the loop is taken."""
+    module, seen = hooked(kind)
+    model, x = gf.stateless(module), torch.randn(5, 3, dtype=F64)
+    whole = lambda p, x: torch.func.functional_call(module, p, (x,)).square().sum(1)  # noqa: E731
+    want = truth_batched(whole, model.params, (x,)).rows
+
+    def losses(params, x):
+        return (model if batched else model.sample)(params, x).square().sum(-1)
+
+    seen.clear()
+    g = gf.per_sample_grads(losses, batched=batched)(model.params, x)
+    assert seen
+    close_rows(g.materialize(), want)
+    assert g.engine == ("factored" if batched or "backward" not in kind else "loop")
+
+
+# --- tables ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options", [{"sparse": True}, {"max_norm": 0.5}, {"sparse": True, "max_norm": 0.5, "padding_idx": 0}]
+)
+@pytest.mark.parametrize("layer", [nn.Embedding, nn.EmbeddingBag])
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.filterwarnings("ignore::gradfunc.GradfuncWarning")
+def test_sparse_and_renormed_tables(options, layer, batched):
+    torch.manual_seed(0)
+    options = {**options, **({"mode": "sum"} if layer is nn.EmbeddingBag else {})}
+    module, ids = nn.Sequential(layer(9, 4, **options)).to(F64), torch.randint(9, (5, 3))
+    before = module[0].weight.detach().clone()
+    model = gf.stateless(module)
+    scale = torch.linspace(1, 2, 4, dtype=F64)
+
+    def losses(params, ids):
+        return ((model if batched else model.sample)(params, ids) * scale).square().flatten(1 if batched else 0).sum(-1)
+
+    g = gf.per_sample_grads(losses, batched=batched)(model.params, ids)
+    assert torch.equal(module[0].weight, before)
+    limit = options.get("max_norm", torch.inf)
+    norms = before.norm(dim=1, keepdim=True)
+    table = torch.where(norms > limit, before * (limit / (norms + 1e-7)), before)  # as torch renorms a row
+    rows = torch.zeros(5, 9, 4, dtype=F64)
+    for b in range(5):
+        if layer is nn.EmbeddingBag:
+            kept = [i for i in ids[b].tolist() if i != options.get("padding_idx")]
+            bag = table[kept].sum(0)
+            for i in kept:
+                rows[b, i] += 2 * scale.square() * bag
+        else:
+            for i in ids[b].tolist():
+                rows[b, i] += 2 * scale.square() * table[i] if i != options.get("padding_idx") else 0
+    close_rows(g.materialize(), {"0.weight": rows})
+
+
+# --- wrappers and shards -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def alone():
+    """A process group of one."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_distributed_wrapper_is_taken_off():
+    module = nn.Linear(3, 2)
+    wrapped = nn.parallel.DistributedDataParallel(module)
+    model = gf.stateless(wrapped)
+    assert list(model.params) == ["weight", "bias"]
+    g = gf.per_sample_grads(lambda p, x: model.sample(p, x).sum())(model.params, torch.ones(4, 3))
+    gf.assign_grads(wrapped, g.mean())
+    assert torch.equal(module.weight.grad, torch.ones(2, 3))
+    gf.load_params(wrapped, {"bias": torch.zeros(2)})
+    assert not module.bias.any()
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_shards_are_refused_with_what_works():
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor, distribute_tensor, init_device_mesh
+
+    mesh = init_device_mesh("cpu", (1,))
+    module = nn.Linear(3, 2)
+    module.weight = nn.Parameter(distribute_tensor(module.weight.detach(), mesh))
+    assert isinstance(module.weight, DTensor)
+    sharded = nn.Sequential(nn.Linear(3, 2))
+    fully_shard(sharded, mesh=mesh)
+    for one, name in ((module, "weight"), (sharded, "0.weight")):
+        for call in (gf.stateless, lambda m: gf.assign_grads(m, {}), lambda m: gf.load_params(m, {})):
+            with pytest.raises(
+                TypeError, match=rf"parameter '{name}', a DTensor; expected whole parameters.*unsharded"
+            ):
+                call(one)
+
+
+# --- sequences ---------------------------------------------------------------------------------------------------
+
+
+class Tagger(nn.Module):
+    """A recurrent layer over padded sequences with their lengths, and a head on its states."""
+
+    def __init__(self, kind, **options):
+        super().__init__()
+        self.rnn = kind(4, 6, batch_first=True, **options)
+        self.head = nn.Linear(6 * (2 if options.get("bidirectional") else 1), 3)
+
+    def forward(self, x, lengths):
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        out, _ = pad_packed_sequence(self.rnn(packed)[0], batch_first=True, total_length=x.shape[1])
+        return self.head(out)
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}])
+def test_packed_sequences_and_lists_of_sequences_are_the_same_and_factored(kind, options):
+    torch.manual_seed(0)
+    model = gf.stateless(Tagger(kind, **options).to(F64))
+    lengths = torch.tensor([5, 2, 4, 1, 5])
+    x, y = torch.randn(5, 5, 4, dtype=F64), torch.randint(3, (5, 5))
+    y = y.masked_fill(torch.arange(5) >= lengths[:, None], -100)
+
+    def losses(params, x, y):
+        return gf.losses.cross_entropy(model(params, x, lengths), y, ignore_index=-100, batched=True)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        packed = gf.per_sample_grads(losses, batched=True)(model.params, x, y)
+    assert packed.engine == "factored"
+    want = truth_batched(losses, model.params, (x, y)).rows
+    close_rows(packed.materialize(), want)
+    layer = gf.stateless(model.module.rnn, out_dims=(0, None))
+
+    def loss(params, x, y):
+        own = {name.removeprefix("rnn."): p for name, p in params.items() if name.startswith("rnn.")}
+        states = layer(own, x[None])[0][0]
+        return gf.losses.cross_entropy(states @ params["head.weight"].T + params["head.bias"], y)
+
+    parts = [gf.ragged([t[:n] for t, n in zip(tensor, lengths, strict=True)]) for tensor in (x, y)]
+    ragged = gf.per_sample_grads(loss)(model.params, *parts)
+    assert ragged.engine == "factored"
+    close_rows(ragged.materialize(), want)
+    assert torch.equal(ragged.weights.long(), lengths)
