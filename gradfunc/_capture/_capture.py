@@ -29,6 +29,7 @@ class Plans:
     """What graphs have shown, by signature; shared by all calls of one function."""
 
     known: dict[Any, Plan] = field(default_factory=dict)
+    alike: dict[Any, Plan] = field(default_factory=dict)  # of graphs in any precision
     learnt: int = 0
 
 
@@ -85,21 +86,34 @@ def capture(
             return _Run(graph, leaves, known, backward, scale).captured()
         except _Awake:
             pass
+    structure = graph.structure
+    found = plans.alike.get(structure)
+    if found is not None and found.fits(graph):
+        try:
+            return _formed(_Run(graph, leaves, found, backward, scale), plans, form)
+        except _Awake:
+            pass
     owners = measure(graph, leaves, scale, backward)
-    if owners.samples > 2 and doubtful(graph, owners):
-        confirm(owners, leaves, scale, backward)
+    if owners.samples > 2 and (doubts := doubtful(graph, owners)):
+        confirm(owners, leaves, scale, backward, doubts)
     with backward():  # what a checkpointed region kept is computed again where it is read
         found = plan(graph, owners)
-    run = _Run(graph, leaves, found, backward, scale)
+    plans.learnt += 1
+    for memory, key in ((plans.known, graph.signature), (plans.alike, structure)):
+        memory.pop(key, None)
+    if found.lasting:
+        plans.alike[structure] = found
+    return _formed(_Run(graph, leaves, found, backward, scale), plans, form)
+
+
+def _formed(run: _Run, plans: Plans, form: bool) -> Captured:
+    """What the first run in a precision gives, some of the rows formed then: later runs form them as they arrive."""
     captured = run.captured()
     chosen = formed(captured.gradients) if form else frozenset[str]()
     for name in chosen:
         captured.gradients[name] = captured.gradients[name].formed()
-    plans.learnt += 1
-    if found.lasting:
-        plans.known[graph.signature] = dataclasses.replace(found, late=run.late, formed=chosen)
-    else:
-        plans.known.pop(graph.signature, None)
+    if run.plan.lasting:
+        plans.known[run.graph.signature] = dataclasses.replace(run.plan, late=run.late, formed=chosen)
     return captured
 
 

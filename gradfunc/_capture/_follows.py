@@ -58,16 +58,17 @@ def follows(graph: Graph, owners: Owners, node: int, j: int) -> bool:
     return True
 
 
-def doubtful(graph: Graph, owners: Owners) -> bool:
-    """Whether some value is owned by what was measured alone: its owners follow from no operation."""
-    return any(
-        edge is not None
+def doubtful(graph: Graph, owners: Owners) -> list[Edge]:
+    """Values that are owned by what was measured alone: their owners follow from no operation."""
+    return [
+        edge
+        for i, name in enumerate(graph.names)
+        for j, edge in enumerate(graph.inputs[i])
+        if edge is not None
         and owners.of(edge).state == "owned"
         and owners.node(i) == "owned"
         and (owners.of(edge).layout.table is not None or indexed(name) or not follows(graph, owners, i, j))
-        for i, name in enumerate(graph.names)
-        for j, edge in enumerate(graph.inputs[i])
-    )
+    ]
 
 
 def _kept(graph: Graph, node: int, j: int, rank: int) -> Container[int] | None:

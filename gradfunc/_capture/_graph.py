@@ -65,6 +65,13 @@ class Graph:
             parts.append((name, leaf, tuple(edges), outputs, numbers))
         self.signature: Any = tuple(parts)
 
+    @property
+    def structure(self) -> Any:
+        """The same in any precision: who owns what does not depend on it."""
+        size, *parts = self.signature
+        shapes = ((*head, tuple(shape for shape, _ in outputs), numbers) for *head, outputs, numbers in parts)
+        return (size, *shapes)
+
     def shape(self, edge: Edge) -> tuple[int, ...]:
         """Of the value, or the parameter, at an edge."""
         return self._outputs[edge.node][edge.output][0]

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from .._tree import Tensors
 from ._graph import Edge, Graph
@@ -26,7 +28,7 @@ from ._layout import Layout
 
 Backward = Callable[[], AbstractContextManager[None]]  # around a backward pass
 _SEED = 0x0C0DE
-_ENTRIES = 2**16  # that are summed at once
+_ENTRIES = 2**15  # that are summed at once: in the cache, and by one thread
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,25 +105,35 @@ def measure(graph: Graph, leaves: Tensors, scale: float, backward: Backward) -> 
     return owners
 
 
-def confirm(owners: Owners, leaves: Tensors, scale: float, backward: Backward) -> None:
+def confirm(owners: Owners, leaves: Tensors, scale: float, backward: Backward, doubts: Sequence[Edge]) -> None:
     """Find what is shared by samples that were weighted alike, so that one's gradient vanished beside another's.
 
     In each pass half of the samples have no loss, other halves so that of every two samples one is without while the
     other is not, and the other way round (Sperner's theorem says how few passes do). What a sample owns must be 0 then.
+    The passes go down to the doubtful values; if one of these is not owned as it was read, to all, since what they lead
+    to is not either.
     """
+    if _corrected(owners, leaves, scale, backward, {edge.node for edge in doubts}):
+        _corrected(owners, leaves, scale, backward, None)
+
+
+def _corrected(owners: Owners, leaves: Tensors, scale: float, backward: Backward, only: set[int] | None) -> bool:
+    """Whether a reading was wrong, of what these operations give or of all; it has been corrected."""
     graph, samples = owners.graph, owners.samples
     passes = next(n for n in range(1, samples + 2) if math.comb(n, n // 2) >= samples)
     sets = itertools.islice(itertools.combinations(range(passes), passes // 2), samples)
     silent = torch.zeros(passes, samples, dtype=torch.bool)
     for sample, chosen in enumerate(sets):
         silent[list(chosen), sample] = True
+    wrong = False
     for quiet in silent:
-        found, _ = _sketched(graph, leaves, scale * (~quiet).double(), backward)
+        found, _ = _sketched(graph, leaves, scale * (~quiet).double(), backward, only)
         for edge, sums in found.items():
             reading = owners.of(edge)
             kept = tuple(layout for layout in reading.layouts if _silent(sums[layout.dim], layout, quiet))
             if len(kept) < len(reading.layouts):
-                owners.readings[edge] = Reading("owned", kept, reading.alone) if kept else SHARED
+                owners.readings[edge], wrong = Reading("owned", kept, reading.alone) if kept else SHARED, True
+    return wrong
 
 
 def _silent(sums: Tensor, layout: Layout, quiet: Tensor) -> bool:
@@ -139,27 +151,34 @@ def _digits(codes: Tensor, samples: int, bits: int) -> list[Tensor]:
 
 
 def _sketched(
-    graph: Graph, leaves: Tensors, weights: Tensor, backward: Backward
+    graph: Graph, leaves: Tensors, weights: Tensor, backward: Backward, only: set[int] | None = None
 ) -> tuple[dict[Edge, list[Tensor]], tuple[str, ...]]:
-    """For every value and each of its dimensions the sums of |cotangent| over all others; and who is unused."""
+    """For every value and each of its dimensions the sums of |cotangent| over all others; and who is unused.
+
+    Of `only` some operations, the pass ends below them, and tells nothing of who is unused.
+    """
     found: dict[Edge, list[Tensor]] = {}
 
     def note(i: int, grads: tuple[Tensor | None, ...]) -> None:
-        for k, grad in enumerate(grads):
-            if grad is not None:
-                found[Edge(i, k)] = _sums(grad.detach())
+        with torch._C.DisableTorchFunction():  # operations of ours, which the mode around the pass is not for
+            for k, grad in enumerate(grads):
+                if grad is not None:
+                    found[Edge(i, k)] = _sums(grad.detach())
 
-    handles = [node.register_prehook(partial(note, i)) for i, node in enumerate(graph.nodes) if i not in graph.leaves]
+    noted = [i for i in range(len(graph.nodes)) if i not in graph.leaves and (only is None or i in only)]
+    below = dict.fromkeys(edge for i in noted for edge in graph.inputs[i] if edge is not None)
+    ends: list[Any] = [GradientEdge(graph.nodes[edge.node], edge.output) for edge in below]
+    handles = [graph.nodes[i].register_prehook(partial(note, i)) for i in noted]
     try:
         with backward():
             cotangent = weights.to(graph.losses)
-            grads = torch.autograd.grad(
-                graph.losses, list(leaves.values()), cotangent, retain_graph=True, allow_unused=True
-            )
+            inputs = list(leaves.values()) if only is None else ends
+            grads = torch.autograd.grad(graph.losses, inputs, cotangent, retain_graph=True, allow_unused=True)
     finally:
         for handle in handles:
             handle.remove()
-    return found, tuple(name for name, grad in zip(leaves, grads, strict=True) if grad is None)
+    unused = () if only is not None else zip(leaves, grads, strict=True)
+    return found, tuple(name for name, grad in unused if grad is None)
 
 
 def _sums(grad: Tensor) -> list[Tensor]:

@@ -37,8 +37,8 @@ def run(model: Model) -> tuple[Graph, Params]:
 def measured(graph: Graph, leaves: Params) -> Owners:
     """As a learning call measures them."""
     owners = _owners.measure(graph, leaves, 1.0, contextlib.nullcontext)
-    if owners.samples > 2 and _follows.doubtful(graph, owners):
-        _owners.confirm(owners, leaves, 1.0, contextlib.nullcontext)
+    if owners.samples > 2 and (doubts := _follows.doubtful(graph, owners)):
+        _owners.confirm(owners, leaves, 1.0, contextlib.nullcontext, doubts)
     return owners
 
 

@@ -247,8 +247,8 @@ Graph.__init__ | softmax along either | for attribute in _numbers(kind, name)) |
 """
 # function | layout, samples | it says | the mutant says. One gradient vanishes beside another, and so does its row.
 ABSORBED = """
-capture.capture | two_only, 5 | confirm(owners, leaves, scale, backward) | pass
-owners.confirm | two_only, 5 | quiet in silent: | quiet in silent[:2]:
+capture.capture | two_only, 5 | confirm(owners, leaves, scale, backward, doubts) | pass
+owners._corrected | two_only, 5 | quiet in silent: | quiet in silent[:2]:
 owners._decoded | two_only, 2 | & (second != 0) & | & (second != second) &
 """
 

@@ -57,6 +57,21 @@ def test_other_data_of_the_same_shapes_teaches_nothing(layout):
     assert plans.learnt == 1
 
 
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "routed"])
+def test_what_one_precision_teaches_holds_in_another(layout):
+    plans = Plans()
+    of = model(layout, 4, 3, 5, 2)
+    low = Model(
+        of.losses,
+        {name: p.to(torch.float32) for name, p in of.params.items()},
+        tuple(t.to(torch.float32) if isinstance(t, Tensor) and t.is_floating_point() else t for t in of.batch),
+    )
+    captured(low, plans)
+    exact(of, plans)
+    assert plans.learnt == 1
+    assert len(plans.known) == 2  # which rows are formed is each precision's own
+
+
 def test_a_fixed_route_is_learnt_once():
     order = torch.arange(B)
     assert learnt(lambda p, x: read(p, h(p, x)[order]), *xs(3)) == [1, 1, 1]
