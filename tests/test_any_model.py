@@ -97,6 +97,32 @@ def test_hooks_of_modules_go_on_working(kind, batched):
     assert g.engine == ("factored" if batched or "backward" not in kind else "loop")
 
 
+@pytest.mark.parametrize("engine", ["auto", "factored"])
+def test_what_vmap_drops_without_a_word_is_not_passed_on(engine):
+    """Outside of `gf.stateless` nobody sees the module: sample 0 is run alone, and differs."""
+    module, _ = hooked("backward")
+    x = torch.randn(5, 3, dtype=F64)
+
+    def loss(params, x):
+        return torch.func.functional_call(module, params, (x[None],)).square().sum()
+
+    params = {name: p.detach() for name, p in module.named_parameters()}
+    with pytest.raises(RuntimeError, match=r"fail verification: the row of sample 0.*outside of vmap.*engine='loop'"):
+        gf.per_sample_grads(loss, engine=engine)(params, x)
+    g = gf.per_sample_grads(loss, engine="loop")(params, x)
+    whole = lambda p, x: torch.func.functional_call(module, p, (x,)).square().sum(1)  # noqa: E731
+    close_rows(g.materialize(), truth_batched(whole, params, (x,)).rows)
+
+
+def test_what_asks_whether_it_requires_grad_is_not_passed_on():
+    def loss(params, x):
+        h = params["w"] * x
+        return (2 * h if h.requires_grad else h).sum().square()
+
+    with pytest.raises(RuntimeError, match="the row of sample 0"):
+        gf.per_sample_grads(loss)({"w": torch.ones(3)}, torch.randn(4, 3))
+
+
 # --- tables ------------------------------------------------------------------------------------------------------
 
 

@@ -175,6 +175,12 @@ class Evaluation:
             return None
         return limit_of(error, " ".join(str(error).split())[:200])
 
+    def alone(self) -> Tensors:
+        """The row of sample 0 by one autograd call."""
+        first = self._source("loop").rows(slice(0, 1))
+        scale = 1 / (self.options.loss_scale or 1.0)
+        return {name: scale * gradient.dense()[0] for name, gradient in first.grads.items()}
+
     def graphs(self, value: PerSampleGrads) -> Iterator[tuple[Tensor, Traced]]:
         """The losses of `value` again, a chunk at a time, with an ordinary graph behind them, and whose they are."""
         for source, positions in zip(self._forwards(value.engine), self.positions, strict=True):

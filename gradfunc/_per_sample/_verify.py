@@ -1,7 +1,8 @@
 """`verify="first"`: an engine's answer against one extra backward pass, once for each function and shape of its input.
 
 Judged are the first check and the norms of `_certificate`: an engine that batches samples by rules (torch.func's, or
-ours) may be silently wrong where one autograd call a sample is not.
+ours) may be silently wrong where one autograd call a sample is not. Under vmap the loss itself may be another one,
+since a tensor there does not say that it requires grad; so one sample is also run alone, outside of it.
 """
 
 from __future__ import annotations
@@ -21,13 +22,17 @@ from .._engines import out_of_memory
 from .._errors import message
 from .._graph import coarsest_in
 from .._rounding import gamma, other_precisions, unit_roundoff
-from .._tree import add, cast, map_floats
+from .._tree import Tensors, add, cast, map_floats, norm
 from ._evaluation import Evaluation
 from ._value import PerSampleGrads
 
 Change = Callable[[Any], Any]  # of the nest of all arguments
 Again = Callable[[Change], tuple[Evaluation, PerSampleGrads]]
 SAMPLES = 3
+_CHECKS = {
+    **_certificate.CHECKS,
+    "alone": "the row of sample 0, and one autograd call of that sample outside of vmap",
+}
 
 
 class _Measured(NamedTuple):
@@ -91,7 +96,7 @@ def _judge(first: _Measured, again: Again) -> None:
     judged = first if second is None or second.u > first.u else second  # the finest
     suspects = []
     for name, difference in first.differences.items():
-        other = (None, None) if second is None else (second.differences[name], second.u)
+        other = (None, None) if second is None else (second.differences.get(name), second.u)
         if verdict(difference, first.u, *other) == "wrong":
             suspects.append(name)
     if not suspects:
@@ -99,7 +104,7 @@ def _judge(first: _Measured, again: Again) -> None:
     unchanged = _apart(judged.value, again(judged.cast)[1])
     moved = _apart(judged.value, again(lambda nest: map_floats(partial(_moved, u=judged.u), judged.cast(nest)))[1])
     for name in suspects:
-        difference = judged.differences[name]
+        difference = judged.differences.get(name, first.differences[name])
         if unchanged[name] > math.sqrt(judged.u) * difference.scale:
             raise RuntimeError(_unrepeatable(first.call))
         if not difference.size <= max(moved[name], math.sqrt(moved[name] * difference.scale)):  # also for NaN
@@ -111,7 +116,24 @@ def _apart(value: PerSampleGrads, other: PerSampleGrads) -> dict[str, float]:
     r = _certificate.coefficients(value.losses, 0)
     sums = _certificate.compare(value.weighted_sum(r, wide=True), other.weighted_sum(r, wide=True), 1.0)
     norms = (value.first_chunk().norms() - other.first_chunk().norms()).abs().max()
-    return {"weighted sum": sums.size, "norms": float(norms)}
+    rows = _certificate.compare(_row(value), _row(other), 1.0)
+    return {"weighted sum": sums.size, "norms": float(norms), "alone": rows.size}
+
+
+def _row(value: PerSampleGrads) -> Tensors:
+    """That of sample 0."""
+    return {name: rows[0] for name, rows in value.select([0]).materialize().items()}
+
+
+def _alone(run: Evaluation, value: PerSampleGrads) -> Difference | None:
+    """Sample 0 by itself; None where it runs by itself anyway, draws by chunk, or cannot be run alone."""
+    if run.options.batched or run.noticed.drew_otherwise:
+        return None
+    try:
+        row = run.alone()
+    except Exception:  # whatever a loss raises that is written for vmap alone
+        return None
+    return _certificate.compare(_row(value), row, norm(row))._replace(sample=0)
 
 
 def _moved(tensor: Tensor, u: float) -> Tensor:
@@ -139,6 +161,8 @@ def _measured(run: Evaluation, value: PerSampleGrads, cast: Change = lambda nest
         "weighted sum": _certificate.compare(value.weighted_sum(r, wide=True), total, _certificate.sum_scale(value, r)),
         "norms": _certificate.norms(block, some),
     }
+    if (alone := _alone(run, value)) is not None:
+        differences["alone"] = alone
     return _Measured(run.call, value, differences, u, cast)
 
 
@@ -156,7 +180,7 @@ def _explained(call: str, value: PerSampleGrads, check: str, difference: Differe
     parameter = f" in '{difference.parameter}'" if difference.parameter else ""
     sample = f" for sample {difference.sample}" if difference.sample is not None else ""
     got = (
-        f"gradients of engine {value.engine} that fail verification: {_certificate.CHECKS[check]} differ by "
+        f"gradients of engine {value.engine} that fail verification: {_CHECKS[check]} differ by "
         f"{difference.size:.2e} on a scale of {difference.scale:.2e}{parameter}{sample}, and that is no rounding"
     )
     do = "Pass engine='loop'; gf.testing.certify(loss, params, batch) shows every check; verify=False goes without."
