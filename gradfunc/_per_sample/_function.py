@@ -244,8 +244,8 @@ def per_sample_grads(
             "auto" then takes; with engine="vmap" the chunk's. Global generators stay as they are.
         seed: of those draws.
         verify: "first" checks an engine other than the loop against one extra backward pass, at the first call with
-            each shape of the input: a random weighted sum of the rows, and the norms of three of them; under vmap sample
-            0 is also run alone. False does not.
+            each shape of the input: a random weighted sum of the rows, and the norms of three of them; sample 0 is
+            also run alone, outside of vmap. False does not.
         loss_scale: multiply each numerator by this before differentiating, so that half types do not underflow; the
             factor is taken out again in the accumulation dtype. A power of two is exact.
         batched: `loss` runs the whole batch natively and returns one loss a sample, `[B]` or `Weighted` of two.
