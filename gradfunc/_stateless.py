@@ -57,6 +57,7 @@ class Stateless:
     batch_stats: str
     module: nn.Module | None
     _apply: Callable[..., Any] = field(repr=False)
+    _after: Callable[..., Tensors] | None = field(repr=False, default=None)
 
     def __call__(self, params: Mapping[str, Tensor], /, *args: Any, **kwargs: Any) -> Any:
         """Run the batch `args, kwargs` with `params`; missing keys are filled from `frozen` and `buffers`.
@@ -91,6 +92,29 @@ class Stateless:
         kwargs = map_with_dims(call, _inserted, kwargs, named)
         out = self._apply(self._filled(params), *args, **kwargs)
         return map_with_dims(call, _removed, out, self.out_dims)
+
+    def buffers_after(self, params: Mapping[str, Tensor], /, *args: Any, **kwargs: Any) -> Tensors:
+        """The buffers that a forward pass of the batch changes, as it leaves them: `{name: tensor}`.
+
+        No call writes to the module. Who wants running statistics or counters to move writes these back, or passes them
+        on: they may be given among `params`. Samples of a loss of one sample each change their own copies.
+
+        Example:
+            >>> import gradfunc as gf
+            >>> model = gf.stateless(torch.nn.BatchNorm1d(3), batch_stats="batch")
+            >>> after = model.buffers_after(model.params, torch.randn(5, 3))
+            >>> sorted(after), int(after["num_batches_tracked"]), int(model.buffers["num_batches_tracked"])
+            (['num_batches_tracked', 'running_mean', 'running_var'], 1, 0)
+        """
+        if self.batch_stats == "error":
+            refuse_batch_stats("model.buffers_after(params, ...)", self._batch_stats())
+        if self._after is None:
+            return {}
+        before = self._filled(params)
+        kept = {name: before[name].clone() for name in self.buffers}
+        with torch.no_grad():
+            after = self._after(before, *args, **kwargs)
+        return {name: after[name] for name in kept if name in after and not _same(after[name], kept[name])}
 
     def batch_stat_layers(self) -> list[str]:
         """Names of the layers that, as they stand, normalise by the statistics of the batch."""
@@ -248,12 +272,15 @@ def _from_module(call: str, module: nn.Module, in_dims: Any, out_dims: Any, batc
 
     if batch_stats == "frozen":
         check_running(call, module)
-    shell = _Shell(module, frozen=batch_stats == "frozen")
+    frozen = batch_stats == "frozen"
 
-    def apply(values: Tensors, *args: Any, **kwargs: Any) -> Any:
-        values = {**values, **{name: values[name].clone() for name in renormed}}
-        inner = {f"inner.{name}": value for name, value in values.items()}
-        return torch.func.functional_call(shell, inner, args, kwargs)
+    def run(shell: _Shell) -> Callable[..., Any]:
+        def apply(values: Tensors, *args: Any, **kwargs: Any) -> Any:
+            values = {**values, **{name: values[name].clone() for name in renormed}}
+            inner = {f"inner.{name}": value for name, value in values.items()}
+            return torch.func.functional_call(shell, inner, args, kwargs)
+
+        return apply
 
     return Stateless(
         params={name: p.detach() for name, p in named.items() if p.requires_grad},
@@ -264,7 +291,8 @@ def _from_module(call: str, module: nn.Module, in_dims: Any, out_dims: Any, batc
         out_dims=out_dims,
         batch_stats=batch_stats,
         module=module,
-        _apply=apply,
+        _apply=run(_Shell(module, frozen=frozen)),
+        _after=run(_BufferShell(module, frozen=frozen)),
     )
 
 
@@ -290,13 +318,31 @@ class _Shell(nn.Module):
         self._frozen = frozen
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the replica, its batch norms by running statistics if these are frozen."""
+        """Run the replica."""
+        return self._made()(*args, **kwargs)
+
+    def _made(self) -> nn.Module:
+        """The replica, its batch norms by running statistics if these are frozen."""
         if torch._C._are_functorch_transforms_active():
             _refuse_backward_hooks(self.inner)
         replica = _replica(self.inner, {})
         if self._frozen:
             freeze(replica)
-        return replica(*args, **kwargs)
+        return replica
+
+
+class _BufferShell(_Shell):
+    """Gives the buffers of the replica once it has run, written to or assigned."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the replica."""
+        replica = self._made()
+        replica(*args, **kwargs)
+        return {name: buffer.detach() for name, buffer in replica.named_buffers()}
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def _replica(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from oracle import same_bits, storages
@@ -204,6 +206,50 @@ def test_in_dims_that_do_not_fit_are_refused():
     model = gf.stateless(nn.Linear(3, 2), in_dims=(0, 0))
     with pytest.raises(ValueError, match=r"dims \(0, 0\).*prefix of the value"):
         model.sample(model.params, torch.ones(3))
+
+
+# --- buffers ---
+
+
+class Counting(nn.Module):
+    """One buffer written in place, one assigned, one left alone, and one that is tied into a child."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+        self.register_buffer("seen", torch.zeros(()))
+        self.register_buffer("last", torch.zeros(3))
+        self.register_buffer("still", torch.full((2,), float("nan")))
+
+    def forward(self, x):
+        self.seen += len(x)
+        self.last = x[-1]
+        return self.layer(x)
+
+
+def test_buffers_that_a_forward_pass_changes_are_given_back_and_not_written():
+    module, x = Counting(), torch.randn(5, 3)
+    model = gf.stateless(module, batch_stats="batch")
+    before = {name: b.clone() for name, b in module.named_buffers()}
+    after = model.buffers_after(model.params, x)
+    assert all(torch.equal(b.nan_to_num(), before[name].nan_to_num()) for name, b in module.named_buffers())
+    twin = copy.deepcopy(module)
+    twin(x)
+    changed = dict(twin.named_buffers())
+    assert set(after) == {
+        "seen",
+        "last",
+        *(f"layer.1.{n}" for n in ("running_mean", "running_var", "num_batches_tracked")),
+    }
+    assert all(torch.equal(value, changed[name]) for name, value in after.items())
+    again = model.buffers_after({**model.params, **after}, x)  # passed on as values
+    twin(x)
+    assert all(torch.equal(value, twin.get_buffer(name)) for name, value in again.items())
+    assert not any(value.requires_grad for value in after.values())
+    assert "layer.1.running_mean" not in gf.stateless(module, batch_stats="frozen").buffers_after(model.params, x)
+    with pytest.raises(RuntimeError, match=r"layer 'layer\.1'"):
+        gf.stateless(module).buffers_after(model.params, x)
+    assert gf.stateless(gf.models.mlp([3, 2])).buffers_after(gf.models.mlp([3, 2]).init(), x) == {}
 
 
 # --- what is taken -------------------------------------------------------------------------------
