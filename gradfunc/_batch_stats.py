@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 from ._errors import message
 from ._report import Report, Table, jsonable
@@ -92,14 +95,14 @@ def refuse(call: str, found: Sequence[BatchStatLayer]) -> None:
     why = "is in train mode" if tracks else "has track_running_stats=False"
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     use = "Use .eval(), GroupNorm or LayerNorm; or" if tracks else "Use GroupNorm or LayerNorm; or"
-    frozen = "batch_stats='frozen') for the running statistics, or " if tracks else ""
+    frozen = "batch_stats='frozen' for the running statistics, or " if tracks else ""
     raise RuntimeError(
         message(
             call,
             got=f"layer '{first.name}' ({first.kind}){more}, which {why} and so normalises by the statistics of "
             "the batch: sample i's gradient depends on the other samples",
             expected="layers that treat samples alone",
-            do=f"{use} gf.stateless(module, {frozen}batch_stats='batch') if the whole batch is meant to run together. "
+            do=f"{use} gf.stateless with {frozen}batch_stats='batch' and a loss of the whole batch (batched=True). "
             "print(model.batch_stat_report()) lists the layers and what takes their place.",
         )
     )
@@ -112,6 +115,25 @@ def check_running(call: str, module: nn.Module) -> None:
             got = f"batch_stats='frozen' and layer '{layer.name}', which has no running statistics"
             do = f"Use {layer.substitutes[0]} there, or batch_stats='batch'."
             raise ValueError(message(call, got=got, expected="track_running_stats=True", do=do))
+
+
+class frozen_only(TorchFunctionMode):  # a context, spelt as one
+    """Refuses to normalise by the statistics of the batch: a layer may be reached in ways that a replica does not see.
+
+    Such as a list of layers beside `nn.ModuleList`, or a bound method, which lead to the user's own module.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if func in (F.batch_norm, torch.batch_norm) and (given.get("training") or (len(args) > 5 and args[5])):
+            got = "a batch norm that is not reached through its parent module (through a list, or a bound method)"
+            do = "Keep layers in nn.ModuleList and call them, or call .eval() on this one."
+            raise RuntimeError(
+                message("model(params, ...)", got=got, expected="layers that batch_stats='frozen' finds", do=do)
+            )
+        return func(*args, **given)
 
 
 def freeze(module: nn.Module) -> None:

@@ -26,9 +26,10 @@ def assign_grads(
         unused: names that get None all the same, such as `g.unused`: their gradient is exactly 0, and an optimiser
             with weight decay or momentum moves a parameter whose gradient is 0 but not one without.
         scale: multiplied in, for an optimiser stepped by a scaler: `scaler.get_scale()`, which `scaler.step` takes out.
+            A scaler is ready once it has scaled something: call `scaler.scale(torch.zeros(()))` before the first step.
 
     Raises:
-        TypeError: not a module, or not a mapping of tensors.
+        TypeError: not a module, not a mapping of tensors, complex numbers for real ones, a scale that is no number.
         KeyError: a name that the module does not have, the second name of a tied parameter, or a frozen one.
         ValueError: another shape. Nothing has been assigned then.
 
@@ -45,18 +46,21 @@ def assign_grads(
     """
     call = "gf.assign_grads(module, grads)"
     named = _named(call, module, grads)
+    if scale is not None and not (
+        isinstance(scale, (int, float)) or (isinstance(scale, Tensor) and scale.numel() == 1)
+    ):
+        raise TypeError(message(call, got=f"scale={scale!r}", expected="one number, such as scaler.get_scale()"))
     if frozen := [name for name in grads if not named[name].requires_grad]:
         do = "Leave it out (wrt= selects parameters), or set requires_grad."
         raise KeyError(message(call, got=f"'{frozen[0]}', which is frozen", expected="trainable parameters", do=do))
     absent = _known(call, named, unused)
+    copies = {
+        name: _copied(grad if scale is None else grad * float(scale), named[name])
+        for name, grad in grads.items()
+        if name not in absent
+    }
     for name, parameter in named.items():
-        grad = None if name in absent else grads.get(name)
-        if grad is not None:
-            grad = grad.detach().to(parameter.device)
-            grad = (grad if scale is None else grad * torch.as_tensor(scale, device=grad.device)).to(parameter.dtype)
-            given = grads[name]
-            grad = grad.clone() if grad.untyped_storage().data_ptr() == given.untyped_storage().data_ptr() else grad
-        parameter.grad = grad
+        parameter.grad = copies.get(name)
 
 
 def load_params(module: nn.Module, params: Mapping[str, Tensor]) -> None:
@@ -70,7 +74,7 @@ def load_params(module: nn.Module, params: Mapping[str, Tensor]) -> None:
         params: `{name: tensor}` with keys of `module.named_parameters()`, such as `gf.make_step` returns.
 
     Raises:
-        TypeError: not a module, or not a mapping of tensors.
+        TypeError: not a module, not a mapping of tensors, or complex numbers for real ones.
         KeyError: a name that the module does not have, or the second name of a tied parameter.
         ValueError: another shape. Nothing has been written then.
 
@@ -83,9 +87,21 @@ def load_params(module: nn.Module, params: Mapping[str, Tensor]) -> None:
         tensor([1.], requires_grad=True)
     """
     named = _named("gf.load_params(module, params)", module, params)
+    own = {parameter.untyped_storage().data_ptr() for parameter in named.values()}
     with torch.no_grad():
-        for name, value in params.items():
+        # a value may be a view of another parameter, which would be written before it is read
+        values = {
+            name: value.clone() if value.untyped_storage().data_ptr() in own else value
+            for name, value in params.items()
+        }
+        for name, value in values.items():
             named[name].copy_(value)
+
+
+def _copied(grad: Tensor, like: Tensor) -> Tensor:
+    """A dense tensor of its own, in the type of a parameter and where that is."""
+    whole = grad.detach() if grad.layout == torch.strided else grad.detach().to_dense()
+    return whole.to(like.device, like.dtype, copy=True)
 
 
 def _named(call: str, module: nn.Module, given: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
@@ -103,6 +119,8 @@ def _named(call: str, module: nn.Module, given: Mapping[str, Tensor]) -> dict[st
             raise KeyError(message(call, got=f"'{name}'", expected="one key a parameter", do=do))
     _known(call, named, given)
     for name, value in given.items():
+        if value.is_complex() and not named[name].is_complex():
+            raise TypeError(message(call, got=f"'{name}' of {value.dtype}", expected="real numbers, as there"))
         if value.shape != named[name].shape:
             got = f"'{name}' of shape {tuple(value.shape)}"
             raise ValueError(message(call, got=got, expected=f"{tuple(named[name].shape)}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 
 class GradfuncWarning(UserWarning):
@@ -23,7 +24,7 @@ class EngineError(NotImplementedError):
         why: what stopped it, in words.
         operation: the line of code that it stopped at, "" where torch does not tell.
         where: "file:line" of that, and of the caller's own line if it lies in a library.
-        module: the path of the module in whose forward pass it is, "" outside of any.
+        module: the path of the module in whose forward pass it is (the class of the outermost), "" outside of any.
         exits: what to do instead, each on its own.
 
     Example:
@@ -43,6 +44,15 @@ class EngineError(NotImplementedError):
         super().__init__(text)
         self.engine, self.why, self.operation = engine, why, operation
         self.where, self.module, self.exits = where, module, exits
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        fields = ("engine", "why", "operation", "where", "module", "exits")
+        return _engine_error, (str(self), {name: getattr(self, name) for name in fields})
+
+
+def _engine_error(text: str, fields: dict[str, Any]) -> EngineError:
+    """As it was before it went to another process."""
+    return EngineError(text, **fields)
 
 
 class ModelPathError(ValueError):

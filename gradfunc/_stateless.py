@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ._batch_stats import BatchStatLayer, BatchStatReport, check_running, freeze
+from ._batch_stats import BatchStatLayer, BatchStatReport, check_running, freeze, frozen_only
 from ._batch_stats import layers as batch_stat_layers
 from ._batch_stats import refuse as refuse_batch_stats
 from ._errors import kind_of, message, one_of
@@ -272,13 +273,13 @@ def _from_module(call: str, module: nn.Module, in_dims: Any, out_dims: Any, batc
 
     if batch_stats == "frozen":
         check_running(call, module)
-    frozen = batch_stats == "frozen"
+    frozen, slots = batch_stats == "frozen", _slots(module)
 
     def run(shell: _Shell) -> Callable[..., Any]:
         def apply(values: Tensors, *args: Any, **kwargs: Any) -> Any:
             values = {**values, **{name: values[name].clone() for name in renormed}}
-            inner = {f"inner.{name}": value for name, value in values.items()}
-            return torch.func.functional_call(shell, inner, args, kwargs)
+            inner = {f"inner.{slot}": values[name] for slot, name in slots.items()}
+            return torch.func.functional_call(shell, inner, args, kwargs, tie_weights=False)
 
         return apply
 
@@ -296,10 +297,26 @@ def _from_module(call: str, module: nn.Module, in_dims: Any, out_dims: Any, batc
     )
 
 
+def _slots(module: nn.Module) -> dict[str, str]:
+    """Every place where a module keeps a tensor, once, and the key of that tensor.
+
+    A module may have several paths, and torch's own handling of ties would swap its tensors once for each: what it puts
+    back last is not what was there.
+    """
+    keys = {id(tensor): name for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
+    return {
+        f"{path}.{name}".lstrip("."): keys[id(tensor)]
+        for path, layer in module.named_modules()
+        for name, tensor in [*layer._parameters.items(), *layer._buffers.items()]
+        if tensor is not None
+    }
+
+
 def _refuse_backward_hooks(module: nn.Module) -> None:
     """Under torch.func, where a tensor hides that it requires grad, torch would leave them out without a word."""
+    of_all = nn.modules.module._global_backward_hooks or nn.modules.module._global_backward_pre_hooks
     for name, layer in module.named_modules():
-        if layer._backward_hooks or layer._backward_pre_hooks:
+        if of_all or layer._backward_hooks or layer._backward_pre_hooks:
             got = f"module '{name or type(layer).__name__}', which has a full backward hook, under torch.func"
             do = "Run the batch natively, or one sample after the other; or remove the hook."
             raise NotImplementedError(message("model(params, ...)", got=got, expected="no such hook there", do=do))
@@ -319,7 +336,8 @@ class _Shell(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the replica."""
-        return self._made()(*args, **kwargs)
+        with frozen_only() if self._frozen else contextlib.nullcontext():
+            return self._made()(*args, **kwargs)
 
     def _made(self) -> nn.Module:
         """The replica, its batch norms by running statistics if these are frozen."""
@@ -337,7 +355,8 @@ class _BufferShell(_Shell):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the replica."""
         replica = self._made()
-        replica(*args, **kwargs)
+        with frozen_only() if self._frozen else contextlib.nullcontext():
+            replica(*args, **kwargs)
         return {name: buffer.detach() for name, buffer in replica.named_buffers()}
 
 

@@ -8,9 +8,7 @@ from torch import Tensor
 from ._errors import kind_of, message
 
 
-def attention_mask(
-    mask: Tensor, *, causal: bool, dtype: torch.dtype = torch.float32, query_length: int | None = None
-) -> Tensor:
+def attention_mask(mask: Tensor, *, causal: bool, dtype: torch.dtype = torch.float32) -> Tensor:
     """A padding mask as the four-dimensional numbers that transformers take as they are.
 
     Given a mask `[B, T]`, transformers ask `mask.all()` in Python, which `torch.vmap` cannot. What is expanded outside
@@ -20,15 +18,16 @@ def attention_mask(
         mask: `[B, T]`, or `[T]` of one sample: nonzero for tokens, 0 for padding.
         causal: whether a token sees only those before it and itself: decoders such as GPT-2 and Llama; not encoders.
         dtype: of the model's weights, or that of autocast.
-        query_length: the number of queries where it is not T: cross attention of a decoder.
 
     Returns:
-        `[B, 1, Q, T]`: 0 where a query sees a token, the least number of the dtype elsewhere; of a sample `[1, Q, T]`,
-        whose batch dimension `model.sample` inserts. A query that sees no token, such as padding, sees all alike.
+        `[B, 1, T, T]`: 0 where a query sees a token, the least number of the dtype elsewhere; of a sample `[1, T, T]`,
+        whose batch dimension `model.sample` inserts. A query that sees no token (padding on the left of a decoder) sees
+        all alike, where fused attention may give zeros: ignore the label of the first token, which it predicts.
+        Models with an encoder and a decoder take one mask for both; run them natively.
 
     Raises:
         TypeError: not a tensor, or a dtype that is not floating.
-        ValueError: another number of dimensions; `query_length` beside `causal`.
+        ValueError: another number of dimensions.
 
     Example:
         >>> import torch, gradfunc as gf
@@ -45,10 +44,8 @@ def attention_mask(
     if mask.dim() not in (1, 2):
         do = "A mask of more dimensions is expanded already."
         raise ValueError(message(call, got=f"shape {tuple(mask.shape)}", expected="[B, T] or [T]", do=do))
-    if causal and query_length is not None:
-        raise ValueError(message(call, got="causal=True and query_length", expected="one of them"))
     length = mask.shape[-1]
-    seen = (mask != 0)[..., None, :].expand(*mask.shape[:-1], query_length or length, length)
+    seen = (mask != 0)[..., None, :].expand(*mask.shape[:-1], length, length)
     if causal:
         seen = seen & torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
     numbers = torch.zeros(seen.shape, dtype=dtype, device=mask.device)

@@ -9,6 +9,7 @@ import torch
 from oracle import close_rows, truth_batched
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils.checkpoint import checkpoint
 
 import gradfunc as gf
 
@@ -24,9 +25,7 @@ def integers(*shape, high=3):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(
-    ("engine", "batched"), [("factored", True), ("factored", False), ("vmap", False), ("loop", False)]
-)
+@pytest.mark.parametrize(("engine", "batched"), [("factored", True), ("auto", False), ("vmap", False), ("loop", False)])
 def test_autocast_gives_the_types_of_plain_autograd_and_exact_numbers_are_exact(dtype, engine, batched):
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -56,6 +55,25 @@ def test_autocast_gives_the_types_of_plain_autograd_and_exact_numbers_are_exact(
     rows = truth_batched(whole, {n: p.to(F64) for n, p in model.params.items()}, (x.to(F64),)).rows
     for name, got in g.materialize().items():
         assert torch.equal(got.to(F64), rows[name]), name
+
+
+@pytest.mark.parametrize("engine", ["auto", "vmap", "loop"])
+@pytest.mark.parametrize("batched", [True, False])
+def test_a_loss_under_autocast_is_computed_in_the_type_that_torch_chooses(engine, batched):
+    """Cross entropy in float32; torch.vmap by itself computes it in bfloat16, where these losses are 0."""
+    if batched and engine == "vmap":
+        pytest.skip("a batch that is run natively needs no vmap")
+    params, x, y = {"w": torch.tensor([[8.0, 0.0], [0.0, 0.0]])}, torch.eye(2)[:1].repeat(3, 1), torch.zeros(3).long()
+
+    def losses(params, x, y):
+        with torch.autocast("cpu", torch.bfloat16):
+            return nn.functional.cross_entropy(x @ params["w"].T, y, reduction="none" if batched else "mean")
+
+    g = gf.per_sample_grads(losses, engine=engine, batched=batched)(params, x, y)
+    want = torch.tensor(8.0).neg().exp().log1p()  # what is left of numbers of size 8
+    torch.testing.assert_close(g.losses, want.expand(3), rtol=0, atol=8 * torch.finfo(torch.float32).eps)
+    assert g.losses.dtype == torch.float32
+    assert (g.materialize()["w"][:, 0, 0] < 0).all()
 
 
 # --- hooks -------------------------------------------------------------------------------------------------------
@@ -159,6 +177,80 @@ def test_sparse_and_renormed_tables(options, layer, batched):
             for i in ids[b].tolist():
                 rows[b, i] += 2 * scale.square() * table[i] if i != options.get("padding_idx") else 0
     close_rows(g.materialize(), {"0.weight": rows})
+
+
+# --- modules ---
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_a_module_with_two_paths_stays_as_it_is(batched):
+    layer = nn.Linear(4, 4).to(F64)
+    norm = nn.BatchNorm1d(4).to(F64)
+    module = nn.Sequential(layer, norm, nn.Tanh(), nn.Sequential(layer), norm)
+    kept = {name: (id(t), t.clone()) for name, t in [*module.named_parameters(), *module.named_buffers()]}
+    model = gf.stateless(module, batch_stats="batch" if batched else "frozen")
+    x = torch.randn(5, 4, dtype=F64)
+
+    def losses(params, x):
+        return (model if batched else model.sample)(params, x).square().sum(-1)
+
+    g = gf.per_sample_grads(losses, batched=batched)(model.params, x)
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        assert id(tensor) == kept[name][0], name
+        assert torch.equal(tensor, kept[name][1]), name
+    assert isinstance(layer.weight, nn.Parameter)
+    gf.assign_grads(module, g.mean())
+    torch.optim.SGD(module.parameters(), lr=1.0).step()
+    assert torch.equal(layer.weight, kept["0.weight"][1] - g.mean()["0.weight"])
+
+
+def test_a_frozen_norm_in_a_plain_list_is_refused_by_name_and_not_run_by_the_batch():
+    class Listed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+            self.order = [self.norm]
+
+        def forward(self, x):
+            return self.order[0](x)
+
+    model = gf.stateless(Listed(), batch_stats="frozen")
+    with pytest.raises(RuntimeError, match=r"not reached through its parent.*nn\.ModuleList"):
+        model(model.params, torch.randn(4, 3))
+
+
+@pytest.mark.parametrize("inside", ["noise", "dropout", "lstm", "twice"])
+@pytest.mark.parametrize("engine", ["auto", "factored"])
+def test_what_a_checkpointed_block_computes_again_is_what_it_computed(inside, engine):
+    """Weights derived inside of the block, which rows are pulled back through, draws, scans, and two uses of one."""
+    torch.manual_seed(0)
+    params = {"v": torch.randn(4, 4, dtype=F64), "w": torch.randn(4, 4, dtype=F64), "s": torch.randn(4, 1, dtype=F64)}
+    lstm = nn.LSTM(4, 4, batch_first=True).to(F64)
+    named = {name: p.detach() for name, p in lstm.named_parameters()}
+
+    def block(x, v, w, s):
+        if inside == "noise":
+            x = x + 0.5 * torch.randn_like(x)
+        if inside == "dropout":
+            x = nn.functional.dropout(x, 0.5)
+        h = (x @ v).tanh()
+        if inside == "lstm":
+            h = torch.func.functional_call(lstm, named, (h[:, None],))[0][:, 0]
+        scaled = w * s
+        return (h @ scaled).sin() @ scaled if inside == "twice" else h @ scaled
+
+    def losses(params, x, again=True):
+        given = (x, params["v"], params["w"], params["s"])
+        return (checkpoint(block, *given, use_reentrant=False) if again else block(*given)).square().sum(1)
+
+    x = torch.randn(5, 4, dtype=F64)
+    kept = gf.per_sample_grads(losses, batched=True, engine=engine).at(step=0)
+    plain = gf.per_sample_grads(lambda p, x: losses(p, x, again=False), batched=True, engine="loop").at(step=0)
+    want = plain(params, x).materialize()
+    for _ in range(2):  # the plan is learnt, and known
+        g = kept(params, x)
+        assert g.engine == "factored"
+        close_rows(g.materialize(), want)
 
 
 # --- wrappers and shards -----------------------------------------------------------------------------------------

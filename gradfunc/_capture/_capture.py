@@ -156,10 +156,10 @@ class _Run:
                     for i in early[node]:
                         arrivals.take(i, *self._made(i, *makers.pop(i), grads))
 
-            summed = {i for uses in early.values() for i in uses}
-            grads = self._cotangents([use for i, use in enumerate(plan.uses) if i not in summed], early, make)
+            done = {i for uses in early.values() for i in uses}
+            grads = self._cotangents([use for i, use in enumerate(plan.uses) if i not in done], early, make)
         self._check_asleep([grads[edge] for edge in plan.sentinels])
-        for i in [i for i in makers if i not in summed]:
+        for i in [i for i in makers if i not in done]:
             use = plan.uses[i]
             cotangents = tuple(grads[Edge(use.node, k)] for k in range(graph.outputs(use.node)))
             through = arrivals.take(i, *self._made(i, *makers.pop(i), cotangents))
@@ -181,11 +181,12 @@ class _Run:
         ends = [edge for edge in wanted if edge not in noted]  # none only without uses: what is lowest does not run
         if not ends:
             return {}
-        handles = [graph.nodes[node].register_prehook(partial(make, node)) for node in early]
-        handles += [graph.nodes[edge.node].register_prehook(partial(note, edge)) for edge in noted]
         edges = [GradientEdge(graph.nodes[edge.node], edge.output) for edge in ends]
         cotangent = torch.full_like(graph.losses, self.scale)
+        handles = []
         try:
+            handles += [graph.nodes[node].register_prehook(partial(make, node)) for node in early]
+            handles += [graph.nodes[edge.node].register_prehook(partial(note, edge)) for edge in noted]
             # a sentinel that wakes needs the graph for another reading
             lasts = plan.late or bool(plan.sentinels)
             found = torch.autograd.grad(graph.losses, edges, cotangent, retain_graph=lasts, allow_unused=True)
@@ -195,12 +196,16 @@ class _Run:
         return {edge: None if g is None else dense(g) for edge, g in [*zip(ends, found, strict=True), *noted.items()]}
 
     def _early(self, makers: dict[int, tuple[Maker | None, str]]) -> dict[int, list[int]]:
-        """Uses whose rows are made while the pass runs, by node. What the pass only reaches would run no hook."""
+        """Uses whose rows are made while the pass runs, by node.
+
+        Not those of nodes that the pass only reaches, which would run no hook; nor where several cotangents come, or
+        what an operation kept is read beside the cotangent or on the way back.
+        """
         graph, plan = self.graph, self.plan
         groups: dict[int, list[int]] = {}
         for i, use in enumerate(plan.uses):
             outputs = graph.outputs(use.node) - sum(layout is None for layout in use.layouts)
-            late = makers[i][0] is None or graph.names[use.node] in LATE
+            late = makers[i][0] is None or graph.names[use.node] in LATE or use.kept
             if use.node in plan.passed and outputs == 1 and not late:
                 groups.setdefault(use.node, []).append(i)
         return groups

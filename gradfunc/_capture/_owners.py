@@ -168,8 +168,9 @@ def _sketched(
     noted = [i for i in range(len(graph.nodes)) if i not in graph.leaves and (only is None or i in only)]
     below = dict.fromkeys(edge for i in noted for edge in graph.inputs[i] if edge is not None)
     ends: list[Any] = [GradientEdge(graph.nodes[edge.node], edge.output) for edge in below]
-    handles = [graph.nodes[i].register_prehook(partial(note, i)) for i in noted]
+    handles = []
     try:
+        handles += [graph.nodes[i].register_prehook(partial(note, i)) for i in noted]
         with backward():
             cotangent = weights.to(graph.losses)
             inputs = list(leaves.values()) if only is None else ends
@@ -186,7 +187,7 @@ def _sums(grad: Tensor) -> list[Tensor]:
     rank = size.dim()
     if rank <= 1:
         return [size.reshape(-1).abs().double().cpu()]
-    lead, last = _by_rows(size.reshape(-1, size.shape[-1]))
+    lead, last = _by_rows(size.flatten(0, -2))
     lead = lead.reshape(size.shape[:-1])  # far smaller, and all that the other dimensions need
     each = [lead.sum([e for e in range(rank - 1) if e != d]) if rank > 2 else lead for d in range(rank - 1)]
     return [sums.cpu() for sums in (*each, last)]
@@ -199,7 +200,7 @@ def _by_rows(flat: Tensor) -> tuple[Tensor, Tensor]:
     """
     rows, width = flat.shape
     lead, last = flat.new_zeros(rows, dtype=torch.float64), flat.new_zeros(width, dtype=torch.float64)
-    step = _ENTRIES if flat.is_cuda else max(1, _ENTRIES // max(1, width))
+    step = max(1, (2**24 if flat.is_cuda else _ENTRIES) // max(1, width))
     for at in range(0, rows, step):
         part = flat[at : at + step].abs().double()
         lead[at : at + step] = part.sum(1)

@@ -13,6 +13,7 @@ from ._follows import follows
 from ._graph import Edge, Graph
 from ._layout import Layout
 from ._owners import VIEWS, Owners
+from ._pull import READING
 from ._routes import Route, routes
 
 
@@ -26,6 +27,7 @@ class Use:
         edge: where the value comes from.
         layouts: who owns its outputs; None for an output without a gradient.
         leaves: parameters from which it comes.
+        kept: whether the way back to them reads tensors that operations have kept.
     """
 
     node: int
@@ -33,6 +35,7 @@ class Use:
     edge: Edge
     layouts: tuple[Layout | None, ...]
     leaves: tuple[str, ...]
+    kept: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +84,7 @@ def plan(graph: Graph, owners: Owners) -> Plan:
             if state in ("owned", "shared") and (behind := _repeated(graph, owners, node, j)) is not None:
                 state, edge = "shared", behind
             if state == "shared" or (state == "zero" and _only_viewed(graph, owners, edge)):
-                uses.append(Use(node, j, edge, layouts, _leaves(graph, edge)))
+                uses.append(Use(node, j, edge, layouts, *_leaves(graph, edge)))
             elif state == "zero":
                 sentinels.append(edge)
             elif state == "owned":
@@ -93,8 +96,8 @@ def plan(graph: Graph, owners: Owners) -> Plan:
     return Plan(uses, sentinels, routes(graph, owners), owners.unused, lasting, _passed(graph, ends))
 
 
-def _leaves(graph: Graph, edge: Edge) -> tuple[str, ...]:
-    """The parameters from which a value is computed."""
+def _leaves(graph: Graph, edge: Edge) -> tuple[tuple[str, ...], bool]:
+    """The parameters from which a value is computed, and whether a pull on the way reads what an operation kept."""
     pending, names = [edge.node], dict[str, None]()
     seen = set(pending)
     for node in pending:  # grows while it is walked
@@ -103,7 +106,7 @@ def _leaves(graph: Graph, edge: Edge) -> tuple[str, ...]:
         below = {e.node for e in graph.inputs[node] if e is not None} - seen
         seen |= below
         pending += below
-    return tuple(names)
+    return tuple(names), any(graph.names[node] in READING for node in seen)
 
 
 def _passed(graph: Graph, ends: list[Edge]) -> frozenset[int]:

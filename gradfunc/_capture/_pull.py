@@ -346,17 +346,19 @@ def slice_(step: Step) -> Found:
 
 
 def select(step: Step) -> Found:
-    """`value[index]`: one matrix of a stack, such as an expert's."""
+    """`value[index]` along one dimension: of the first, one matrix of a stack, such as an expert's."""
     node, shape, factor = step.node, step.shape(), step.factor
     dim = _signed(node._saved_dim) % len(shape)
     at = _signed(node._saved_index) % shape[dim]
     if isinstance(factor, Outer) and dim == 0 and factor.shape == (factor.g.shape[2], factor.x.shape[2]):
         index = torch.full(factor.x.shape[:2], at, device=factor.x.device)
         return step.to(0, Grouped(index, factor.x, factor.g, shape))
-    if isinstance(factor, Dense):
-        around = [0, 0] * (len(shape) - 1 - dim) + [at, shape[dim] - at - 1]
-        return step.to(0, Dense(F.pad(factor.values.unsqueeze(dim + 1), around)))
-    return None
+    if not isinstance(factor, Dense):
+        return None
+    if dim == 0:  # a row of a table, which need not be padded with all others
+        index = torch.full((factor.size, 1), at, device=factor.values.device)
+        return step.to(0, Rows(index, factor.values.reshape(factor.size, 1, -1), shape))
+    return _padded(step._replace(factor=Dense(factor.values.unsqueeze(dim + 1))), dim, at)
 
 
 def split(step: Step) -> Found:
@@ -405,6 +407,9 @@ def _signed(number: int) -> int:
     return number - 2**64 if number >= 2**63 else number
 
 
+# These read tensors that the operation kept. A checkpointed region computes them again, once in a backward pass, and
+# with the draws and scans of the mode around it: so they are read after the pass and not in a hook of it.
+READING = frozenset(f"{name}Backward0" for name in ("Mul", "Mm", "Addmm", "Embedding", "Index"))
 # Of factors that are no matrix the rules keep these only; anything else is done to their rows.
 _KEEPING = VIEWS | {"ToCopyBackward0", "CloneBackward0"}
 _PULLS: dict[str, Callable[[Step], Found]] = {

@@ -47,8 +47,8 @@ _WALLS = (
     ),
     _Wall(
         r"Batch norm got a batched tensor",
-        "batch norm in train mode writes to running statistics",
-        "Use .eval() or gf.stateless(module, batch_stats='frozen').",
+        "a norm in train mode writes to running statistics",
+        "Use .eval() on it; for batch norms gf.stateless(module, batch_stats='frozen').",
     ),
     _Wall(
         r"'Sparse\w+' backend",
@@ -63,6 +63,10 @@ _WALLS = (
     _Wall(
         r"saved tensor hooks|escaped from inside a function being vmapped",
         "hooks on saved tensors (activation checkpointing, saving on the CPU) do not work in torch.func",
+    ),
+    _Wall(
+        r"autocast under torch\.vmap",
+        "autocast is on, under which torch.vmap by itself computes in other types than torch does",
     ),
     _Wall(
         r"full backward hook",
@@ -105,7 +109,7 @@ class Limit:
         instead: how to write it otherwise, "" where there is no such way.
         code: the line of code, "" if it is not known.
         where: its "file:line", and that of the user's own line that led there.
-        module: the path of the module in whose forward pass it is, "" outside of any.
+        module: the path of the module in whose forward pass it is (the class of the outermost), "" outside of any.
         anywhere: whether no engine can.
     """
 
@@ -127,13 +131,13 @@ def limitation(error: Exception) -> Limit | None:
     if not isinstance(error, (RuntimeError, NotImplementedError)):
         return None
     text = str(error)
+    wall = next((wall for wall in (_REENTRANT, *_WALLS) if re.search(wall.says, text)), None)
+    if wall is None:
+        return None
     if any(_reenters(frame) for frame, _ in traceback.walk_tb(error.__traceback__)):
         return replace(limit_of(error, _REENTRANT.why, _REENTRANT.instead), anywhere=True)
-    for wall in (_REENTRANT, *_WALLS):
-        if re.search(wall.says, text):
-            found = limit_of(error, wall.why, wall.instead)
-            return found if wall is not _REENTRANT else _reentrant(error, found)
-    return None
+    found = limit_of(error, wall.why, wall.instead)
+    return found if wall is not _REENTRANT else _reentrant(error, found)
 
 
 def limit_of(error: Exception, why: str, instead: str = "") -> Limit:
@@ -159,11 +163,16 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def _within(path: str, *folders: str) -> bool:
-    return path.startswith("<") or any(path.startswith(folder + os.sep) for folder in folders)
+    return path.startswith(("<frozen", "<eval_with_key>")) or any(
+        path.startswith(folder + os.sep) for folder in folders
+    )
 
 
 def _spelt(frame: Any, line: int) -> str:
-    path = os.path.abspath(frame.f_code.co_filename)
+    path = frame.f_code.co_filename
+    if path.startswith("<"):  # typed, or made by exec
+        return f"{path}:{line}"
+    path = os.path.abspath(path)
     for folder in _INSTALLED:
         path = path.removeprefix(folder + os.sep)
     return f"{os.path.relpath(path) if path.startswith(os.getcwd() + os.sep) else path}:{line}"
@@ -198,8 +207,9 @@ def _reentrant(error: Exception, found: Limit) -> Limit:
         if function is not None:
             while isinstance(function, functools.partial):
                 function = function.func
-            owner = getattr(function, "__self__", None)
-            name = getattr(function, "__qualname__", repr(function))
-            code = f"checkpoint({type(owner).__name__ if isinstance(owner, nn.Module) else name}, ...)"
+            owner = getattr(function, "__self__", function)
+            name = getattr(function, "__qualname__", "...")
+            name = type(owner).__name__ if isinstance(owner, nn.Module) else name
+            code = f"checkpoint({name}, ...)"
             return Limit(found.why, found.instead, code, anywhere=True)
     return Limit(found.why, found.instead, anywhere=True)

@@ -6,11 +6,12 @@ Factors of few positions are smaller than rows by far.
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from ._dense import Dense
 from ._gradients import Gradient, Gradients
 
-# All that is held, as rows or factors, stays within this share of the factors alone, unless rows are no larger than
-# what their product reads: that is a bound on memory, and what remains of it goes where rows are the least larger.
+# What is held beyond rows that are no larger than what their product reads stays within this share of the factors.
 SPARE = 1.3
 
 
@@ -19,20 +20,29 @@ def formed(rows: Gradients) -> frozenset[str]:
 
     First, where rows take no more than what their product reads, or no more than twice that if norms would form them
     anyway; never more than four times what is held, in bytes, since a convolution reads windows that it does not hold.
-    Then rows up to twice as large as their factors, the least larger first, while memory allows.
+    Then rows up to twice as large as their factors, the least larger first, while all that is held, as rows or factors,
+    stays within 1.3 times the factors. What several factors share is held once, and until the last of them is formed.
     """
     open_ = {name: g for name, g in rows.items() if g.factors and not any(isinstance(f, Dense) for f in g.factors)}
     chosen = {name for name, gradient in open_.items() if _surely(gradient)}
-    held = {name: (_held(gradient), _rows(gradient)) for name, gradient in open_.items()}
-    total = sum(factors for factors, _ in held.values())
-    taken = sum(held[name][name in chosen] for name in held)
-    for name in sorted(held, key=lambda name: held[name][1] / max(1, held[name][0])):
-        factors, each = held[name]
-        more = taken - factors + each
-        if name not in chosen and each <= 2 * factors and more <= SPARE * total:
+    total = _all(open_, set())
+    for name in sorted(open_, key=lambda name: _rows(open_[name]) / max(1, _held(open_[name]))):
+        small = name not in chosen and _rows(open_[name]) <= 2 * _held(open_[name])
+        if small and _all(open_, {*chosen, name}) <= SPARE * total:
             chosen.add(name)
-            taken = more
     return frozenset(chosen)
+
+
+def _all(rows: Gradients, chosen: Container[str]) -> int:
+    """Bytes of the rows of those that are chosen and of the factors of all others."""
+    factors = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for name, gradient in rows.items()
+        if name not in chosen
+        for factor in gradient.factors
+        for tensor in factor.tensors
+    }
+    return sum(factors.values()) + sum(_rows(gradient) for name, gradient in rows.items() if name in chosen)
 
 
 def _surely(gradient: Gradient) -> bool:

@@ -90,7 +90,7 @@ def _of(name: str, gradient: Gradient | None, uses: Sequence[Used], scratch: int
         kind, why = factor.kind, how.why
         came = dict.fromkeys(used.kind for used in own)
         if kind == "dense" and kind not in came:
-            kind, why = f"dense, of {' and '.join(came)}", "rows are little larger: one product serves all"
+            kind, why = f"dense, of {' and '.join(came)}", "rows are formed: one product serves all"
         out.append(Line(name, _spelt(own), kind, _way(how.name, own), how.flops, held, why))
     return out
 

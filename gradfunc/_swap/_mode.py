@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from .. import _recurrent
+from .._errors import message
 from .._random import Draw, derived_key, generator_states, refused_draw, same_states
 from . import _attention, _dropout, _flat, _numbers
 from ._levels import levels
@@ -96,6 +97,11 @@ class Swap(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if (
+            self._depth and self._scan == "fast" and _autocast()
+        ):  # of a vmap around the loss that does not differentiate
+            do = "vmap(grad) and a batch that is run natively are right."
+            raise NotImplementedError(message(self._call, got="autocast under torch.vmap", expected="none", do=do))
         swap = _SWAPS.get(func)
         if swap is None or not _PLAIN.issuperset(types):  # nothing of ours, or a subclass with ways of its own
             return func(*args, **(kwargs or {}))
@@ -145,6 +151,10 @@ class Swap(TorchFunctionMode):
     def _theirs(self) -> bool:
         """Whether a vmap that began inside the loss must draw for its lanes, or refuse to."""
         return any(randomness in self._foreign for randomness in levels()[self._depth :])
+
+
+def _autocast() -> bool:
+    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
 
 
 class _Handler:

@@ -73,7 +73,9 @@ class Answers:
         if self.coarse is not None:
             low = self.of_few.error(quantity, _again(contender, quantity, self.coarse, device))
         vanishes = is_rounding(low=low, high=error64, scale_low=1.0, scale_high=1.0, u_low=self.u, u_high=self.u64)
-        fits = error <= math.sqrt(self.u) or error <= _FLIPS * self.of_definition
+        fits = error <= math.sqrt(self.u)
+        if not fits and quantity == "materialise":  # one sample may be off, which others hide in sums
+            fits = error <= min(_FLIPS * self.of_definition, self.u**0.25)
         verdict = "rounding" if vanishes and fits else "wrong"
         return {"error": error, "error64": error64, "verdict": verdict}
 

@@ -219,7 +219,8 @@ pull._padded | pull SliceBackward0: end, 0, outer | F.pad(factor.g, (start, afte
 pull._padded | pull SliceBackward0: end, 1, outer | F.pad(factor.x, (start, after)) | F.pad(factor.x, (after, start))
 pull._padded | pull SliceBackward0: end, 0, dense | + [start, after] | + [after, start]
 pull.select | pull SelectBackward0: a matrix of a stack, outer | factor.x.shape[:2], at | factor.x.shape[:2], 0
-pull.select | pull SelectBackward0: inside, dense | [at, shape[dim] - at - 1] | [shape[dim] - 1, 0]
+pull.select | pull SelectBackward0: inside, dense | unsqueeze(dim + 1))), dim, at | unsqueeze(dim + 1))), dim, 0
+pull.select | pull SelectBackward0: a matrix of a stack, dense | (factor.size, 1), at | (factor.size, 1), 0
 pull.select | pull SelectBackward0: two of a stack | % shape[dim] | % 1
 pull.split | pull SplitBackward0: middle, 0, outer | * step.edge.output | * (step.edge.output - 1)
 pull.split_with_sizes | pull SplitWithSizesBackward0: middle, 0, outer | [: step.edge.output] | [: step.edge.output - 1]

@@ -110,7 +110,7 @@ weighted_sum | unfolded | few 20 | Unfolded.weighted_sum | out += | out =
 dots | unfolded | mid | Unfolded.dots | still @ windows.mT | still @ windows.mT.flip(0)
 project | unfolded | few 8 | Unfolded.pieces | start + i.start, start + i.stop | i.start, i.stop
 formed | outer | few | Gradient.formed | self.factors[0].dense() | self.factors[0].dense() * 2
-formed | outer | wider | formed.formed | and more <= SPARE * total |
+formed | outer | wider | formed.formed | and _all(open_, {*chosen, name}) <= SPARE * total |
 dense | dense outer | mid | gradients._added | factors[1:] | factors[2:]
 dense | rows | mid | Rows.dense | index_add_ | index_copy_
 merged | outer outer | mid | Gradient.of | (factor.kind, *factor.features) | (id(factor),)

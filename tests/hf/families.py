@@ -122,7 +122,7 @@ def batch(kind: str, dtype: torch.dtype, size: int = B) -> tuple[Tensor, ...]:
     return (ids, mask, classes) if kind == "classifier" else (ids, mask, ids.masked_fill(mask == 0, -100))
 
 
-def losses_of(model: gf.Stateless, kind: str) -> Callable[..., gf.Weighted]:
+def losses_of(model: Callable[..., Any], kind: str) -> Callable[..., gf.Weighted]:
     """One a sample, from the whole batch."""
 
     def losses(params: Any, *given: Tensor) -> gf.Weighted:
