@@ -76,6 +76,42 @@ def test_a_loss_under_autocast_is_computed_in_the_type_that_torch_chooses(engine
     assert (g.materialize()["w"][:, 0, 0] < 0).all()
 
 
+INSIDE = {
+    "a gradient": lambda p, x: slope((p["w"] * x).sin().sum(), p["w"]).square().sum(),
+    "a hook": lambda p, x: doubled(p["w"] * x).sum().square(),
+    "a copy": lambda p, x: (p["w"] * torch.tensor(x)).sum().square(),
+    "frequencies": lambda p, x: table(x.abs().long() % 3, p["w"][:, None]).square().sum(),
+}
+
+
+def slope(value, of):
+    return torch.autograd.grad(value, of, create_graph=True)[0]
+
+
+def doubled(h):
+    h.register_hook(lambda g: 2 * g)
+    return h
+
+
+def table(indices, weight):
+    return nn.functional.embedding(indices, weight, scale_grad_by_freq=True)
+
+
+@pytest.mark.parametrize("name", INSIDE)
+@pytest.mark.parametrize("engine", ["auto", "vmap"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_runs_under_vmap_of_grad_and_not_under_vmap_alone(name, engine):
+    """The engine is vmap or, where that drops or refuses something, the loop; the answer is that of the loop."""
+    loss, params, x = INSIDE[name], {"w": torch.randn(3, dtype=F64)}, torch.randn(4, 3, dtype=F64)
+    want = gf.per_sample_grads(loss, engine="loop")(params, x).materialize()
+    try:
+        g = gf.per_sample_grads(loss, engine=engine)(params, x)
+    except gf.EngineError:
+        assert engine == "vmap"
+    else:
+        close_rows(g.materialize(), want)
+
+
 # --- hooks -------------------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import gradfunc as gf
 from gradfunc import _factors
-from gradfunc._engines import CotangentSource, VmapSource, _factored
+from gradfunc._engines import CotangentSource, LoopSource, VmapSource, _factored
 from gradfunc._per_sample import _evaluation
 
 X, Y = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0, 1, 2])
@@ -286,7 +286,8 @@ def test_each_shape_is_verified_once(engine):
 
 @pytest.mark.parametrize("engine", BATCHED)
 def test_running_out_of_memory_in_the_extra_pass_is_no_failure(engine, monkeypatch):
-    traced, own, asked = VmapSource.traced, {"factored": 1, "vmap": 0}[engine], []
+    source, own = {"factored": (VmapSource, 1), "vmap": (LoopSource, 0)}[engine]
+    traced, asked = source.traced, []
 
     def tight(self, at):
         asked.append(at)
@@ -294,7 +295,7 @@ def test_running_out_of_memory_in_the_extra_pass_is_no_failure(engine, monkeypat
             raise torch.OutOfMemoryError("no room for a graph")
         return traced(self, at)
 
-    monkeypatch.setattr(VmapSource, "traced", tight)
+    monkeypatch.setattr(source, "traced", tight)
     loss, params, batch = problem()
     assert gf.per_sample_grads(loss, engine=engine)(params, *batch).batch_size == 6
     assert len(asked) == own + 1

@@ -61,7 +61,8 @@ class LoopSource:
         """Every sample's forward pass on the same leaves."""
         leaves, swap = self.call.leaves(), self.call.swap()
         runs = [self._run(i, leaves, swap) for i in at_positions(at).tolist()]
-        losses = torch.stack([run.value.numerator for run in runs])
+        with torch.enable_grad():
+            losses = torch.stack([run.value.numerator for run in runs])
         there = self._block({}, [_detached(run.value) for run in runs], None)
         return Traced(leaves, losses, there.weights, there.aux, swap, self.call.loss_scale)
 

@@ -182,8 +182,13 @@ class Evaluation:
         return {name: scale * gradient.dense()[0] for name, gradient in first.grads.items()}
 
     def graphs(self, value: PerSampleGrads) -> Iterator[tuple[Tensor, Traced]]:
-        """The losses of `value` again, a chunk at a time, with an ordinary graph behind them, and whose they are."""
-        for source, positions in zip(self._forwards(value.engine), self.positions, strict=True):
+        """The losses of `value` again, a chunk at a time, with an ordinary graph behind them, and whose they are.
+
+        Those of the engine "vmap" by the loop: a loss that differentiates inside, or registers hooks, runs under
+        `vmap(grad)` and not under vmap alone. What torch alone can draw is a chunk's, which the loop would not draw.
+        """
+        looped = value.engine == "vmap" and not self.options.batched and not self.noticed.drew_otherwise
+        for source, positions in zip(self._forwards("loop" if looped else value.engine), self.positions, strict=True):
             own = torch.arange(source.size) if self.options.batched else positions
             for at in source.plan(value._chunks.size):
                 yield own[at], source.traced(at)
