@@ -32,7 +32,7 @@ NAMES = {
         f"gf.losses.{name}": value for name, value in public(gf.losses).items() if value.__module__ == "gradfunc.losses"
     },
     **{f"gf.bench.{name}": value for name, value in public(gf.bench).items()},
-    **{f"gf.hf.{name}": value for name, value in public(gf.hf).items()},
+    **{f"gf.hf.{name}": value for name, value in public(gf.hf).items() if value.__module__ == "gradfunc.hf"},
     **{f"gf.testing.{name}": value for name, value in public(gf.testing).items()},
     **{
         f"gf.models.{name}": value for name, value in public(gf.models).items() if value.__module__ == "gradfunc.models"
