@@ -368,6 +368,12 @@ def _replica(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
     """A copy of the tree of modules that refers to the same tensors, hooks and everything else."""
     if id(module) in made:
         return made[id(module)]
+    if (
+        module._is_full_backward_hook is False and module._backward_hooks
+    ):  # it would look for the replica, which is gone
+        got = f"a {type(module).__name__} with a hook of register_backward_hook, which torch deprecates"
+        do = "Use register_full_backward_hook."
+        raise RuntimeError(message("model(params, ...)", got=got, expected="no such hook", do=do))
     copy = made[id(module)] = module.__new__(type(module))
     copy.__dict__ = module.__dict__.copy()
     for held in ("_parameters", "_buffers"):

@@ -151,6 +151,22 @@ def test_hooks_of_modules_go_on_working(kind, batched):
     assert g.engine == ("factored" if batched or "backward" not in kind else "loop")
 
 
+@pytest.mark.filterwarnings("ignore:Using a non-full backward hook")
+@pytest.mark.parametrize("batched", [True, False])
+def test_hooks_of_the_old_form_are_refused_by_name(batched):
+    module = nn.Sequential(nn.Linear(3, 2), nn.Tanh())
+    module[1].register_backward_hook(lambda layer, gi, go: None)
+    model = gf.stateless(module)
+
+    def losses(params, x):
+        return (model if batched else model.sample)(params, x).sum(-1)
+
+    with pytest.raises(
+        RuntimeError, match=r"a Tanh with a hook of register_backward_hook.*register_full_backward_hook"
+    ):
+        gf.per_sample_grads(losses, batched=batched)(model.params, torch.randn(4, 3))
+
+
 @pytest.mark.parametrize("engine", ["auto", "factored"])
 def test_what_vmap_drops_without_a_word_is_not_passed_on(engine):
     """Outside of `gf.stateless` nobody sees the module: sample 0 is run alone, and differs."""
