@@ -117,7 +117,7 @@ def check_running(call: str, module: nn.Module) -> None:
             raise ValueError(message(call, got=got, expected="track_running_stats=True", do=do))
 
 
-class frozen_only(TorchFunctionMode):  # a context, spelt as one
+class FrozenOnly(TorchFunctionMode):
     """Refuses to normalise by the statistics of the batch: a layer may be reached in ways that a replica does not see.
 
     Such as a list of layers beside `nn.ModuleList`, or a bound method, which lead to the user's own module.

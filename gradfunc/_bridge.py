@@ -22,7 +22,7 @@ def assign_grads(
 
     Args:
         module: whose parameters an optimiser holds.
-        grads: `{name: tensor}` with keys of `module.named_parameters()`, such as `g.mean()` or `gf.clip(...)` give.
+        grads: `{name: tensor}` with keys of `module.named_parameters()`, such as `g.mean()` or `gf.make_step` give.
         unused: names that get None all the same, such as `g.unused`: their gradient is exactly 0, and an optimiser
             with weight decay or momentum moves a parameter whose gradient is 0 but not one without.
         scale: multiplied in, for an optimiser stepped by a scaler: `scaler.get_scale()`, which `scaler.step` takes out.
@@ -46,9 +46,8 @@ def assign_grads(
     """
     call = "gf.assign_grads(module, grads)"
     named = _named(call, module, grads)
-    if scale is not None and not (
-        isinstance(scale, (int, float)) or (isinstance(scale, Tensor) and scale.numel() == 1)
-    ):
+    number = isinstance(scale, (int, float)) or (isinstance(scale, Tensor) and scale.numel() == 1)
+    if scale is not None and not number:
         raise TypeError(message(call, got=f"scale={scale!r}", expected="one number, such as scaler.get_scale()"))
     if frozen := [name for name in grads if not named[name].requires_grad]:
         do = "Leave it out (wrt= selects parameters), or set requires_grad."
@@ -60,7 +59,7 @@ def assign_grads(
         if name not in absent
     }
     for name, parameter in named.items():
-        parameter.grad = copies.get(name)
+        parameter.grad = copies.get(name)  # what this function is for: an optimiser of torch reads it there
 
 
 def load_params(module: nn.Module, params: Mapping[str, Tensor]) -> None:

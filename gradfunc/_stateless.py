@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ._batch_stats import BatchStatLayer, BatchStatReport, check_running, freeze, frozen_only
+from ._batch_stats import BatchStatLayer, BatchStatReport, FrozenOnly, check_running, freeze
 from ._batch_stats import layers as batch_stat_layers
 from ._batch_stats import refuse as refuse_batch_stats
 from ._errors import kind_of, message, one_of
@@ -336,17 +335,18 @@ class _Shell(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the replica."""
-        with frozen_only() if self._frozen else contextlib.nullcontext():
-            return self._made()(*args, **kwargs)
+        return self._run(*args, **kwargs)[0]
 
-    def _made(self) -> nn.Module:
-        """The replica, its batch norms by running statistics if these are frozen."""
+    def _run(self, *args: Any, **kwargs: Any) -> tuple[Any, nn.Module]:
+        """The output and the replica, its batch norms by running statistics if these are frozen."""
         if torch._C._are_functorch_transforms_active():
             _refuse_backward_hooks(self.inner)
         replica = _replica(self.inner, {})
-        if self._frozen:
-            freeze(replica)
-        return replica
+        if not self._frozen:
+            return replica(*args, **kwargs), replica
+        freeze(replica)
+        with FrozenOnly():
+            return replica(*args, **kwargs), replica
 
 
 class _BufferShell(_Shell):
@@ -354,9 +354,7 @@ class _BufferShell(_Shell):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the replica."""
-        replica = self._made()
-        with frozen_only() if self._frozen else contextlib.nullcontext():
-            replica(*args, **kwargs)
+        _, replica = self._run(*args, **kwargs)
         return {name: buffer.detach() for name, buffer in replica.named_buffers()}
 
 
@@ -368,9 +366,8 @@ def _replica(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
     """A copy of the tree of modules that refers to the same tensors, hooks and everything else."""
     if id(module) in made:
         return made[id(module)]
-    if (
-        module._is_full_backward_hook is False and module._backward_hooks
-    ):  # it would look for the replica, which is gone
+    if module._is_full_backward_hook is False and module._backward_hooks:
+        # such a hook would look for the replica in the backward pass, when that is gone
         got = f"a {type(module).__name__} with a hook of register_backward_hook, which torch deprecates"
         do = "Use register_full_backward_hook."
         raise RuntimeError(message("model(params, ...)", got=got, expected="no such hook", do=do))

@@ -115,6 +115,11 @@ def test_what_runs_under_vmap_of_grad_and_not_under_vmap_alone(name, engine):
 # --- hooks -------------------------------------------------------------------------------------------------------
 
 
+def squares_of(module):
+    """The losses of a batch that runs natively, hooks included."""
+    return lambda params, x: torch.func.functional_call(module, params, (x,)).square().sum(1)
+
+
 def hooked(kind):
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).to(F64)
@@ -138,8 +143,7 @@ def test_hooks_of_modules_go_on_working(kind, batched):
     """Natively by factors; under vmap torch's own hooks into the backward pass are a wall, and the loop is taken."""
     module, seen = hooked(kind)
     model, x = gf.stateless(module), torch.randn(5, 3, dtype=F64)
-    whole = lambda p, x: torch.func.functional_call(module, p, (x,)).square().sum(1)  # noqa: E731
-    want = truth_batched(whole, model.params, (x,)).rows
+    want = truth_batched(squares_of(module), model.params, (x,)).rows
 
     def losses(params, x):
         return (model if batched else model.sample)(params, x).square().sum(-1)
@@ -178,8 +182,7 @@ def test_what_vmap_drops_without_a_word_is_not_passed_on(engine):
     with pytest.raises(RuntimeError, match=r"fail verification: the row of sample 0.*outside of vmap.*engine='loop'"):
         gf.per_sample_grads(loss, engine=engine)(params, x)
     g = gf.per_sample_grads(loss, engine="loop")(params, x)
-    whole = lambda p, x: torch.func.functional_call(module, p, (x,)).square().sum(1)  # noqa: E731
-    close_rows(g.materialize(), truth_batched(whole, params, (x,)).rows)
+    close_rows(g.materialize(), truth_batched(squares_of(module), params, (x,)).rows)
 
 
 def test_what_asks_whether_it_requires_grad_is_not_passed_on():

@@ -155,7 +155,10 @@ def test_the_ways_out_lead_out(layer):
 @pytest.mark.parametrize("batched", [False, True])
 def test_reentrant_checkpointing_is_refused_by_every_engine_with_the_fix(engine, batched):
     loss, params, x = setting(Backwards())
-    whole = lambda p, x: torch.stack([loss(p, one) for one in x])  # noqa: E731
+
+    def whole(params, x):
+        return torch.stack([loss(params, one) for one in x])
+
     f = gf.per_sample_grads(whole if batched else loss, engine=engine, batched=batched)
     with pytest.raises(gf.EngineError, match=r"`.*checkpoint\(.*`.*use_reentrant=False") as caught:
         f(params, x)

@@ -87,7 +87,7 @@ def capture(
         except _Awake:
             pass
     structure = graph.structure
-    found = plans.alike.get(structure)
+    found = plans.alike.get(structure) if known is None else None  # what has just failed would fail again
     if found is not None and found.fits(graph):
         try:
             return _formed(_Run(graph, leaves, found, backward, scale), plans, form)

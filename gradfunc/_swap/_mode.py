@@ -97,9 +97,8 @@ class Swap(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if (
-            self._depth and self._scan == "fast" and _autocast()
-        ):  # of a vmap around the loss that does not differentiate
+        if self._depth and self._scan == "fast" and _autocast():
+            # inside of a vmap around the loss that does not differentiate, where torch casts some operations only
             do = "vmap(grad) and a batch that is run natively are right."
             raise NotImplementedError(message(self._call, got="autocast under torch.vmap", expected="none", do=do))
         swap = _SWAPS.get(func)

@@ -89,24 +89,22 @@ class Truth:
 
     def error_of(self, case: Case) -> float:
         """That of the rows which the definition gives for the same case at another precision."""
-        gaps, done = [], 0
-        for rows in self.parts():
-            stop = done + len(next(iter(rows.values())))
-            low = self.rows_of(case, done, stop)
-            gaps.append(_by_hand.norms({name: low[name].double() - value for name, value in rows.items()}))
-            done = stop
-        return _largest(torch.cat(gaps), self.norms)
+        return self._worst_row(lambda part: self.rows_of(case, part.start, part.stop))
 
     def _error_of_rows(self, got: Any) -> float:
         """Some samples at a time: rows of the whole batch in float64 are never held."""
         size = len(self.norms)
         if not _is_like(got, {name: value.expand(size, *value.shape) for name, value in self.clipped.items()}):
             return math.inf
+        return self._worst_row(lambda part: {name: value[part] for name, value in got.items()})
+
+    def _worst_row(self, rows_at: Callable[[slice], Tensors]) -> float:
         gaps: list[Tensor] = []
         done = 0
         for rows in self.parts():
             part = slice(done, done + len(next(iter(rows.values()))))
-            gaps.append(_by_hand.norms({name: got[name][part].double() - value for name, value in rows.items()}))
+            other = rows_at(part)
+            gaps.append(_by_hand.norms({name: other[name].double() - value for name, value in rows.items()}))
             done = part.stop
         return _largest(torch.cat(gaps), self.norms)
 
