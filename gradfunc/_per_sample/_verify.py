@@ -74,6 +74,9 @@ def verify(run: Evaluation, value: PerSampleGrads, again: Again) -> None:
     Raises:
         RuntimeError: they do not, naming the parameter or the sample; or the loss returns something else at each run.
     """
+    size = sum(call.size for call in run.calls) if not run.options.batched else value.batch_size
+    if value.batch_size != size:
+        raise RuntimeError(_wrong_size(run.call, value, size))
     if value.engine == "loop" or value.batch_size == 0:
         return  # the loop is autograd itself
     try:
@@ -185,6 +188,11 @@ def _explained(call: str, value: PerSampleGrads, check: str, difference: Differe
     )
     do = "Pass engine='loop'; gf.testing.certify(loss, params, batch) shows every check; verify=False goes without."
     return message(call, got=got, expected="one extra backward pass to agree", do=do)
+
+
+def _wrong_size(call: str, value: PerSampleGrads, size: int) -> str:
+    got = f"gradients of engine {value.engine} that fail verification: they are of {value.batch_size} samples"
+    return message(call, got=got, expected=f"{size}, as many as the batch has", do="Pass engine='loop'.")
 
 
 def _unrepeatable(call: str) -> str:
