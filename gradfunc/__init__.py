@@ -98,9 +98,16 @@ from ._transform import Updates as Updates
 from ._transform import apply_updates as apply_updates
 from ._transform import chain as chain
 from ._transform import clip_per_sample as clip_per_sample
+from ._transform import flatten_state as flatten_state
+from ._transform import identity as identity
 from ._transform import make_step as make_step
+from ._transform import masked as masked
 from ._transform import mean as mean
+from ._transform import partition as partition
+from ._transform import scale as scale
+from ._transform import stateless_transform as stateless_transform
 from ._transform import sum as sum
+from ._transform import unflatten_state as unflatten_state
 from ._tree import ragged as ragged
 from ._tree import static as static
 from ._weights import Accumulator as Accumulator

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 import gradfunc as gf
 from gradfunc._per_sample import _differentiable, _live
+from gradfunc._transform._rows import _clip
 
 F64 = torch.float64
 SIZE = 4
@@ -701,7 +702,7 @@ def plain_root(rows):
 MUTANTS = {
     "derived scales forgotten": (lambda m: m.setattr(_differentiable, "_repeated", scales_forgotten), check_derived),
     "a clip's factor is constant": (
-        lambda m: m.setattr(gf._transform._clip, "factors", lambda *given: factors(*given).detach()),
+        lambda m: m.setattr(_clip, "quotient", lambda *given, **how: quotient(*given, **how).detach()),
         check_derived,
     ),
     "other draws": (other_draws, check_draws),
@@ -725,7 +726,7 @@ MUTANTS = {
         check_changes_are_noticed,
     ),
 }
-factors = gf._transform._clip.factors
+quotient = _clip.quotient
 
 
 @pytest.mark.parametrize("name", MUTANTS)

@@ -181,8 +181,8 @@ def test_gram_with_another_value_that_is_clipped():
 # --- mistakes -------------------------------------------------------------------------------------------------------
 
 
-def unordered(norms, c):
-    return norms()
+def unordered(norms, total, groups):
+    return total([norms(names) for names, _ in groups])
 
 
 def first_function(steps, joined=_scales._joined):
@@ -194,7 +194,7 @@ def functions_everywhere(self, at, norms, step_at=Step.at):
     return step_at(Step(self.fixed, self.functions, torch.zeros_like(self.which)), at, norms)
 
 
-def last_step_only(self, c):
+def last_step_only(self, c, names=None):
     return Scales((*self.steps[:-1], Step.of(c)))
 
 

@@ -26,7 +26,10 @@ from ._gradients import mapped as mapped
 from ._gradients import scratch_of as scratch_of
 from ._gradients import select as select
 from ._gradients import tensors as tensors
+from ._gradients import through as through
 from ._grouped import Grouped as Grouped
+from ._mapped import Entrywise as Entrywise
+from ._mapped import Mapped as Mapped
 from ._norms import norms as norms
 from ._norms import norms_each as norms_each
 from ._outer import Outer as Outer

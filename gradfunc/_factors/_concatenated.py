@@ -11,6 +11,7 @@ from .._tree import At, scattered
 from ._dense import Dense
 from ._factor import Factor
 from ._gradients import Gradient, Gradients
+from ._mapped import Mapped
 
 
 def concatenated(parts: Sequence[tuple[At, Gradients]]) -> Gradients:
@@ -28,10 +29,23 @@ def _parameter(parts: list[tuple[At, Gradient]]) -> Gradient:
     structures = {_structure(gradient) for _, gradient in parts if gradient.factors}
     if not structures:
         return Gradient(like, size, ())
-    if len(structures) > 1 or ("dense",) in next(iter(structures)):
+    if (maps := _maps(parts)) is not None:
+        inner = _parameter([(at, one.inner) for at, one in maps])
+        some = maps[0][1].inner.like
+        ones = [(at, some.new_ones(one.size, dtype=torch.float64) if one.c is None else one.c) for at, one in maps]
+        return Gradient(like, size, (Mapped(inner, scattered(ones), maps[0][1].fn),))
+    if len(structures) > 1 or next(iter(structures))[0][0] in ("dense", "mapped"):
         return Gradient(like, size, (Dense(scattered([(at, gradient.dense()) for at, gradient in parts])),))
     model = next(gradient for _, gradient in parts if gradient.factors)
     return Gradient(like, size, tuple(_factor(parts, k, some) for k, some in enumerate(model.factors)))
+
+
+def _maps(parts: list[tuple[At, Gradient]]) -> list[tuple[At, Mapped]] | None:
+    """The factors of all parts, where each is one map by the same function."""
+    maps = [(at, factor) for at, gradient in parts for factor in gradient.factors if isinstance(factor, Mapped)]
+    if len(maps) < len(parts) or any(one.fn != maps[0][1].fn for _, one in maps):
+        return None
+    return maps
 
 
 def _structure(gradient: Gradient) -> tuple[tuple[object, ...], ...]:

@@ -13,6 +13,7 @@ from .._tree import At, Tensors, count, is_whole, wide
 from ._blocks import fitting, spans
 from ._dense import Dense
 from ._factor import Factor
+from ._mapped import Mapped
 from ._outer import Outer
 from ._unfolded import Unfolded
 
@@ -94,6 +95,14 @@ def select(rows: Gradients, at: At) -> Gradients:
     return {name: gradient.select(at) for name, gradient in rows.items()}
 
 
+def through(rows: Gradients, fn: Callable[[Tensor], Tensor], c: Callable[[str], Tensor | None]) -> Gradients:
+    """Every entry of the rows, times `c(name)`, `[B]`, through a function of entries; formed when asked."""
+    return {
+        name: Gradient(gradient.like, gradient.size, (Mapped(gradient, c(name), fn),) if gradient.like.numel() else ())
+        for name, gradient in rows.items()
+    }
+
+
 def dense(rows: Gradients) -> Tensors:
     """`{name: [B, *shape]}` in the parameters' dtypes; views of what factors hold where that is rows."""
     return {name: gradient.dense() for name, gradient in rows.items()}
@@ -116,7 +125,9 @@ def mapped(rows: Gradients, fn: Callable[[Tensor], Tensor]) -> Gradients:
 
 def scratch_of(rows: Gradients) -> int:
     """The default budget in entries: the largest input of a layer, and 2^16 at least."""
-    held = (factor.x.numel() for g in rows.values() for factor in g.factors if isinstance(factor, (Outer, Unfolded)))
+    factors = [factor for g in rows.values() for factor in g.factors]
+    within = [inner for factor in factors if isinstance(factor, Mapped) for inner in factor.inner.factors]
+    held = (factor.x.numel() for factor in (*factors, *within) if isinstance(factor, (Outer, Unfolded)))
     return max(2**16, *held, 0)
 
 

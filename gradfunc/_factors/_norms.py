@@ -13,6 +13,7 @@ from .._tree import Tensors, row_norms
 from ._blocks import fitting, spans
 from ._factor import Factor, Terms
 from ._gradients import Gradient, Gradients, scratch_of
+from ._mapped import Mapped
 from ._outer import Outer
 from ._pairs import cross
 from ._unfolded import Unfolded
@@ -80,7 +81,7 @@ def safe_norms(gradient: Gradient, scratch: int) -> Tensor:
     none = gradient.like.new_zeros(gradient.size, dtype=gradient.dtype)
     if not gradient.factors or not gradient.size:
         return none
-    if len(gradient.factors) > 1:
+    if len(gradient.factors) > 1 or isinstance(gradient.factors[0], Mapped):
         step = fitting(scratch, gradient.like.numel())
         parts = [row_norms({"": gradient.select(at).dense()}) for at in spans(gradient.size, step)]
         return torch.cat(parts).to(none)

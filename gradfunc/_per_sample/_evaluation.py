@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -34,15 +34,13 @@ from .._engines import (
 from .._errors import message
 from .._factors import tensors
 from .._swap import Scans
-from .._tree import At, Tensors, count, wide
+from .._tree import At, Selection, Tensors, count, wide
 from .._weights import check_weights
 from ._chunks import Chunks
 from ._live import readable
 from ._scales import Scales
 from ._value import PerSampleGrads
 from ._versions import Versions, versions
-
-Selection = str | Sequence[str] | Callable[[str, Tensor], bool]
 
 
 @dataclass(frozen=True)

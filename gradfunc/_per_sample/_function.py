@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +16,11 @@ from .._capture import Plans
 from .._engines import Call, Draws, Noticed, limitation
 from .._errors import GradfuncWarning, kind_of, message, one_of
 from .._swap import levels, transforms
-from .._tree import Group, read_batch, read_groups, tensors_of
+from .._tree import Group, Selection, check_selection, read_batch, read_groups, selected, tensors_of
 from ._cannot import cannot
 from ._chunks import Chunks
 from ._differentiable import Origin, Want, refuse
-from ._evaluation import Evaluation, Options, Selection
+from ._evaluation import Evaluation, Options
 from ._indices import sample_ids
 from ._value import PerSampleGrads
 from ._verify import signature, verify
@@ -288,9 +287,8 @@ def check_options(call: str, loss: Any, options: Options) -> None:
     if options.verify is not False and options.verify != "first":
         raise ValueError(message(call, got=f"verify={options.verify!r}", expected="'first' or False"))
     wrt, chunk, scale = options.wrt, options.chunk_size, options.loss_scale
-    if not (wrt is None or isinstance(wrt, (str, Sequence)) or callable(wrt)):
-        expected = "a regex, a sequence of names, or a predicate(name, tensor)"
-        raise TypeError(message(call, got=f"wrt={wrt!r}", expected=expected))
+    if wrt is not None:
+        check_selection(call, "wrt", wrt)
     good = chunk in (None, "auto") or (isinstance(chunk, int) and chunk >= 1)
     if not good or isinstance(chunk, bool):
         expected = "a positive int, None (all at once) or 'auto'"
@@ -329,20 +327,4 @@ def _selected(call: str, params: Mapping[str, Tensor], wrt: Selection | None) ->
         raise ValueError(message(call, got="no differentiable parameter", expected="at least one", do=do))
     if wrt is None:
         return floating
-    if isinstance(wrt, str):
-        try:
-            chosen = [name for name in floating if re.fullmatch(wrt, name)]
-        except re.error as error:
-            raise ValueError(message(call, got=f"wrt={wrt!r} ({error})", expected="a regular expression")) from error
-    elif callable(wrt):
-        chosen = [name for name in floating if wrt(name, params[name])]
-    else:
-        if unknown := [name for name in wrt if name not in floating]:
-            got = f"wrt with {unknown}"
-            raise ValueError(message(call, got=got, expected=f"names of floating parameters: {floating}"))
-        chosen = [name for name in floating if name in set(wrt)]
-    if not chosen:
-        do = "A string is a regular expression for the whole name (re.fullmatch)."
-        got = f"wrt={wrt!r}, which matches nothing"
-        raise ValueError(message(call, got=got, expected=f"a match among {floating}", do=do))
-    return chosen
+    return selected(call, "wrt", {name: params[name] for name in floating}, wrt)

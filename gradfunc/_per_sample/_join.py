@@ -11,10 +11,10 @@ from torch import Tensor
 
 from .._engines import JoinedSource, Source
 from .._errors import kind_of, message
-from .._tree import map_nests, same_structure
+from .._tree import Selection, map_nests, same_structure
 from .._weights import Weighted, as_weighted
 from ._differentiable import Maker, Origin, Want, joint_origin
-from ._evaluation import Options, Selection
+from ._evaluation import Options
 from ._function import PerSampleGradsFunction, check_options
 from ._scales import joined
 from ._value import PerSampleGrads
@@ -67,6 +67,7 @@ def concatenate(values: Sequence[PerSampleGrads]) -> PerSampleGrads:
         _slow=set().union(*(g._slow for g in values)),
         _watched=tuple(pair for g in values for pair in g._watched),
         _held=tuple(pair for g in values for pair in g._held),
+        _outside=first._outside,
         _origin=None if live else _origin(values),
         _live=live,
     )

@@ -15,51 +15,65 @@ from torch import Tensor
 from .. import _factors
 from .._tree import Tensors, wide
 from ._piece import Piece
+from ._scales import Names
 
 
 class LivePiece(Piece):
     """A piece whose rows are read as dense ones, `{name: [b, *shape]}`."""
 
-    def scaled(self, values: Tensor, dim: int = 0) -> Tensor:
-        """`values`, one a sample along `dim`, times the coefficients."""
-        return values if self.coefficients is None else times(values, self.coefficients, dim)
+    def scaled(self, values: Tensor, c: Tensor | None, dim: int = 0) -> Tensor:
+        """`values`, one a sample along `dim`, times coefficients."""
+        return values if c is None else times(values, c, dim)
+
+    def total(self, parts: list[Tensor]) -> Tensor:
+        """Differentiable where a part is 0."""
+        return norms({str(k): norm.to(parts[0].device)[:, None] for k, norm in enumerate(parts)})
 
     def norms_each(self) -> Tensors:
         """Norms of each parameter's part."""
-        return {name: self._sized(norms({name: value})) for name, value in self._dense.items()}
+        return {name: self._sized(norms({name: self._dense[name]}), self.coefficient(name)) for name in self.names}
 
     def gram(self, other: Piece) -> Tensors:
         """Products of matrices."""
         theirs = _factors.dense(other.rows)
         return {
-            name: self.scaled(other.scaled(_flat(value) @ _flat(theirs[name]).T, dim=1))
-            for name, value in self._dense.items()
+            name: self.scaled(
+                other.scaled(_flat(self._dense[name]) @ _flat(theirs[name]).T, other.coefficient(name), dim=1),
+                self.coefficient(name),
+            )
+            for name in self.names
         }
 
     def dots(self, direction: Mapping[str, Tensor]) -> Tensor:
         """Products with a vector."""
-        parts = [_flat(value) @ direction[name].flatten().to(wide(value.dtype)) for name, value in self._dense.items()]
-        return self.scaled(torch.stack([part.to(parts[0].device) for part in parts]).sum(0))
+        parts = []
+        for name in self.names:
+            value = self._dense[name]
+            product = _flat(value) @ direction[name].flatten().to(wide(value.dtype))
+            parts.append(self.scaled(product, self.coefficient(name)))
+        return torch.stack([part.to(parts[0].device) for part in parts]).sum(0)
 
     def dense(self) -> Tensors:
         """Always copies: nothing can be asked of storage."""
-        return {name: self.scaled(value).clone() for name, value in self._dense.items()}
+        return {name: self.scaled(self._dense[name], self.coefficient(name)).clone() for name in self.names}
 
     def weighted_sum(self, c: Tensor | None, *, spent: bool = False) -> Tensors:
         """Sums of products; the graph holds the rows."""
-        wider = {name: self.scaled(value.to(wide(value.dtype))) for name, value in self._dense.items()}
-        return {name: (value if c is None else times(value, c)).sum(0) for name, value in wider.items()}
+        sums = {}
+        for name in self.names:
+            value = self.scaled(self._dense[name].to(wide(self._dense[name].dtype)), self.coefficient(name))
+            sums[name] = (value if c is None else times(value, c)).sum(0)
+        return sums
 
     @functools.cached_property
     def _dense(self) -> Tensors:
         return _factors.dense(self.rows)
 
-    @functools.cached_property
-    def _norms(self) -> Tensor:
-        return norms(self._dense)
+    def _measured(self, names: Names) -> Tensor:
+        return norms({name: self._dense[name] for name in names})
 
-    def _sized(self, norms: Tensor) -> Tensor:
-        return norms if self.coefficients is None else times(norms, self.coefficients.abs())
+    def _sized(self, norms: Tensor, c: Tensor | None) -> Tensor:
+        return norms if c is None else times(norms, c.abs())
 
 
 def norms(rows: Tensors) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from .._capture import Used
 from .._engines import KeptSource, SelectedSource, Source, spans
 from .._errors import kind_of, message
-from .._factors import Projection
+from .._factors import Entrywise, Projection
 from .._tree import At, Tensors, add, at_positions, count, map_tensors, scattered, weighed, wide
 from .._weights import ratio, total
 from ._chunks import Chunks
@@ -22,6 +22,7 @@ from ._differentiable import Differentiable, derives, differentiable
 from ._explain import Explanation, lines
 from ._indices import coefficients, indices
 from ._live import LivePiece, readable, times
+from ._mapped import MappedSource
 from ._piece import Piece
 from ._scales import OfNorms, Scales
 from ._versions import Versions, changed
@@ -71,6 +72,8 @@ class PerSampleGrads(Differentiable):
     _watched: Versions = field(repr=False)
     # What kept rows are made of, with versions: some of it may be the user's, such as what the loss closes over.
     _held: Versions = field(repr=False, default=(), kw_only=True)
+    # Of a value that shows some of its source's parameters: all of them, with what they look like.
+    _outside: tuple[tuple[str, ...], Tensors] | None = field(repr=False, default=None, kw_only=True)
     # Whether a sum is the last thing that is asked, so that it gives up the rows as it goes.
     _spent: bool = field(repr=False, default=False, kw_only=True)
 
@@ -109,10 +112,12 @@ class PerSampleGrads(Differentiable):
         if self._live:
             got, do = "a value made inside a transform of torch.func", "Ask outside of the transform."
             raise RuntimeError(message("g.unused", got=got, expected="one whose loss can be run by autograd", do=do))
-        left = torch.ones(len(self.names), dtype=torch.bool)
+        every = self.names if self._outside is None else self._outside[0]
+        left = torch.ones(len(every), dtype=torch.bool)
         for at in self._plan():
             left &= self._source.unused(at).all(0)
-        return tuple(name for name, none in zip(self.names, left.tolist(), strict=True) if none)
+        none = {name for name, idle in zip(every, left.tolist(), strict=True) if idle}
+        return tuple(name for name in self.names if name in none)
 
     # --- other values from this one ----------------------------------------------------------------
 
@@ -193,10 +198,50 @@ class PerSampleGrads(Differentiable):
             given = torch.ones_like(self._losses) if given is None else given
             given = (given if self._live else given.detach()).to(self._losses.device, torch.float64)
             if self._watched and not self._live:
-                return dataclasses.replace(self, _scales=self._scales.deferred(c, given))
+                return dataclasses.replace(self, _scales=self._scales.deferred(c, given, self._own_names))
             c = c(self.norms(), given)
         c = c.to(self._losses.device, torch.float64)
-        return dataclasses.replace(self, _scales=self._scales.times(c if self._live else c.detach()))
+        scales = self._scales.times(c if self._live else c.detach(), self._own_names)
+        return dataclasses.replace(self, _scales=scales)
+
+    @derives
+    def _mapped(self, fn: Entrywise) -> PerSampleGrads:
+        """Every entry of the rows through a pure function of entries; losses and weights stay.
+
+        Rows are formed at each query, some samples or one parameter at a time; nothing is held. Functions that are
+        equal are the same.
+        """
+        source = MappedSource(self._source, self._scales, self.names, fn, self._live)
+        return dataclasses.replace(self, _source=source, _scales=Scales())
+
+    @derives
+    def _per_unit(self) -> PerSampleGrads:
+        """Numerators over weights, with weights 1; samples of weight 0 stay absent."""
+        weights = self._weights.double()
+        used = weights > 0
+        c = torch.where(used, 1 / torch.where(used, weights, 1.0), 0.0)
+        return dataclasses.replace(self._times(c), _weights=used.to(self._weights.dtype))
+
+    @derives
+    def _focused(self, names: tuple[str, ...]) -> PerSampleGrads:
+        """The value as if there were no other parameters; what is done to it is done to these alone."""
+        outside = (self.names, self._shapes) if self._outside is None else self._outside
+        return dataclasses.replace(
+            self, names=names, _shapes={name: self._shapes[name] for name in names}, _outside=outside
+        )
+
+    @derives
+    def _unfocused(self, names: tuple[str, ...]) -> PerSampleGrads:
+        """With the others again: the value that `_focused` was asked of, which had these names."""
+        assert self._outside is not None
+        every, shapes = self._outside
+        outside = None if names == every else self._outside
+        return dataclasses.replace(self, names=names, _shapes={k: shapes[k] for k in names}, _outside=outside)
+
+    @property
+    def _own_names(self) -> tuple[str, ...] | None:
+        """What a step acts on: None for all parameters."""
+        return None if self._outside is None else self.names
 
     # --- queries -----------------------------------------------------------------------------------
 
@@ -401,13 +446,13 @@ class PerSampleGrads(Differentiable):
         self._check_unchanged(query)
         for chunk in self._plan() if plan is None else plan:
             for at, block in self._chunks.computed(f"g.{query}", self._source.rows, chunk, self.batch_size):
-                yield (LivePiece if self._live else Piece)(at, block.grads, self._scales)
+                yield (LivePiece if self._live else Piece)(at, block.grads, self._scales, self.names)
 
     def _whole(self) -> LivePiece:
         """All rows, with their graph where they have one."""
         self._check_unchanged("gram()")
         at = slice(0, self.batch_size)
-        return LivePiece(at, self._source.rows(at).grads, self._scales)
+        return LivePiece(at, self._source.rows(at).grads, self._scales, self.names)
 
     def _from(self, piece: Piece, plan: list[At]) -> Iterator[Piece]:
         """The pieces of `plan`, given one of its first chunk: that is not computed again where it is all of it."""

@@ -3,22 +3,33 @@
 A stage has `init(params) -> state` and `update(grads, state, params) -> (out, state)`. What it takes and gives is in
 its type, so that a wrong order is seen by a type checker, and when the chain is built:
 
-    PerSampleGrads -> PerSampleGrads    per-sample stages: clip_per_sample
+    PerSampleGrads -> PerSampleGrads    per-sample stages (_rows/): clips, masks, weights, signs
     PerSampleGrads -> Grads             reductions: sum, mean
+    Grads -> Grads                      stages on the batch's gradient
     Grads -> Updates                    rules; updates are added to the parameters
+    A -> A                              identity, scale, masked, partition (_same, _parts)
+
+`_protocol` has the types, `_stage` and `_chain` what our stages share and their composition, `_numbers` arguments that
+are schedules, `_states` states as flat dictionaries, `_guarantee` what holds of an output, `_step` a batch through all.
 """
 
-from ._base import Chain as Chain
-from ._base import Grads as Grads
-from ._base import Stage as Stage
-from ._base import Transformation as Transformation
-from ._base import Updates as Updates
-from ._base import chain as chain
-from ._clip import clip_per_sample as clip_per_sample
+from ._chain import Chain as Chain
+from ._chain import chain as chain
+from ._chain import identity as identity
 from ._guarantee import Guarantee as Guarantee
 from ._guarantee import Sensitivity as Sensitivity
+from ._parts import masked as masked
+from ._parts import partition as partition
+from ._protocol import Grads as Grads
+from ._protocol import Transformation as Transformation
+from ._protocol import Updates as Updates
 from ._reductions import mean as mean
 from ._reductions import sum as sum
+from ._rows import clip_per_sample as clip_per_sample
 from ._said import StepReport as StepReport
+from ._same import scale as scale
+from ._same import stateless_transform as stateless_transform
+from ._states import flatten_state as flatten_state
+from ._states import unflatten_state as unflatten_state
 from ._step import apply_updates as apply_updates
 from ._step import make_step as make_step

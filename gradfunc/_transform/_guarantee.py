@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 
@@ -41,6 +42,15 @@ class Guarantee:
 NOTHING = Guarantee()
 # Of the rows of a loss of one sample. (A loss with `batched=True` may couple them: it promises NOTHING.)
 SAMPLES = Guarantee(per_sample_independent=True)
+
+
+def times(before: Guarantee, factor: float | None) -> Guarantee:
+    """Of output that is the input times a number of at most this size; None where no number is known."""
+    if factor is None:
+        return NOTHING
+    least = before.sensitivity
+    moved = (None if x is None else x * factor for x in (least.add_remove, least.replace_one, least.over_n))
+    return dataclasses.replace(before, bound=None, sensitivity=Sensitivity(*moved))
 
 
 def sensitivity(rows: Guarantee, denominator: float | None) -> Sensitivity:

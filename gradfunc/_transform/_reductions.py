@@ -3,65 +3,67 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from .._errors import kind_of, message, one_of
+from .._errors import one_of
 from .._per_sample import PerSampleGrads
 from .._tree import Tensors
 from .._weights import total
-from ._base import Grads, Say, Stage, State
+from ._chain import Stage
 from ._guarantee import SAMPLES, Guarantee, sensitivity
+from ._numbers import POSITIVE, check_number
+from ._protocol import Grads, State
+from ._said import Facts
+from ._stage import How, check_rows
 
 
 @dataclass(frozen=True, repr=False)
 class Reduction(Stage[PerSampleGrads, Grads]):
-    """The sum of the rows, or that over their total weight. It remembers nothing.
+    """The sum of the rows, or that over their total weight, or over a number. Made by `gf.sum` and `gf.mean`.
 
     Attributes:
         averaged: whether the sum is divided.
+        denominator: by which number; None for the total weight.
         on_zero_weight: what a mean does with a total weight of 0.
     """
 
     averaged: bool
+    denominator: float | None = None
     on_zero_weight: str = "raise"
+    takes, gives = PerSampleGrads, Grads
 
     @property
     def name(self) -> str:
         """ "sum" or "mean"."""
         return "mean" if self.averaged else "sum"
 
-    @property
-    def takes(self) -> Any:
-        """Rows."""
-        return PerSampleGrads
-
-    @property
-    def gives(self) -> Any:
-        """`{name: tensor}`."""
-        return Grads
-
     def guarantee(self, before: Guarantee = SAMPLES, /) -> Guarantee:
         """How far one sample can move the result."""
-        return Guarantee(sensitivity=sensitivity(before, None if self.averaged else 1.0))
+        return Guarantee(sensitivity=sensitivity(before, self.denominator if self.averaged else 1.0))
 
-    def init(self, params: Tensors, /) -> State:
-        """Nothing."""
-        return ()
-
-    def telling(self, grads: PerSampleGrads, state: State, params: Tensors | None, /) -> tuple[Grads, State, Say]:
+    def apply(self, grads: Any, state: State, params: Tensors | None, how: How, /) -> tuple[Grads, State]:
         """The one place where a chain sums rows."""
-        if not isinstance(grads, PerSampleGrads):
-            call = f"{self!r}.update(g, state)"
-            raise TypeError(message(call, got=kind_of(grads), expected="per-sample gradients"))
-        reduced = grads.mean(on_zero_weight=self.on_zero_weight) if self.averaged else grads.sum()
-        weights = grads.weights
-        return Grads(reduced), state, lambda: ((self.name, _facts(weights)),)
+        g = check_rows(self, grads)
+        if how.said is not None:
+            how.say(self.name, partial(_facts, g.weights))
+        return Grads(self.reduced(g)), state
+
+    def reduced(self, g: PerSampleGrads) -> Tensors:
+        """The result."""
+        if not self.averaged:
+            return g.sum()
+        if self.denominator is None:
+            return g.mean(on_zero_weight=self.on_zero_weight)
+        dtypes = {name: like.dtype for name, like in g._shapes.items()}
+        return {name: (value / self.denominator).to(dtypes[name]) for name, value in g.sum(wide=True).items()}
 
     def __repr__(self) -> str:
-        given = "" if self.on_zero_weight == "raise" else f"on_zero_weight={self.on_zero_weight!r}"
-        return f"{self.name}({given})"
+        given = [] if self.denominator is None else [f"denominator={self.denominator!r}"]
+        given += [] if self.on_zero_weight == "raise" else [f"on_zero_weight={self.on_zero_weight!r}"]
+        return f"{self.name}({', '.join(given)})"
 
 
 def sum() -> Reduction:
@@ -83,17 +85,20 @@ def sum() -> Reduction:
     return Reduction(averaged=False)
 
 
-def mean(*, on_zero_weight: str = "raise") -> Reduction:
+def mean(*, denominator: float | None = None, on_zero_weight: str = "raise") -> Reduction:
     """The sum of the rows over their total weight, divided once: a stage from per-sample gradients to gradients.
 
     The total weight is data, so a bound on the rows bounds what one sample can move it by only by a number that
     depends on the batch: 2C/n for n samples of weight 1 and norms up to C. `guarantee().sensitivity.over_n` reports 2C.
 
     Args:
+        denominator: D > 0, fixed beforehand, in place of the total weight: the expected batch size of a random sampler.
+            What one sample can move the mean by is then known: C/D.
         on_zero_weight: for a total weight of 0, "raise", or "zero" for exact zeros.
 
     Raises:
-        ValueError: another `on_zero_weight`; in an update, a total weight of 0.
+        TypeError, ValueError: a denominator that is no finite number > 0; another `on_zero_weight`; in an update, a
+            total weight of 0 where no denominator was given.
 
     Example:
         >>> import torch, gradfunc as gf
@@ -103,8 +108,11 @@ def mean(*, on_zero_weight: str = "raise") -> Reduction:
         tensor([1.5000, 2.2500])
     """
     one_of("gf.mean(on_zero_weight=...)", "on_zero_weight", on_zero_weight, ("raise", "zero"))
-    return Reduction(averaged=True, on_zero_weight=on_zero_weight)
+    if denominator is not None:
+        check_number("gf.mean(denominator=...)", "denominator", denominator, POSITIVE, schedule=False)
+        denominator = float(denominator)
+    return Reduction(averaged=True, denominator=denominator, on_zero_weight=on_zero_weight)
 
 
-def _facts(weights: Tensor) -> dict[str, Tensor | float]:
+def _facts(weights: Tensor) -> Facts:
     return {"samples": len(weights), "weight": total(weights)}

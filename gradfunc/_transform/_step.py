@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,18 +14,23 @@ from .._errors import kind_of, message
 from .._per_sample import PerSampleGrads, PerSampleGradsFunction, per_sample_grads
 from .._swap import levels
 from .._tree import Tensors
-from ._base import Chain, Grads, Stage, State, Transformation, Updates, name_of, places
-from ._clip import ClipPerSample
+from ._chain import Chain, name_of, places
+from ._landing import Landing
+from ._numbers import check_flag
+from ._protocol import Grads, State, Transformation, Updates
 from ._reductions import Reduction
+from ._rows import ClipPerSample
 from ._said import StepReport
+from ._stage import AnyStage, How, report_of
 
 
-def apply_updates(params: Mapping[str, Tensor], updates: Updates | None) -> Tensors:
+def apply_updates(params: Tensors, updates: Updates | None) -> Tensors:
     """The parameters plus their updates, each in the parameter's dtype and without a graph.
 
     Args:
         params: `{name: tensor}`.
-        updates: `{name: tensor}` of some or all of them; None for no update yet. What has none stays as it is.
+        updates: `{name: tensor}` of some or all of them; None for no update yet, which gives `params` itself. What has
+            none stays as it is.
 
     Raises:
         ValueError: an update of another name or shape.
@@ -35,13 +40,34 @@ def apply_updates(params: Mapping[str, Tensor], updates: Updates | None) -> Tens
         >>> gf.apply_updates({"w": torch.ones(2)}, gf.Updates({"w": torch.tensor([0.5, -0.5])}))
         {'w': tensor([1.5000, 0.5000])}
     """
-    given = {} if updates is None else updates
-    for name, update in given.items():
+    return _applied(params, updates, owned=False)
+
+
+def _applied(params: Tensors, updates: Updates | None, *, owned: bool) -> Tensors:
+    """The same; updates that nobody else holds may become the parameters."""
+    if updates is None:
+        return params
+    for name, update in updates.items():
         if name not in params or params[name].shape != update.shape:
             expected = f"shape {tuple(params[name].shape)}" if name in params else f"one of {list(params)}"
             got = f"an update of '{name}', shape {tuple(update.shape)}"
             raise ValueError(message("gf.apply_updates(params, updates)", got=got, expected=expected))
-    return {k: (v.detach() + given[k].detach()).to(v.dtype) if k in given else v for k, v in params.items()}
+    landed = updates.at(params) if isinstance(updates, Landing) else {}
+    out = {}
+    for name, value in params.items():
+        if name in landed:
+            out[name] = landed[name].detach() if owned else landed[name].detach().clone()
+        elif name in updates:
+            out[name] = _sum(value.detach(), updates[name].detach(), owned)
+        else:
+            out[name] = value
+    return out
+
+
+def _sum(value: Tensor, update: Tensor, owned: bool) -> Tensor:
+    if owned and update.dtype == value.dtype and update.device == value.device:
+        return update.add_(value)
+    return (value + update).to(value.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +76,7 @@ class StepFunction:
 
     f: PerSampleGradsFunction
     step: Transformation[PerSampleGrads, Any]
+    donate: bool = False
 
     def __call__(
         self,
@@ -66,14 +93,17 @@ class StepFunction:
             call = "gf.make_step(loss, step)(params, state, ..., index=...)"
             raise ValueError(message(call, got="an index and no step", expected="step= beside index="))
         f = self.f if step is None else self.f.at(step, index)
-        report = StepReport()
         # no name here holds the rows: they are free as soon as the chain has reduced them
-        if isinstance(self.step, Stage):
-            out, state, say = self.step.telling(self._rows(f, params, args, kwargs), state, params)
-            report = StepReport(say())
+        if isinstance(self.step, AnyStage):
+            how = How([], owned=True, donate=self.donate)
+            out, state = self.step.apply(self._rows(f, params, args, kwargs), state, params, how)
+            report, owned = report_of(how), self.step.fresh and not levels()
         else:
             out, state = self.step.update(self._rows(f, params, args, kwargs), state, params)
-        return (apply_updates(params, out) if places(self.step)[1] is Updates else out), state, report
+            report, owned = StepReport(), False
+        if places(self.step)[1] is not Updates:
+            return out, state, report
+        return _applied(params, out, owned=owned), state, report
 
     def _rows(
         self, f: PerSampleGradsFunction, params: Tensors, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -95,7 +125,10 @@ def _keeps_none(step: Any) -> bool:
 
 
 def make_step(
-    loss_or_f: Callable[..., Any] | PerSampleGradsFunction, step: Transformation[PerSampleGrads, Grads | Updates]
+    loss_or_f: Callable[..., Any] | PerSampleGradsFunction,
+    step: Transformation[PerSampleGrads, Grads | Updates],
+    *,
+    donate: bool = False,
 ) -> StepFunction:
     """A function from parameters, state and a batch to the next ones: `run(params, state, *args, **kwargs)`.
 
@@ -107,6 +140,7 @@ def make_step(
     Args:
         loss_or_f: a loss of one sample, or what `gf.per_sample_grads` made of one, with its options.
         step: a chain from per-sample gradients on. Its last stage says what it gives: `gives = gf.Updates`.
+        donate: the tensors of the state that `run` is given may be overwritten: for a loop that needs the last alone.
 
     Raises:
         TypeError: `step` is no stage, takes something else, or does not end in gradients or updates.
@@ -121,6 +155,7 @@ def make_step(
         (tensor([0.3000, 0.6500]), 0.5)
     """
     call = "gf.make_step(loss, step)"
+    check_flag(call, "donate", donate)
     if not isinstance(step, Transformation):
         raise TypeError(message(call, got=kind_of(step), expected="a stage or a chain of stages"))
     takes, gives = places(step)
@@ -132,4 +167,4 @@ def make_step(
         do = "End the chain with a reduction (gf.mean()) or a rule; one of your own says gives = gf.Updates."
         raise TypeError(message(call, got=f"{name_of(step)}, which {came}", expected="Grads or Updates", do=do))
     f = loss_or_f if isinstance(loss_or_f, PerSampleGradsFunction) else per_sample_grads(loss_or_f)
-    return StepFunction(f, step)
+    return StepFunction(f, step, donate)

@@ -18,6 +18,11 @@ from ._marks import Ragged as Ragged
 from ._marks import Static as Static
 from ._marks import ragged as ragged
 from ._marks import static as static
+from ._names import Selection as Selection
+from ._names import by_rules as by_rules
+from ._names import check_selection as check_selection
+from ._names import compiled as compiled
+from ._names import selected as selected
 from ._nests import cast as cast
 from ._nests import copy_of as copy_of
 from ._nests import map_all as map_all

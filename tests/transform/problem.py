@@ -46,6 +46,12 @@ def plain(matrix, weights=None, dtype=F64, chunk_size=None):
     return f(params, matrix.to(dtype), weights), params
 
 
+def ran(step, g, *, report=False):
+    """One update from the first state."""
+    update = step.update_with_report if report else step.update
+    return update(g, step.init({}))
+
+
 class Sgd:
     """A rule as a user writes it."""
 

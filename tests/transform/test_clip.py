@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from oracle import Truth, close, close_sum, flat, same_bits, truth
-from problem import F64, KINDS, B, loss, plain, problem, rows
+from problem import F64, KINDS, B, loss, plain, problem, ran, rows
 from torch import nn
 
 import gradfunc as gf
@@ -38,9 +38,9 @@ def check_oracle(kind, per_unit_weight=False, engine="vmap"):
             close(value, scaled, norms.reshape(-1, *[1] * (value.dim() - 1)), f"rows of {name}")
         close(h.norms(), norms * factors, norms, "norms")
         assert same_bits([h.losses, h.weights, h.mean_loss], [g.losses, g.weights, g.mean_loss])
-        total, _ = (step >> gf.sum()).update(g, ((), ()))
+        total, _ = ran(step >> gf.sum(), g)
         close_sum(total, factors, want.rows, "sum")
-        mean, _ = (step >> gf.mean()).update(g, ((), ()))
+        mean, _ = ran(step >> gf.mean(), g)
         close_sum(mean, factors / want.weights.sum(), want.rows, "mean")
 
 
@@ -199,7 +199,7 @@ def broken(kind="kept", value=math.nan):
 def check_raise(kind="kept", value=math.nan):
     step = gf.clip_per_sample(1.0) >> gf.sum()
     with pytest.raises(ValueError, match=r"of norm (nan|inf) for sample 1 in 'b'; expected finite.*nonfinite='skip'"):
-        step.update(broken(kind, value), ((), ()))
+        ran(step, broken(kind, value))
 
 
 def check_policy(nonfinite, kind="kept", value=math.nan):
@@ -274,12 +274,12 @@ def test_bad_arguments(name):
 def test_an_empty_batch(kind):
     params, (x, y) = problem()
     g = gf.per_sample_grads(loss, chunk_size=KINDS[kind])(params, x[:0], y[:0])
-    out, _, report = (gf.clip_per_sample(1.0) >> gf.sum()).update_with_report(g, ((), ()))
+    out, _, report = ran(gf.clip_per_sample(1.0) >> gf.sum(), g, report=True)
     assert not any(value.any() for value in out.values())
     assert float(report["clip_per_sample"]["clipped"]) == 0
     with pytest.raises(ValueError, match="total weight of 0"):
-        (gf.clip_per_sample(1.0) >> gf.mean()).update(g, ((), ()))
-    assert not (gf.clip_per_sample(1.0) >> gf.mean(on_zero_weight="zero")).update(g, ((), ()))[0]["w"].any()
+        ran(gf.clip_per_sample(1.0) >> gf.mean(), g)
+    assert not ran(gf.clip_per_sample(1.0) >> gf.mean(on_zero_weight="zero"), g)[0]["w"].any()
 
 
 def check_report(kind="kept"):
@@ -287,11 +287,13 @@ def check_report(kind="kept"):
     norms = flat(want.rows).norm(dim=1)
     c = float(norms.median()) * 1.01
     step = gf.clip_per_sample(c) >> gf.mean()
-    _, _, report = step.update_with_report(g, ((), ()))
+    _, _, report = ran(step, g, report=True)
     said = {fact: float(value) for fact, value in report["clip_per_sample"].items()}
     assert said["clipped"] == pytest.approx(float((norms > c).double().mean()), rel=1e-15)
-    for fact, value in (("min", norms.min()), ("median", norms.quantile(0.5)), ("max", norms.max())):
-        assert said[f"norm_{fact}"] == pytest.approx(float(value), rel=1e-12)
+    factors = (c / norms).clamp(max=1)
+    for name, values in {"norm": norms, "after": norms * factors, "factor": factors}.items():
+        for fact, value in (("min", values.min()), ("median", values.quantile(0.5)), ("max", values.max())):
+            assert said[f"{name}_{fact}"] == pytest.approx(float(value), rel=1e-12)
     assert said["nonfinite"] == 0
     assert report.ok
     assert float(report["mean"]["weight"]) == pytest.approx(float(want.weights.sum()), rel=1e-15)
@@ -343,8 +345,8 @@ def check_one_pass(per_unit_weight=False):
     step = gf.clip_per_sample(0.7, per_unit_weight=per_unit_weight) >> gf.clip_per_sample(0.5) >> gf.mean()
     plain_sum = cost(g.sum)
     assert plain_sum == 3  # chunks
-    assert cost(lambda: step.update(g, ((), (), ()))) == plain_sum
-    assert cost(lambda: step.update_with_report(g, ((), (), ()))) == plain_sum
+    assert cost(lambda: ran(step, g)) == plain_sum
+    assert cost(lambda: ran(step, g, report=True)) == plain_sum
 
 
 @pytest.mark.parametrize("per_unit_weight", [False, True])
@@ -394,6 +396,6 @@ def test_the_definition_is_a_loop_over_samples():
         scale += factor * norm
         want = {name: want[name] + factor * row[name][0] for name in want}
     g = gf.per_sample_grads(loss)(params, *batch)
-    got, _ = (gf.clip_per_sample(0.7) >> gf.sum()).update(g, ((), ()))
+    got, _ = ran(gf.clip_per_sample(0.7) >> gf.sum(), g)
     for name, value in want.items():
         close(got[name], value, scale, name)

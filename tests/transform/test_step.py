@@ -31,7 +31,7 @@ def check_training(kind="kept"):
         now, state, report = run(now, state, *batch)
         want = by_hand(want, batch)
         assert all(torch.allclose(now[name], want[name], rtol=1e-12) for name in want)
-        assert state[2][1]["steps"] == i + 1
+        assert state["Sgd"][1]["steps"] == i + 1
         assert float(report["clip_per_sample"]["clipped"]) > 0
     assert same_bits(params, before)
 
@@ -47,7 +47,7 @@ def test_a_chain_without_a_rule_gives_gradients():
         grads, state, report = gf.make_step(loss, step)(params, step.init(params), *batch)
         want = gf.per_sample_grads(loss)(params, *batch).mean()
         assert all(torch.allclose(grads[name], want[name], rtol=1e-12) for name in want)
-        assert same_bits(list(state), list(step.init(params)))
+        assert state == step.init(params)
         assert float(report["mean"]["samples"]) == len(batch[0])
 
 
@@ -230,9 +230,9 @@ def test_rows_that_a_users_stage_may_hold_are_not_given_up(monkeypatch):
 
 def test_a_class_made_of_a_stage_may_keep_rows(monkeypatch):
     class Keeping(type(gf.clip_per_sample(0.5))):
-        def telling(self, g, state, params, /):
+        def apply(self, g, state, params, how, /):
             kept.append(g)
-            return super().telling(g, state, params)
+            return super().apply(g, state, params, how)
 
     kept = []
     assert alive_at_each_sum(Keeping(0.5) >> gf.mean(), monkeypatch) == [3, 3, 3]

@@ -11,43 +11,45 @@ import test_step
 import torch
 
 import gradfunc as gf
-from gradfunc._transform import _base, _clip, _guarantee, _reductions, _step
+from gradfunc._transform import _chain, _guarantee, _reductions, _step
+from gradfunc._transform._rows import _by_norm, _clip
+from gradfunc._transform._stage import How
 
-factors, sensitivity = _clip.factors, _guarantee.sensitivity
-rescaled, telling = gf.PerSampleGrads._rescaled, _base.Chain.telling
+quotient, sensitivity = _by_norm.quotient, _guarantee.sensitivity
+rescaled, apply = gf.PerSampleGrads._rescaled, _chain.Chain.apply
 guarantee = _clip.ClipPerSample.guarantee
 
 
-def with_torchs_epsilon(norms, max_norm, unit, eps):
-    return factors(norms, max_norm, unit, eps or 1e-6)
+def with_torchs_epsilon(norms, limit, unit, eps, *, least):
+    return quotient(norms, limit, unit, eps or 1e-6, least=least)
 
 
-def normalised(norms, max_norm, unit, eps):
-    return (max_norm * unit).to(norms) / norms
+def normalised(norms, limit, unit, eps, *, least):
+    return (limit * unit).to(norms) / norms
 
 
-def rounded_to_nearest(norms, max_norm, unit, eps):
-    return ((max_norm * unit) / (norms.double() + eps * unit)).clamp(max=1).to(norms.dtype).nan_to_num(1.0)
+def rounded_to_nearest(norms, limit, unit, eps, *, least):
+    return ((limit * unit) / (norms.double() + eps * unit)).clamp(max=1).to(norms.dtype).nan_to_num(1.0)
 
 
 def not_down(limit, like):
     return limit.to(like.dtype)
 
 
-def nan_at_zero(norms, max_norm, unit, eps):
-    return torch.where(norms == 0, torch.nan, factors(norms, max_norm, unit, eps))
+def nan_at_zero(norms, limit, unit, eps, *, least):
+    return torch.where(norms == 0, torch.nan, quotient(norms, limit, unit, eps, least=least))
 
 
-def weight_ignored(norms, max_norm, unit, eps):
-    return factors(norms, max_norm, torch.ones_like(unit), eps)
+def weight_ignored(norms, limit, unit, eps, *, least):
+    return quotient(norms, limit, torch.ones_like(unit), eps, least=least)
 
 
-def weight_inverted(norms, max_norm, unit, eps):
-    return factors(norms, max_norm, 1 / unit, eps)
+def weight_inverted(norms, limit, unit, eps, *, least):
+    return quotient(norms, limit, 1 / unit, eps, least=least)
 
 
-def infinite_rows_clipped(norms, max_norm, unit, eps):
-    return (max_norm * unit / norms.double()).clamp(max=1).to(norms.dtype)
+def infinite_rows_clipped(norms, limit, unit, eps, *, least):
+    return (limit * unit / norms.double()).clamp(max=1).to(norms.dtype)
 
 
 def losses_too(self, c, given=None):
@@ -65,31 +67,31 @@ def in_place(self, c, given=None):
     return rescaled(self, c)
 
 
-def never_refused(self, grads, state, params):
-    return telling_of_clip(dataclasses.replace(self, nonfinite="keep"), grads, state, params)
+def never_refused(self, grads, state, params, how):
+    return apply_of_clip(dataclasses.replace(self, nonfinite="keep"), grads, state, params, how)
 
 
-def skip_is_zero(self, grads, state, params):
+def skip_is_zero(self, grads, state, params, how):
     policy = "zero" if self.nonfinite == "skip" else self.nonfinite
-    return telling_of_clip(dataclasses.replace(self, nonfinite=policy), grads, state, params)
+    return apply_of_clip(dataclasses.replace(self, nonfinite=policy), grads, state, params, how)
 
 
-def reports_what_is_left(self, grads, state, params):
-    out, state, _ = telling_of_clip(self, grads, state, params)
-    return out, state, telling_of_clip(self, out, state, params)[2]
+def reports_what_is_left(self, grads, state, params, how):
+    out, state = apply_of_clip(self, grads, state, params, How())
+    apply_of_clip(self, out, state, params, how)
+    return out, state
 
 
-telling_of_clip = _clip.ClipPerSample.telling
+apply_of_clip = _clip.ClipPerSample.apply
 
 
-def rows_held(self, grads, state, params):
-    result = telling(self, grads, state, params)
+def rows_held(self, grads, state, params, how):
+    result = apply(self, grads, state, params, how)
     return result if grads else None
 
 
-def state_forgotten(self, grads, state, params):
-    out, _, say = telling(self, grads, state, params)
-    return out, state, say
+def state_forgotten(self, grads, state, params, how):
+    return apply(self, grads, state, params, how)[0], state
 
 
 def nested(*stages):
@@ -117,8 +119,8 @@ def mean_accepted(rows, denominator):
     return sensitivity(rows, 1.0)
 
 
-def subtracted(params, updates):
-    return {k: v - updates[k] if k in updates else v for k, v in params.items()}
+def subtracted(value, update, owned):
+    return value - update
 
 
 Function = type(gf.per_sample_grads(lambda p: p))
@@ -132,53 +134,53 @@ def unnamed_draws(self, step, index=None):
 CLIP = _clip.ClipPerSample
 # mutant -> (where, attribute, the mistake, the test)
 MUTANTS = {
-    "1e-6 in the norm, always": (_clip, "factors", with_torchs_epsilon, lambda: test_clip.check_oracle("kept")),
+    "1e-6 in the norm, always": (_clip, "quotient", with_torchs_epsilon, lambda: test_clip.check_oracle("kept")),
     "an eps that is not added": (
         _clip,
-        "factors",
-        lambda n, c, unit, eps: factors(n, c, unit, 0.0),
+        "quotient",
+        lambda n, c, unit, eps, *, least: quotient(n, c, unit, 0.0, least=least),
         test_clip.check_agreement_with_torch,
     ),
-    "normalised rather than clipped": (_clip, "factors", normalised, test_clip.check_small_rows_stay),
-    "rounded to nearest": (_clip, "factors", rounded_to_nearest, lambda: test_clip.check_bound(torch.float64)),
+    "normalised rather than clipped": (_clip, "quotient", normalised, test_clip.check_small_rows_stay),
+    "rounded to nearest": (_clip, "quotient", rounded_to_nearest, lambda: test_clip.check_bound(torch.float64)),
     "rounded to nearest, twice": (
         _clip,
-        "factors",
+        "quotient",
         rounded_to_nearest,
         lambda: test_clip.check_idempotent(torch.float64),
     ),
-    "C rounded to nearest": (_clip, "_down", not_down, lambda: test_clip.check_bound(torch.float32)),
-    "NaN at norm 0": (_clip, "factors", nan_at_zero, lambda: test_clip.check_edge("norm 0")),
-    "weights ignored": (_clip, "factors", weight_ignored, test_clip.check_weights),
-    "weights inverted": (_clip, "factors", weight_inverted, test_clip.check_weights),
+    "C rounded to nearest": (_by_norm, "_down", not_down, lambda: test_clip.check_bound(torch.float32)),
+    "NaN at norm 0": (_clip, "quotient", nan_at_zero, lambda: test_clip.check_edge("norm 0")),
+    "weights ignored": (_clip, "quotient", weight_ignored, test_clip.check_weights),
+    "weights inverted": (_clip, "quotient", weight_inverted, test_clip.check_weights),
     "infinite rows clipped to nothing": (
         _clip,
-        "factors",
+        "quotient",
         infinite_rows_clipped,
         lambda: test_clip.check_policy("keep", value=torch.inf),
     ),
     "losses clipped too": (gf.PerSampleGrads, "_rescaled", losses_too, lambda: test_clip.check_oracle("kept")),
     "norms in a pass of their own": (gf.PerSampleGrads, "_rescaled", at_once, test_clip.check_one_pass),
     "a write to the losses": (gf.PerSampleGrads, "_rescaled", in_place, test_chains.check_purity),
-    "nothing refused": (CLIP, "telling", never_refused, test_clip.check_raise),
-    "nothing refused, streamed": (CLIP, "telling", never_refused, lambda: test_clip.check_raise("streamed")),
-    "a skipped sample keeps its weight": (CLIP, "telling", skip_is_zero, lambda: test_clip.check_policy("skip")),
-    "norms reported after clipping": (CLIP, "telling", reports_what_is_left, test_clip.check_report),
-    "chains in chains": (_base, "_flat", nested, test_chains.check_associativity),
+    "nothing refused": (CLIP, "apply", never_refused, test_clip.check_raise),
+    "nothing refused, streamed": (CLIP, "apply", never_refused, lambda: test_clip.check_raise("streamed")),
+    "a skipped sample keeps its weight": (CLIP, "apply", skip_is_zero, lambda: test_clip.check_policy("skip")),
+    "norms reported after clipping": (CLIP, "apply", reports_what_is_left, test_clip.check_report),
+    "chains in chains": (_chain, "_flat", nested, test_chains.check_associativity),
     "stages back to front": (
-        _base,
+        _chain,
         "_flat",
         lambda *stages: flat(*stages)[::-1],
         lambda: test_chains.check_order("two reductions"),
     ),
-    "the state forgotten": (_base.Chain, "telling", state_forgotten, test_chains.check_a_chain_is_its_stages_in_turn),
+    "the state forgotten": (_chain.Chain, "apply", state_forgotten, test_chains.check_a_chain_is_its_stages_in_turn),
     "order unchecked": (
-        _base,
+        _chain,
         "places",
         lambda stage: (None, None),
         lambda: test_chains.check_order("rows after a reduction"),
     ),
-    "rows held to the end": (_base.Chain, "telling", rows_held, test_step.check_rows_are_free_when_the_rule_runs),
+    "rows held to the end": (_chain.Chain, "apply", rows_held, test_step.check_rows_are_free_when_the_rule_runs),
     "kept rows bounded": (
         CLIP,
         "guarantee",
@@ -192,8 +194,8 @@ MUTANTS = {
         lambda: test_chains.check_guarantee("the tighter clip, first"),
     ),
     "a user's stage trusted": (
-        _base,
-        "_guarantee_after",
+        _chain,
+        "guarantee_after",
         trusting,
         lambda: test_chains.check_guarantee("a user's stage after the clip"),
     ),
@@ -209,7 +211,7 @@ MUTANTS = {
         mean_accepted,
         lambda: test_chains.check_guarantee("clip, mean"),
     ),
-    "updates subtracted": (_step, "apply_updates", subtracted, test_step.check_training),
+    "updates subtracted": (_step, "_sum", subtracted, test_step.check_training),
     "draws without a name": (
         Function,
         "at",
@@ -217,7 +219,7 @@ MUTANTS = {
         test_step.check_draws,
     ),
 }
-flat = _base._flat
+flat = _chain._flat
 
 
 @pytest.mark.parametrize("name", MUTANTS)

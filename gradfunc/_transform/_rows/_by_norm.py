@@ -1,0 +1,128 @@
+"""Rows times a number that is made of their norm: what clipping and normalising have in common."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..._errors import message
+from ..._per_sample import PerSampleGrads
+from ..._swap import levels
+from .._said import Facts
+
+POLICIES = ("raise", "skip", "zero", "keep")
+Factor = Callable[[Tensor, Tensor], Tensor]  # of norms [b] and units [b] in float64: what rows are multiplied by
+
+
+@dataclass(eq=False)
+class Seen:
+    """Norms (per unit where that is what is clipped), factors, and what is not finite: `[3, b]` for a piece of rows."""
+
+    pieces: list[Tensor] = field(default_factory=list)
+    ask: Callable[[], object] | None = None  # notes all rows, where no query did
+
+    def note(self, norms: Tensor, unit: Tensor, c: Tensor) -> None:
+        """Of one piece."""
+        lengths = torch.where(unit > 0, norms / unit, 0).double()
+        self.pieces.append(torch.stack([lengths, c.double(), (~norms.isfinite()).double()]).detach())
+
+    def facts(self) -> Facts:
+        """Fractions and quantiles of what was seen: the same if rows were computed several times."""
+        if not self.pieces and self.ask is not None:
+            self.ask()
+        norms, c, nonfinite = torch.cat(self.pieces, 1) if self.pieces else torch.zeros(3, 0)
+        fine = nonfinite == 0
+        facts: dict[str, Tensor | float] = {
+            "clipped": ((c < 1) & (norms > 0) & fine).double().sum() / max(len(c), 1),
+            "nonfinite": nonfinite.sum() / max(len(c), 1),
+        }
+        for name, values in {"norm": norms[fine], "after": (norms * c)[fine], "factor": c[fine]}.items():
+            low, middle, high = values.quantile(values.new_tensor([0.0, 0.5, 1.0])) if len(values) else [math.nan] * 3
+            facts |= {f"{name}_min": low, f"{name}_median": middle, f"{name}_max": high}
+        return facts
+
+
+def by_norm(
+    call: str, g: PerSampleGrads, factor: Factor, *, nonfinite: str, per_unit_weight: bool, seen: Seen | None
+) -> PerSampleGrads:
+    """Row i times `factor(|g_i|, unit_i)`, by the policy for norms that are not finite.
+
+    Where rows are computed again at each query, so are their norms, and the factors with them.
+    """
+    weights = g.weights
+
+    def factors(norms: Tensor, given: Tensor, noted: Seen | None) -> Tensor:
+        unit = (given if per_unit_weight else torch.ones_like(norms)).to(norms.device, torch.float64)
+        c = factor(norms, unit)
+        if noted is not None:
+            noted.note(norms, unit, c)
+        return c
+
+    if nonfinite in ("skip", "zero"):
+        norms = g.norms()
+        return left_out(g, norms.isfinite(), nonfinite)._rescaled(factors(norms, weights, seen))
+    # Weakly: rows that are computed at each query outlive the report, and must not collect norms for ever.
+    watching = (lambda: None) if seen is None else weakref.ref(seen)
+
+    def of_norms(norms: Tensor, given: Tensor) -> Tensor:
+        if nonfinite == "raise" and not bool(norms.isfinite().all()):
+            raise ValueError(refused(call, g))
+        return factors(norms, given, watching())
+
+    scaled = g._rescaled(of_norms, weights)
+    if seen is not None and not seen.pieces:  # no query has come yet, and perhaps none will
+        seen.ask = lambda: factors(g.norms(), weights, seen)
+    return scaled
+
+
+def left_out(g: PerSampleGrads, finite: Tensor, policy: str) -> PerSampleGrads:
+    """Rows that are not finite left out ("skip"), or counted as zeros ("zero")."""
+    return g.weighted(finite) if policy == "skip" else g.scaled(finite)
+
+
+def refused(call: str, g: PerSampleGrads) -> str:
+    """What to say of a norm that is not finite."""
+    norms = g.norms()
+    i = int((~norms.isfinite()).nonzero()[0])
+    each = g.norms(per_parameter=True)
+    names = ", ".join(f"'{name}'" for name in g.names if not bool(each[name][i].isfinite()))
+    return message(
+        call,
+        got=f"a gradient of norm {float(norms[i].detach())} for sample {i}" + (f" in {names}" if names else ""),
+        expected="finite norms",
+        do="Pass nonfinite='skip' to leave such samples out, 'zero' to count them as zeros, or 'keep'.",
+    )
+
+
+def quotient(norms: Tensor, limit: float | Tensor, unit: Tensor, eps: float, *, least: bool) -> Tensor:
+    """`C u / (n + eps u)`, `[b]`, of which with `least` no more than 1; 1 where n is 0 or not finite.
+
+    Rounded so that n times it is <= C u. Its derivative is that of the quotient, and 0 where it is 1.
+    """
+    c = _rounded(norms.detach(), limit, unit.detach(), eps, least)
+    if not (norms.requires_grad or unit.requires_grad or levels()):
+        return c
+    changed = c != 1
+    length = torch.where(changed, norms.double() + eps * unit, 1.0)
+    value = torch.where(changed, limit * unit / length, 1.0).to(c.dtype)
+    return c + (value - value.detach())
+
+
+def _rounded(norms: Tensor, limit: float | Tensor, unit: Tensor, eps: float, least: bool) -> Tensor:
+    most = _down(limit * unit, norms)
+    length = norms.double() + eps * unit
+    c = (most.double() / length).to(norms.dtype)
+    c = torch.where(norms * c > most, torch.nextafter(c, torch.zeros_like(c)), c)
+    acts = (length > most.double()) if least else norms > 0
+    return torch.where(acts & norms.isfinite(), c, torch.ones_like(c))
+
+
+def _down(limit: Tensor, like: Tensor) -> Tensor:
+    """In the dtype of `like`, rounded towards 0."""
+    near = limit.to(like.dtype)
+    return torch.where(near.double() > limit, torch.nextafter(near, torch.zeros_like(near)), near)
