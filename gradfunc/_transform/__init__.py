@@ -25,7 +25,17 @@ from ._protocol import Transformation as Transformation
 from ._protocol import Updates as Updates
 from ._reductions import mean as mean
 from ._reductions import sum as sum
+from ._rows import adaptive_clip_per_sample as adaptive_clip_per_sample
 from ._rows import clip_per_sample as clip_per_sample
+from ._rows import clip_value_per_sample as clip_value_per_sample
+from ._rows import focal_weights as focal_weights
+from ._rows import mask_per_sample as mask_per_sample
+from ._rows import nonfinite_per_sample as nonfinite_per_sample
+from ._rows import normalize_per_sample as normalize_per_sample
+from ._rows import normalize_weights as normalize_weights
+from ._rows import reweight_per_sample as reweight_per_sample
+from ._rows import sign_per_sample as sign_per_sample
+from ._rows import top_k_loss as top_k_loss
 from ._said import StepReport as StepReport
 from ._same import scale as scale
 from ._same import stateless_transform as stateless_transform

@@ -1,0 +1,28 @@
+"""Gaussian noise as a pure function of (seed, count of updates, name)."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from .._errors import message
+from .._tree import wide
+
+
+def normal(like: Tensor, seed: int, count: int, name: str) -> Tensor:
+    """Standard normal numbers of the shape of `like`, in its accumulation dtype, on its device.
+
+    The key is a hash of all three, which is the same in every process; what other names draw changes nothing. A device
+    draws by its own generator: the same numbers on the same kind of device. Global generators stay as they are.
+    """
+    digest = hashlib.blake2b(f"{seed}/{count}/{name}".encode(), digest_size=8).digest()
+    generator = torch.Generator(like.device).manual_seed(int.from_bytes(digest, "little") >> 1)
+    return torch.randn(like.shape, generator=generator, dtype=wide(like.dtype), device=like.device)
+
+
+def check_seed(call: str, seed: object) -> None:
+    """Raise TypeError unless `seed` is an int."""
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise TypeError(message(call, got=f"seed={seed!r}", expected="an int"))
