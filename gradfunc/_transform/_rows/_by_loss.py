@@ -77,7 +77,7 @@ def focal_weights(gamma: float = 2.0) -> Reweighted:
         >>> f = gf.per_sample_grads(lambda p, x, y: gf.losses.cross_entropy(p["w"] * x, y))
         >>> g = f({"w": torch.ones(2)}, torch.tensor([[3.0, 0.0], [0.0, 3.0]]), torch.tensor([0, 0]))
         >>> gf.focal_weights().update(g, ())[0].losses
-        tensor([1.0929e-04, 2.7666e+00])
+        tensor([1.0928e-04, 2.7663e+00])
     """
     check_number("gf.focal_weights(gamma)", "gamma", gamma, NOT_NEGATIVE, schedule=False)
     return Reweighted("focal_weights", repr(gamma), partial(_focal, gamma=float(gamma)), False, True, 1.0)

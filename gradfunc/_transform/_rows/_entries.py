@@ -34,9 +34,14 @@ class Clamp:
 class EntriesStage(RowStage):
     """Every entry of every row through a function. Made by `gf.clip_value_per_sample` and `gf.sign_per_sample`."""
 
-    name: str
+    label: str
     limit: Number | None
     nonfinite: str = "raise"
+
+    @property
+    def name(self) -> str:
+        """As it is called."""
+        return self.label
 
     def guarantee(self, before: Guarantee = SAMPLES, /) -> Guarantee:
         """Rows depend on what they did; a clamp shrinks them, so that a bound from before holds, a sign does not."""

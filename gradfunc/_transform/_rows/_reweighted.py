@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..._errors import kind_of, message
@@ -27,7 +28,7 @@ class Reweighted(RowStage):
     """Every sample times a number that is made of the batch.
 
     Attributes:
-        name: what made it, as it is called.
+        label: what made it, as it is called.
         shown: its arguments.
         numbers: of the rows, `[B]`, >= 0.
         weights: whether weights are multiplied too.
@@ -35,12 +36,17 @@ class Reweighted(RowStage):
         most: the numbers' bound; None for none.
     """
 
-    name: str
+    label: str
     shown: str
     numbers: OfRows
     weights: bool
     independent: bool
     most: float | None
+
+    @property
+    def name(self) -> str:
+        """As it is called."""
+        return self.label
 
     def guarantee(self, before: Guarantee = SAMPLES, /) -> Guarantee:
         """A bound times the largest number; per unit of weight it stays where weights change alike."""
