@@ -59,7 +59,9 @@ def check_entries(kind, device="cpu"):
     check_queries(g._mapped(clamp), through(want, clamp))
     check_queries(g._mapped(torch.sign), through(want, torch.sign))
     check_queries(g.scaled(c)._mapped(clamp).scaled(-c), times(through(times(want, c), clamp), -c))
-    check_queries(g._rescaled(clip)._mapped(clamp)._rescaled(clip), rescaled(through(rescaled(want, clip), clamp), clip))
+    check_queries(
+        g._rescaled(clip)._mapped(clamp)._rescaled(clip), rescaled(through(rescaled(want, clip), clamp), clip)
+    )
 
 
 def check_entries_selected_and_joined(kind, device="cpu"):
@@ -106,7 +108,9 @@ def check_groups_selected_and_joined(kind, device="cpu"):
     a, b = rescaled(want, clip, SOME), rescaled(want, C.to(device), ("w",))
     check_queries(some.select(index), taken(a, index))
     check_queries(gf.concatenate([some, other, g]), joined(joined(a, b), want))
-    check_queries(gf.concatenate([some, some]).select(torch.tensor([11, 2])), taken(joined(a, a), torch.tensor([11, 2])))
+    check_queries(
+        gf.concatenate([some, some]).select(torch.tensor([11, 2])), taken(joined(a, a), torch.tensor([11, 2]))
+    )
 
 
 def check_entries_of_some(kind, device="cpu"):
@@ -159,9 +163,7 @@ def test_entries_and_groups_are_differentiated_again(engine):
     total = sum(v.square().sum() for v in value.sum().values())
     got = torch.autograd.grad(total, list(used.values()))
 
-    grads = [
-        torch.autograd.grad(one(used, x[i], y[i]), list(used.values()), create_graph=True) for i in range(len(x))
-    ]
+    grads = [torch.autograd.grad(one(used, x[i], y[i]), list(used.values()), create_graph=True) for i in range(len(x))]
     rows = {k: torch.stack([each[n] for each in grads]) for n, k in enumerate(used)}
     plain = sum(v.sum(0).square().sum() for v in clipped(rows).values())
     want = torch.autograd.grad(plain, list(used.values()))
@@ -194,7 +196,9 @@ def check_never_all_rows():
     """64 rows of 256 x 256: the whole would be 2^22 entries, the scratch budget is 2^16 or one row."""
     torch.manual_seed(0)
     x = torch.randn(64, 2, 256)
-    g = gf.per_sample_grads(lambda p, x: (x @ p["w"]).square().sum(), engine="factored")({"w": torch.randn(256, 256)}, x)
+    g = gf.per_sample_grads(lambda p, x: (x @ p["w"]).square().sum(), engine="factored")(
+        {"w": torch.randn(256, 256)}, x
+    )
     assert "outer" in g.explain()
     clamped = g._mapped(clamp)
     v = g.sum()

@@ -101,10 +101,10 @@ class ClipPerSample(RowStage):
             return {name: ((name,), self.max_norm) for name in names}
         limits = dict(self.groups)
         found = by_rules(call, "groups", names, limits)
-        labels = {name: found.get(name, "others") for name in names}
-        every = {**limits, "others": self.max_norm}
-        parts = {label: tuple(name for name in names if labels[name] == label) for label in every}
-        return {label: (own, every[label]) for label, own in parts.items() if own}
+        parts = {key: (tuple(name for name in names if found.get(name) == key), c) for key, c in limits.items()}
+        others = tuple(name for name in names if name not in found)
+        parts["others" if "others" not in parts else "all others"] = others, self.max_norm
+        return {label: part for label, part in parts.items() if part[0]}
 
     def __repr__(self) -> str:
         changed = []

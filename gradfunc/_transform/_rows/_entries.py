@@ -30,6 +30,11 @@ class Clamp:
         return values.clamp(-self.limit, self.limit)
 
 
+def signs(values: Tensor) -> Tensor:
+    """-1, 0 or 1; NaN stays, of which torch says 0."""
+    return torch.where(values.isnan(), values, values.sign())
+
+
 @dataclass(frozen=True, repr=False)
 class EntriesStage(RowStage):
     """Every entry of every row through a function. Made by `gf.clip_value_per_sample` and `gf.sign_per_sample`."""
@@ -55,7 +60,7 @@ class EntriesStage(RowStage):
     def apply(self, grads: Any, state: State, params: Tensors | None, how: How, /) -> tuple[PerSampleGrads, State]:
         """The rows, to be mapped when they are asked."""
         g, call = check_rows(self, grads), f"{self!r}.update(g, state)"
-        fn: Callable[[Tensor], Tensor] = torch.sign
+        fn: Callable[[Tensor], Tensor] = signs
         if self.limit is not None:
             fn = Clamp(at(call, "limit", self.limit, NORM, state))
         if self.nonfinite != "keep":
