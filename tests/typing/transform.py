@@ -40,3 +40,31 @@ gf.mean().update({"w": torch.ones(2)}, ())  # type: ignore[arg-type]
 gf.apply_updates(params, gf.mean().update(g, ())[0])  # type: ignore[arg-type]
 gf.make_step(f, gf.clip_per_sample(1.0))  # type: ignore[arg-type]
 gf.make_step(f, Sgd())  # type: ignore[arg-type]
+
+# Stages that give what they take keep the type of what comes; parts have the type of their stages.
+kept = gf.clip_per_sample(1.0) >> gf.identity() >> gf.mean() >> gf.scale(2.0)
+assert_type(kept.update(g, kept.init(params))[0], gf.Grads)
+whole = gf.identity() >> kept >> Sgd() >> gf.scale(0.5)
+assert_type(whole.update(g, whole.init(params), params)[0], gf.Updates)
+parts = gf.partition({"a": gf.clip_per_sample(1.0), "b": gf.normalize_per_sample()}, {".*": "a"}) >> gf.mean()
+assert_type(parts.update(g, parts.init(params))[0], gf.Grads)
+masked = gf.mean() >> gf.masked(Sgd(), "w")
+assert_type(masked.update(g, masked.init(params))[0], gf.Updates)
+assert_type(kept.update_with_report(g, kept.init(params), donate=True)[0], gf.Grads)
+assert_type(gf.unflatten_state(gf.flatten_state(kept.init(params)), like=()), Any)
+
+
+def halved(grads: gf.Grads) -> gf.Grads:
+    return gf.Grads({name: value / 2 for name, value in grads.items()})
+
+
+own = gf.mean() >> gf.stateless_transform(halved) >> Sgd()
+assert_type(own.update(g, own.init(params))[0], gf.Updates)
+
+gf.mean() >> gf.identity() >> gf.clip_per_sample(1.0)  # type: ignore[operator]
+gf.mean() >> gf.scale(2.0) >> gf.sum()  # type: ignore[operator]
+gf.clip_per_sample(1.0) >> gf.identity() >> Sgd()  # type: ignore[operator]
+gf.mean() >> gf.masked(gf.clip_per_sample(1.0), "w")  # type: ignore[arg-type]
+gf.clip_per_sample(1.0) >> gf.stateless_transform(halved)  # type: ignore[arg-type]
+gf.mean() >> gf.partition({"a": gf.clip_per_sample(1.0)}, {".*": "a"})  # type: ignore[arg-type]
+gf.clip_per_sample("1") >> gf.mean()  # type: ignore[arg-type]
