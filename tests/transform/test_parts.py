@@ -82,7 +82,9 @@ def test_masked_rows(kind):
     check_masked_rows(kind)
 
 
-@pytest.mark.parametrize("stage", [Doubled(), gf.normalize_weights(), gf.top_k_loss(2)], ids=["own", "weights", "top k"])
+@pytest.mark.parametrize(
+    "stage", [Doubled(), gf.normalize_weights(), gf.top_k_loss(2)], ids=["own", "weights", "top k"]
+)
 def test_a_masked_stage_may_not_change_samples(stage):
     g, _ = rows()
     with pytest.raises(ValueError, match="other samples, losses or weights from"):
@@ -115,8 +117,9 @@ def test_partition_of_gradients():
 def check_partition_rows(kind="kept"):
     """Rows into rows: a part each; rows into gradients: a reduction each."""
     g, want = rows(kind)
-    stage = gf.partition({"a": gf.clip_per_sample(0.3), "b": gf.normalize_per_sample(2.0, stability=0.5)},
-                         {"w": "a", ".*": "b"})
+    stage = gf.partition(
+        {"a": gf.clip_per_sample(0.3), "b": gf.normalize_per_sample(2.0, stability=0.5)}, {"w": "a", ".*": "b"}
+    )
     got, _ = stage.update(g, stage.init(problem()[0]))
     a = flat(only(want.rows, ("w",))).norm(dim=1)
     b = flat(only(want.rows, SOME)).norm(dim=1)
@@ -221,7 +224,9 @@ SUMMED = Guarantee(sensitivity=Sensitivity(3.0, 6.0))
 GUARANTEES = {
     "masked clip": (gf.masked(gf.clip_per_sample(1.0), "w"), SAMPLES, SAMPLES),
     "masked clip, bounded before": (
-        gf.masked(gf.clip_per_sample(1.0), "w"), BOUNDED, Guarantee(math.hypot(1, 3), False, True),
+        gf.masked(gf.clip_per_sample(1.0), "w"),
+        BOUNDED,
+        Guarantee(math.hypot(1, 3), False, True),
     ),
     "masked user's stage": (gf.masked(Doubled(), "w"), BOUNDED, Guarantee()),
     "masked scale": (gf.masked(gf.scale(2.0), "w"), SUMMED, Guarantee(sensitivity=Sensitivity(*(45**0.5, 180**0.5)))),
@@ -343,9 +348,7 @@ MUTANTS = {
     "parts swapped": (
         _parts.Partition,
         "_groups",
-        lambda self, values: {
-            label: [n for n in values if (n == "w") == (label != "a")] for label in self.stages
-        },
+        lambda self, values: {label: [n for n in values if (n == "w") == (label != "a")] for label in self.stages},
         check_partition_gradients,
     ),
 }

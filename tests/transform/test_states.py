@@ -130,7 +130,12 @@ def unnumbered(self):
 MUTANTS = {
     "counts lost": (_states, "_tensor", lambda path, leaf: torch.as_tensor(leaf).clamp(max=1), check_paths),
     "counts as floats": (_states, "_tensor", lambda path, leaf: torch.as_tensor(leaf).double(), check_paths),
-    "in half": (_states, "_tensor", lambda p, leaf: torch.as_tensor(leaf).bfloat16(), lambda: check_resumed("deepcopy")),
+    "in half": (
+        _states,
+        "_tensor",
+        lambda p, leaf: torch.as_tensor(leaf).bfloat16(),
+        lambda: check_resumed("deepcopy"),
+    ),
     "names that repeat": (_chain.Chain, "keys", property(unnumbered), lambda: check_resumed("deepcopy")),
 }
 
