@@ -42,6 +42,7 @@ Files, in the order in which data flows (a row imports only rows below it; `pypr
     _random/        draws keyed by (seed, step, sample, use); generators forked; draws refused, recorded, replayed
     _recurrent/     lstm, gru, rnn as scans: of plain operations, by hand
     _report         tables and JSON                     _rounding   error bounds
+    _cotangent      clipping during the backward pass   schedules   numbers that change from step to step
     _tree/          arithmetic on {name: tensor} and on rows of them; batches as pytrees, static and ragged arguments
     _errors         the grammar of messages
 
@@ -80,9 +81,11 @@ from . import bench as bench
 from . import hf as hf
 from . import losses as losses
 from . import models as models
+from . import schedules as schedules
 from . import testing as testing
 from ._bridge import assign_grads as assign_grads
 from ._bridge import load_params as load_params
+from ._cotangent import clip_cotangent as clip_cotangent
 from ._errors import EngineError as EngineError
 from ._errors import GradfuncWarning as GradfuncWarning
 from ._per_sample import PerSampleGrads as PerSampleGrads
@@ -95,19 +98,32 @@ from ._stateless import stateless as stateless
 from ._transform import Grads as Grads
 from ._transform import Transformation as Transformation
 from ._transform import Updates as Updates
+from ._transform import adaptive_gradient_clip as adaptive_gradient_clip
+from ._transform import add_decayed_weights as add_decayed_weights
+from ._transform import add_noise as add_noise
 from ._transform import apply_updates as apply_updates
+from ._transform import centralize as centralize
 from ._transform import chain as chain
+from ._transform import clip_by_ema as clip_by_ema
+from ._transform import clip_by_global_norm as clip_by_global_norm
+from ._transform import clip_by_parameter_norm as clip_by_parameter_norm
+from ._transform import clip_by_value as clip_by_value
 from ._transform import clip_per_sample as clip_per_sample
+from ._transform import ema as ema
 from ._transform import flatten_state as flatten_state
+from ._transform import gaussian_mechanism as gaussian_mechanism
 from ._transform import identity as identity
 from ._transform import make_step as make_step
 from ._transform import masked as masked
 from ._transform import mean as mean
 from ._transform import partition as partition
 from ._transform import scale as scale
+from ._transform import sign as sign
+from ._transform import skip_nonfinite as skip_nonfinite
 from ._transform import stateless_transform as stateless_transform
 from ._transform import sum as sum
 from ._transform import unflatten_state as unflatten_state
+from ._transform import zero_nonfinite as zero_nonfinite
 from ._tree import ragged as ragged
 from ._tree import static as static
 from ._weights import Accumulator as Accumulator

@@ -5,7 +5,7 @@ its type, so that a wrong order is seen by a type checker, and when the chain is
 
     PerSampleGrads -> PerSampleGrads    per-sample stages (_rows/): clips, masks, weights, signs
     PerSampleGrads -> Grads             reductions: sum, mean
-    Grads -> Grads                      stages on the batch's gradient
+    Grads -> Grads                      stages on the batch's gradient (_batch/): clips, noise, averages
     Grads -> Updates                    rules; updates are added to the parameters
     A -> A                              identity, scale, masked, partition (_same, _parts)
 
@@ -13,6 +13,19 @@ its type, so that a wrong order is seen by a type checker, and when the chain is
 are schedules, `_states` states as flat dictionaries, `_guarantee` what holds of an output, `_step` a batch through all.
 """
 
+from ._batch import adaptive_gradient_clip as adaptive_gradient_clip
+from ._batch import add_decayed_weights as add_decayed_weights
+from ._batch import add_noise as add_noise
+from ._batch import centralize as centralize
+from ._batch import clip_by_ema as clip_by_ema
+from ._batch import clip_by_global_norm as clip_by_global_norm
+from ._batch import clip_by_parameter_norm as clip_by_parameter_norm
+from ._batch import clip_by_value as clip_by_value
+from ._batch import ema as ema
+from ._batch import gaussian_mechanism as gaussian_mechanism
+from ._batch import sign as sign
+from ._batch import skip_nonfinite as skip_nonfinite
+from ._batch import zero_nonfinite as zero_nonfinite
 from ._chain import Chain as Chain
 from ._chain import chain as chain
 from ._chain import identity as identity
