@@ -42,6 +42,7 @@ Files, in the order in which data flows (a row imports only rows below it; `pypr
     _random/        draws keyed by (seed, step, sample, use); generators forked; draws refused, recorded, replayed
     _recurrent/     lstm, gru, rnn as scans: of plain operations, by hand
     _report         tables and JSON                     _rounding   error bounds
+    weightings/     from the Gram matrix of rows to one coefficient a row: MGDA, aligned, Krum
     _tree/          arithmetic on {name: tensor} and on rows of them; batches as pytrees, static and ragged arguments
     _errors         the grammar of messages
 
@@ -81,6 +82,7 @@ from . import hf as hf
 from . import losses as losses
 from . import models as models
 from . import testing as testing
+from . import weightings as weightings
 from ._bridge import assign_grads as assign_grads
 from ._bridge import load_params as load_params
 from ._errors import EngineError as EngineError
@@ -95,18 +97,24 @@ from ._stateless import stateless as stateless
 from ._transform import Grads as Grads
 from ._transform import Transformation as Transformation
 from ._transform import Updates as Updates
+from ._transform import accumulate as accumulate
 from ._transform import apply_updates as apply_updates
 from ._transform import chain as chain
 from ._transform import clip_per_sample as clip_per_sample
 from ._transform import flatten_state as flatten_state
+from ._transform import from_gram as from_gram
+from ._transform import geometric_median as geometric_median
 from ._transform import identity as identity
 from ._transform import make_step as make_step
 from ._transform import masked as masked
 from ._transform import mean as mean
+from ._transform import median as median
 from ._transform import partition as partition
 from ._transform import scale as scale
+from ._transform import sign_vote as sign_vote
 from ._transform import stateless_transform as stateless_transform
 from ._transform import sum as sum
+from ._transform import trimmed_mean as trimmed_mean
 from ._transform import unflatten_state as unflatten_state
 from ._tree import ragged as ragged
 from ._tree import static as static

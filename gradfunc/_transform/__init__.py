@@ -4,7 +4,7 @@ A stage has `init(params) -> state` and `update(grads, state, params) -> (out, s
 its type, so that a wrong order is seen by a type checker, and when the chain is built:
 
     PerSampleGrads -> PerSampleGrads    per-sample stages (_rows/): clips, masks, weights, signs
-    PerSampleGrads -> Grads             reductions: sum, mean
+    PerSampleGrads -> Grads             reductions (_reductions/): sum, mean, accumulate, robust ones
     Grads -> Grads                      stages on the batch's gradient
     Grads -> Updates                    rules; updates are added to the parameters
     A -> A                              identity, scale, masked, partition (_same, _parts)
@@ -23,8 +23,14 @@ from ._parts import partition as partition
 from ._protocol import Grads as Grads
 from ._protocol import Transformation as Transformation
 from ._protocol import Updates as Updates
+from ._reductions import accumulate as accumulate
+from ._reductions import from_gram as from_gram
+from ._reductions import geometric_median as geometric_median
 from ._reductions import mean as mean
+from ._reductions import median as median
+from ._reductions import sign_vote as sign_vote
 from ._reductions import sum as sum
+from ._reductions import trimmed_mean as trimmed_mean
 from ._rows import clip_per_sample as clip_per_sample
 from ._said import StepReport as StepReport
 from ._same import scale as scale
