@@ -24,7 +24,8 @@ Files, in the order in which data flows (a row imports only rows below it; `pypr
     bench/          what per-sample gradients cost, as a ratio to one plain backward pass
     testing/        are these gradients right, on this model: certificate, checks, slopes layer by layer
     audit/          why sum, mean and per-sample gradients disagree: estimators, verdicts, causes
-    _transform/     stages and chains of them: clips, reductions as stages, make_step; what a stage guarantees
+    _transform/     stages and chains of them: clips, reductions, rules, make_step; what a stage guarantees
+    quantities/     research quantities, one pure function each
     _reduce         reductions by name                  models      small models as functions
     _bridge         values back to a module: .grad for torch's optimisers, parameters to be kept
     _zoo/           small modules, one for each thing that goes wrong with per-sample gradients
@@ -80,6 +81,7 @@ from . import bench as bench
 from . import hf as hf
 from . import losses as losses
 from . import models as models
+from . import quantities as quantities
 from . import testing as testing
 from ._bridge import assign_grads as assign_grads
 from ._bridge import load_params as load_params
@@ -95,16 +97,29 @@ from ._stateless import stateless as stateless
 from ._transform import Grads as Grads
 from ._transform import Transformation as Transformation
 from ._transform import Updates as Updates
+from ._transform import adam as adam
+from ._transform import adam_per_sample as adam_per_sample
+from ._transform import adamw as adamw
 from ._transform import apply_updates as apply_updates
 from ._transform import chain as chain
 from ._transform import clip_per_sample as clip_per_sample
+from ._transform import descend as descend
 from ._transform import flatten_state as flatten_state
+from ._transform import from_torch_optim as from_torch_optim
 from ._transform import identity as identity
+from ._transform import lion as lion
 from ._transform import make_step as make_step
 from ._transform import masked as masked
 from ._transform import mean as mean
+from ._transform import momentum as momentum
+from ._transform import muon as muon
+from ._transform import noise_scaled_step as noise_scaled_step
+from ._transform import orthogonalize as orthogonalize
 from ._transform import partition as partition
 from ._transform import scale as scale
+from ._transform import scale_by_adam as scale_by_adam
+from ._transform import scale_by_lion as scale_by_lion
+from ._transform import sgd as sgd
 from ._transform import stateless_transform as stateless_transform
 from ._transform import sum as sum
 from ._transform import unflatten_state as unflatten_state

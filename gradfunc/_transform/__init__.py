@@ -6,7 +6,8 @@ its type, so that a wrong order is seen by a type checker, and when the chain is
     PerSampleGrads -> PerSampleGrads    per-sample stages (_rows/): clips, masks, weights, signs
     PerSampleGrads -> Grads             reductions: sum, mean
     Grads -> Grads                      stages on the batch's gradient
-    Grads -> Updates                    rules; updates are added to the parameters
+    Grads -> Updates                    rules (_rules/); updates are added to the parameters
+    PerSampleGrads -> Updates           rules that need the rows
     A -> A                              identity, scale, masked, partition (_same, _parts)
 
 `_protocol` has the types, `_stage` and `_chain` what our stages share and their composition, `_numbers` arguments that
@@ -26,6 +27,19 @@ from ._protocol import Updates as Updates
 from ._reductions import mean as mean
 from ._reductions import sum as sum
 from ._rows import clip_per_sample as clip_per_sample
+from ._rules import adam as adam
+from ._rules import adam_per_sample as adam_per_sample
+from ._rules import adamw as adamw
+from ._rules import descend as descend
+from ._rules import from_torch_optim as from_torch_optim
+from ._rules import lion as lion
+from ._rules import momentum as momentum
+from ._rules import muon as muon
+from ._rules import noise_scaled_step as noise_scaled_step
+from ._rules import orthogonalize as orthogonalize
+from ._rules import scale_by_adam as scale_by_adam
+from ._rules import scale_by_lion as scale_by_lion
+from ._rules import sgd as sgd
 from ._said import StepReport as StepReport
 from ._same import scale as scale
 from ._same import stateless_transform as stateless_transform
