@@ -24,7 +24,8 @@ Files, in the order in which data flows (a row imports only rows below it; `pypr
     bench/          what per-sample gradients cost, as a ratio to one plain backward pass
     testing/        are these gradients right, on this model: certificate, checks, slopes layer by layer
     audit/          why sum, mean and per-sample gradients disagree: estimators, verdicts, causes
-    _transform/     stages and chains of them: clips, reductions as stages, make_step; what a stage guarantees
+    _transform/     stages and chains of them: clips, reductions, rules, make_step; what a stage guarantees
+    quantities/     research quantities, one pure function each
     _reduce         reductions by name                  models      small models as functions
     _bridge         values back to a module: .grad for torch's optimisers, parameters to be kept
     _zoo/           small modules, one for each thing that goes wrong with per-sample gradients
@@ -42,6 +43,8 @@ Files, in the order in which data flows (a row imports only rows below it; `pypr
     _random/        draws keyed by (seed, step, sample, use); generators forked; draws refused, recorded, replayed
     _recurrent/     lstm, gru, rnn as scans: of plain operations, by hand
     _report         tables and JSON                     _rounding   error bounds
+    _cotangent      clipping during the backward pass   schedules   numbers that change from step to step
+    weightings/     from the Gram matrix of rows to one coefficient a row: MGDA, aligned, Krum
     _tree/          arithmetic on {name: tensor} and on rows of them; batches as pytrees, static and ragged arguments
     _errors         the grammar of messages
 
@@ -80,9 +83,13 @@ from . import bench as bench
 from . import hf as hf
 from . import losses as losses
 from . import models as models
+from . import quantities as quantities
+from . import schedules as schedules
 from . import testing as testing
+from . import weightings as weightings
 from ._bridge import assign_grads as assign_grads
 from ._bridge import load_params as load_params
+from ._cotangent import clip_cotangent as clip_cotangent
 from ._errors import EngineError as EngineError
 from ._errors import GradfuncWarning as GradfuncWarning
 from ._per_sample import PerSampleGrads as PerSampleGrads
@@ -95,29 +102,61 @@ from ._stateless import stateless as stateless
 from ._transform import Grads as Grads
 from ._transform import Transformation as Transformation
 from ._transform import Updates as Updates
+from ._transform import accumulate as accumulate
+from ._transform import adam as adam
+from ._transform import adam_per_sample as adam_per_sample
+from ._transform import adamw as adamw
 from ._transform import adaptive_clip_per_sample as adaptive_clip_per_sample
+from ._transform import adaptive_gradient_clip as adaptive_gradient_clip
+from ._transform import add_decayed_weights as add_decayed_weights
+from ._transform import add_noise as add_noise
 from ._transform import apply_updates as apply_updates
+from ._transform import centralize as centralize
 from ._transform import chain as chain
+from ._transform import clip_by_ema as clip_by_ema
+from ._transform import clip_by_global_norm as clip_by_global_norm
+from ._transform import clip_by_parameter_norm as clip_by_parameter_norm
+from ._transform import clip_by_value as clip_by_value
 from ._transform import clip_per_sample as clip_per_sample
 from ._transform import clip_value_per_sample as clip_value_per_sample
+from ._transform import descend as descend
+from ._transform import ema as ema
 from ._transform import flatten_state as flatten_state
 from ._transform import focal_weights as focal_weights
+from ._transform import from_gram as from_gram
+from ._transform import from_torch_optim as from_torch_optim
+from ._transform import gaussian_mechanism as gaussian_mechanism
+from ._transform import geometric_median as geometric_median
 from ._transform import identity as identity
+from ._transform import lion as lion
 from ._transform import make_step as make_step
 from ._transform import mask_per_sample as mask_per_sample
 from ._transform import masked as masked
 from ._transform import mean as mean
+from ._transform import median as median
+from ._transform import momentum as momentum
+from ._transform import muon as muon
+from ._transform import noise_scaled_step as noise_scaled_step
 from ._transform import nonfinite_per_sample as nonfinite_per_sample
 from ._transform import normalize_per_sample as normalize_per_sample
 from ._transform import normalize_weights as normalize_weights
+from ._transform import orthogonalize as orthogonalize
 from ._transform import partition as partition
 from ._transform import reweight_per_sample as reweight_per_sample
 from ._transform import scale as scale
+from ._transform import scale_by_adam as scale_by_adam
+from ._transform import scale_by_lion as scale_by_lion
+from ._transform import sgd as sgd
+from ._transform import sign as sign
 from ._transform import sign_per_sample as sign_per_sample
+from ._transform import sign_vote as sign_vote
+from ._transform import skip_nonfinite as skip_nonfinite
 from ._transform import stateless_transform as stateless_transform
 from ._transform import sum as sum
 from ._transform import top_k_loss as top_k_loss
+from ._transform import trimmed_mean as trimmed_mean
 from ._transform import unflatten_state as unflatten_state
+from ._transform import zero_nonfinite as zero_nonfinite
 from ._tree import ragged as ragged
 from ._tree import static as static
 from ._weights import Accumulator as Accumulator

@@ -33,13 +33,15 @@ NAMES = {
     },
     **{f"gf.bench.{name}": value for name, value in public(gf.bench).items()},
     **{f"gf.hf.{name}": value for name, value in public(gf.hf).items() if value.__module__ == "gradfunc.hf"},
+    **{f"gf.weightings.{name}": value for name, value in public(gf.weightings).items()},
+    **{f"gf.quantities.{name}": value for name, value in public(gf.quantities).items()},
     **{f"gf.testing.{name}": value for name, value in public(gf.testing).items()},
     **{
         f"gf.models.{name}": value for name, value in public(gf.models).items() if value.__module__ == "gradfunc.models"
     },
 }
 # Made by other functions, which have the example; internal helpers of the losses.
-MADE = {"gf.losses.Whole", "gf.models.Pure", "gf.losses.class_weights"}
+MADE = {"gf.quantities.NoiseScale", "gf.losses.Whole", "gf.models.Pure", "gf.losses.class_weights"}
 MADE |= {"gf.testing.CheckReport", "gf.testing.CheckRow", "gf.bench.BenchReport", "gf.bench.BenchRow", "gf.bench.Case"}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 
+from .._cotangent import is_clip
 from .._recurrent import is_scan
 from ._graph import Edge, Graph
 from ._owners import REORDERS, VIEWS, Owners
@@ -43,7 +44,9 @@ def follows(graph: Graph, owners: Owners, node: int, j: int) -> bool:
     if owners.samples == 1 or not above.layouts or not below.layouts or name in VIEWS or name.startswith(REORDERS):
         return True
     scans = is_scan(graph.nodes[node])  # it keeps rows apart, the last dimension but one, and mixes steps
-    if hasattr(graph.nodes[node], "apply") and not scans:  # a function written in Python may do anything with its data
+    if hasattr(graph.nodes[node], "apply") and not (
+        scans or is_clip(graph.nodes[node])
+    ):  # a function written in Python may do anything with its data
         return False
     if name.startswith("Convolution") and graph.nodes[node]._saved_groups % owners.samples == 0:
         return True  # groups of channels for each sample

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from .._cotangent import is_clip
+
 
 class Edge(NamedTuple):
     """Output `output` of the operation at node `node` (a position in the graph's list)."""
@@ -60,6 +62,7 @@ class Graph:
             if leaf is not None:
                 self.leaves[i] = leaf
             numbers = tuple(str(getattr(node, attribute)) for attribute in _numbers(kind, name))
+            numbers += (str(node.lead),) if is_clip(node) else ()
             outputs = tuple((tuple(meta.shape), meta.dtype) for meta in cast(Any, node)._input_metadata)
             self._outputs.append(outputs)
             parts.append((name, leaf, tuple(edges), outputs, numbers))

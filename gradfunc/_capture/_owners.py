@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from .._cotangent import is_clip, straight
 from .._tree import Tensors
 from ._graph import Edge, Graph
 from ._layout import Layout
@@ -102,7 +103,16 @@ def measure(graph: Graph, leaves: Tensors, scale: float, backward: Backward) -> 
         apart = list(zip(sums, second[edge], strict=True))
         owners.readings[edge] = _read(apart, [sketch[edge] for sketch in passes], sample_of, bits, samples)
     _settle(owners)
+    _part_norms(owners)
     return owners
+
+
+def _part_norms(owners: Owners) -> None:
+    """What is clipped by a norm over several samples is shared by them: each has a backward pass of its own there."""
+    for i, node in enumerate(owners.graph.nodes):
+        whole = is_clip(node) and node.lead is not None
+        if whole and any(layout.dim >= node.lead for layout in owners.of(Edge(i, 0)).layouts):
+            owners.readings[Edge(i, 0)] = SHARED
 
 
 def confirm(owners: Owners, leaves: Tensors, scale: float, backward: Backward, doubts: Sequence[Edge]) -> None:
@@ -171,7 +181,7 @@ def _sketched(
     handles = []
     try:
         handles += [graph.nodes[i].register_prehook(partial(note, i)) for i in noted]
-        with backward():
+        with backward(), straight(graph.nodes):  # a clip would not keep multiples
             cotangent = weights.to(graph.losses)
             inputs = list(leaves.values()) if only is None else ends
             grads = torch.autograd.grad(graph.losses, inputs, cotangent, retain_graph=True, allow_unused=True)

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from .._cotangent import clips
 from .._factors import Gradients
 from .._swap import Swap
-from .._tree import At, Tensors, wide
+from .._tree import At, Tensors, row_sum, wide
 from .._weights import Weighted
 
 
@@ -76,9 +77,20 @@ class Traced:
     scale: float
 
     def weighted_grad(self, r: Tensor) -> Tensors:
-        """Gradient of `sum r[i] losses[i]` in the accumulation dtype. The graph is retained."""
+        """Gradient of `sum r[i] losses[i]` in the accumulation dtype. The graph is retained.
+
+        A graph with clipped cotangents is linear in none of them: there it is one backward pass a sample.
+        """
+        if not clips(self.losses):
+            return self._pulled(r.to(self.losses))
+        chosen = [i for i in range(len(r)) if r[i] != 0] or [0]
+        ones = torch.eye(len(r), dtype=self.losses.dtype, device=self.losses.device)
+        each = [self._pulled(ones[i]) for i in chosen]
+        return row_sum({name: torch.stack([row[name] for row in each]) for name in self.leaves}, r[chosen])
+
+    def _pulled(self, cotangent: Tensor) -> Tensors:
         with self.swap.backward():
-            grads = zero_filled(gradients(self.losses, self.leaves, r.to(self.losses) * self.scale), self.leaves)
+            grads = zero_filled(gradients(self.losses, self.leaves, cotangent * self.scale), self.leaves)
         return {name: value.to(wide(value.dtype)) / self.scale for name, value in grads.items()}
 
 

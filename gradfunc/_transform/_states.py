@@ -16,7 +16,7 @@ from ._protocol import State
 def flatten_state(state: State) -> Tensors:
     """The state of a stage or chain as `{path: tensor}`, for safetensors or `torch.save`.
 
-    A path is the keys on the way, joined by "/": `"adam/exp_avg/layer.weight"`; of a chain the first key is the stage's
+    A path is the keys on the way, joined by "/": `"adam/scale_by_adam/exp_avg/layer.weight"`; of a chain the first key is the stage's
     name. Counts are int64, other numbers float64, truth values bool; tensors are the state's own. What remembers
     nothing leaves nothing.
 
@@ -28,8 +28,8 @@ def flatten_state(state: State) -> Tensors:
         >>> step = gf.mean() >> gf.sgd(0.1, momentum=0.9)
         >>> flat = gf.flatten_state(step.init({"w": torch.zeros(2)}))
         >>> flat
-        {'sgd/momentum_buffer/w': tensor([0., 0.]), 'sgd/count': tensor(0)}
-        >>> gf.unflatten_state(flat, like=step.init({"w": torch.ones(2)}))["sgd"]["count"]
+        {'sgd/momentum/momentum_buffer/w': tensor([0., 0.]), 'sgd/momentum/count': tensor(0)}
+        >>> gf.unflatten_state(flat, like=step.init({"w": torch.ones(2)}))["sgd"]["momentum"]["count"]
         0
     """
     return {"/".join(path): _tensor("/".join(path), leaf) for path, leaf in _leaves(state)}
@@ -46,9 +46,9 @@ def unflatten_state(flat: Mapping[str, Tensor], like: State) -> State:
 
     Example:
         >>> import torch, gradfunc as gf
-        >>> step = gf.mean() >> gf.ema(0.9)
+        >>> step = gf.mean() >> gf.sgd(0.1, momentum=0.9)
         >>> state = step.init({"w": torch.zeros(2)})
-        >>> gf.unflatten_state(gf.flatten_state(state), like=state)["ema"]["count"]
+        >>> gf.unflatten_state(gf.flatten_state(state), like=state)["sgd"]["momentum"]["count"]
         0
     """
     call = "gf.unflatten_state(flat, like)"

@@ -18,7 +18,7 @@ from ._chain import Chain, name_of, places
 from ._landing import Landing
 from ._numbers import check_flag
 from ._protocol import Grads, State, Transformation, Updates
-from ._reductions import Reduction
+from ._reductions import Accumulate, FromGram, GeometricMedian, Reduction
 from ._rows import ClipPerSample
 from ._said import StepReport
 from ._stage import AnyStage, How, report_of
@@ -116,11 +116,15 @@ class StepFunction:
             return dataclasses.replace(g, _spent=spent, _held=() if spent else g._held)
 
 
+# Reductions that keep no rows and ask for one sum, last.
+SUMMING = (Reduction, Accumulate, GeometricMedian, FromGram)
+
+
 def _keeps_none(step: Any) -> bool:
     """Whether all stages up to a reduction are known to hold no rows, so that it may free each layer as it sums it."""
     for stage in step.stages if type(step) is Chain else (step,):
         if type(stage) is not ClipPerSample:  # not a class made of it, which may keep what it is given
-            return type(stage) is Reduction
+            return type(stage) in SUMMING
     return False
 
 
@@ -135,7 +139,8 @@ def make_step(
     It returns `(params, state, report)` for a chain that ends in updates, `(grads, state, report)` for one that ends in
     gradients. Keyword arguments `step=` and `index=` of `run` go to `f.at`; all others, and `args`, to the loss.
     Nothing holds the per-sample gradients once the chain has reduced them; where nothing but clips comes before
-    `gf.sum()` or `gf.mean()`, each parameter's are free before the next is summed.
+    `gf.sum()`, `gf.mean()`, `gf.accumulate`, `gf.geometric_median` or `gf.from_gram`, each parameter's are free before
+    the next is summed.
 
     Args:
         loss_or_f: a loss of one sample, or what `gf.per_sample_grads` made of one, with its options.

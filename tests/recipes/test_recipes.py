@@ -92,7 +92,7 @@ def test_the_trainer_of_hugging_face(tmp_path):
     options = {"max_steps": 2, "per_device_train_batch_size": 6, "max_grad_norm": 0.0, "learning_rate": 0.1}
     plain = {"optim": "sgd", "lr_scheduler_type": "constant", "report_to": [], "save_strategy": "no", "use_cpu": True}
     args = transformers.TrainingArguments(str(tmp_path), disable_tqdm=True, **options, **plain)
-    data = [{"input_ids": i, "labels": l} for i, l in zip(ids, labels, strict=True)]
+    data = [{"input_ids": row, "labels": target} for row, target in zip(ids, labels, strict=True)]
     trainer_class(net, args, train_dataset=data).train()
     for mine, theirs in zip(net.parameters(), reference.parameters(), strict=True):
         assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-5)

@@ -11,7 +11,8 @@ import test_step
 import torch
 
 import gradfunc as gf
-from gradfunc._transform import _chain, _guarantee, _reductions, _step
+from gradfunc._transform import _chain, _guarantee, _step
+from gradfunc._transform._reductions import _sums
 from gradfunc._transform._rows import _by_norm, _clip
 from gradfunc._transform._stage import How
 
@@ -200,13 +201,13 @@ MUTANTS = {
         lambda: test_chains.check_guarantee("a user's stage after the clip"),
     ),
     "replacing costs as adding": (
-        _reductions,
+        _sums,
         "sensitivity",
         replacing_is_adding,
         test_chains.check_sensitivity_is_attained_and_never_exceeded,
     ),
     "a realised mean accepted": (
-        _reductions,
+        _sums,
         "sensitivity",
         mean_accepted,
         lambda: test_chains.check_guarantee("clip, mean"),

@@ -16,6 +16,7 @@ from ..._swap import levels
 from .._said import Facts
 
 POLICIES = ("raise", "skip", "zero", "keep")
+WAYS_OUT = "Pass nonfinite='skip' to leave such samples out, 'zero' to count them as zeros, or 'keep'."
 Factor = Callable[[Tensor, Tensor], Tensor]  # of norms [b] and units [b] in float64: what rows are multiplied by
 
 
@@ -85,7 +86,7 @@ def left_out(g: PerSampleGrads, finite: Tensor, policy: str) -> PerSampleGrads:
     return g.weighted(finite) if policy == "skip" else g.scaled(finite)
 
 
-def refused(call: str, g: PerSampleGrads) -> str:
+def refused(call: str, g: PerSampleGrads, do: str = WAYS_OUT) -> str:
     """What to say of a norm that is not finite."""
     norms = g.norms()
     i = int((~norms.isfinite()).nonzero()[0])
@@ -95,7 +96,7 @@ def refused(call: str, g: PerSampleGrads) -> str:
         call,
         got=f"a gradient of norm {float(norms[i].detach())} for sample {i}" + (f" in {names}" if names else ""),
         expected="finite norms",
-        do="Pass nonfinite='skip' to leave such samples out, 'zero' to count them as zeros, or 'keep'.",
+        do=do,
     )
 
 

@@ -1,4 +1,4 @@
-"""Reductions: per-sample gradients to gradients."""
+"""The sum and the mean of rows."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 from torch import Tensor
 
-from .._errors import one_of
-from .._per_sample import PerSampleGrads
-from .._tree import Tensors
-from .._weights import total
-from ._chain import Stage
-from ._guarantee import SAMPLES, Guarantee, sensitivity
-from ._numbers import POSITIVE, check_number
-from ._protocol import Grads, State
-from ._said import Facts
-from ._stage import How, check_rows
+from ..._errors import one_of
+from ..._per_sample import PerSampleGrads
+from ..._tree import Tensors
+from ..._weights import ratio, total
+from .._chain import Stage
+from .._guarantee import SAMPLES, Guarantee, sensitivity
+from .._numbers import POSITIVE, check_number
+from .._protocol import Grads, State
+from .._said import Facts
+from .._stage import How, check_rows
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,6 +59,14 @@ class Reduction(Stage[PerSampleGrads, Grads]):
             return g.mean(on_zero_weight=self.on_zero_weight)
         dtypes = {name: like.dtype for name, like in g._shapes.items()}
         return {name: (value / self.denominator).to(dtypes[name]) for name, value in g.sum(wide=True).items()}
+
+    def of_totals(self, call: str, sums: Tensors, weight: Tensor) -> Tensors:
+        """The result in the dtype of these sums of all rows, whose weights sum to `weight`."""
+        if not self.averaged:
+            return dict(sums)
+        if self.denominator is None:
+            return ratio(call, dict(sums), weight, self.on_zero_weight)
+        return {name: value / self.denominator for name, value in sums.items()}
 
     def __repr__(self) -> str:
         given = [] if self.denominator is None else [f"denominator={self.denominator!r}"]
