@@ -7,6 +7,7 @@ _workloads    the workloads by name
 _of_model     the user's own model as a workload
 _steady       whether a model gives the same each time
 _by_hand      rows by `vmap(grad)` or a loop, without gradfunc
+_step         a training step: pure stages beside the same in place
 _floor        what clipping by factors cannot do without, in bare operations
 _truth        the answers in float64, and how far from them a result is
 _contender    what is timed: a way to compute the quantities

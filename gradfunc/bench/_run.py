@@ -25,7 +25,7 @@ from ._peers import installed, missing
 from ._report import BenchReport, BenchRow
 from ._steady import unsteady
 from ._timing import Clock, Entry, Failed, in_a_line, in_words, interleave, on_threads, ratios
-from ._truth import QUANTITIES
+from ._truth import BESIDES, QUANTITIES
 from ._workload import Case, Workload, given
 from ._workloads import WORKLOADS
 
@@ -62,7 +62,8 @@ def run(
         contenders: names from `gf.bench.CONTENDERS` (default: all of them) or `gf.bench.PEERS`, an engine behind
             gradfunc's own as in "gradfunc:vmap"; or contenders.
         peers: whether every peer that is installed is measured too; notes name the others.
-        quantities: of "clip-and-sum", "norms", "gram" and "materialise".
+        quantities: of "clip-and-sum", "norms", "gram" and "materialise"; with "step", steps of Adam are measured: a
+            chain of pure stages beside the same in place.
         rounds: timed calls of each.
         warmups: calls of each before these, at least 1; the first is reported on its own.
         threads: of torch, for the time of the call; default: as they are.
@@ -90,7 +91,7 @@ def run(
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(message(CALL, got=f"{name}={value!r}", expected="a positive int"))
     for quantity in quantities:
-        one_of(CALL, "quantity", quantity, QUANTITIES)
+        one_of(CALL, "quantity", quantity, (*QUANTITIES, *BESIDES))
     cases = [given(CALL, "workload", item, WORKLOADS) for item in (WORKLOADS if workloads is None else workloads)]
     asked = chosen(CALL, [*CONTENDERS] if contenders is None else contenders)
     if peers:
