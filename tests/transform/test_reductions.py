@@ -467,6 +467,24 @@ def test_the_geometric_median_has_the_derivative_of_its_iterations():
     check_derivative()
 
 
+@pytest.mark.parametrize("name", ["median", "trimmed_mean"])
+def test_sorted_rows_have_their_derivative(name):
+    """With a graph behind the rows, and inside a transform: the same numbers, and the derivative."""
+    x, w = numbers(6, 5, 3), numbers(7, 1, 3)[0]
+    f = gf.per_sample_grads(lambda p, row: (p["w"] * row).sum().square() / 2, engine="vmap")
+
+    def value(w):
+        return ran(ROBUST[name](), f({"w": w}, x))[0]["w"].square().sum()
+
+    leaf = w.clone().requires_grad_()
+    (got,) = torch.autograd.grad(value(leaf), leaf)
+    step = 1e-6 * torch.eye(3, dtype=F64)
+    want = torch.stack([(value(w + e) - value(w - e)) / 2e-6 for e in step])
+    close(got, want, want.norm(), "derivative", 1e-6)
+    close(torch.func.grad(value)(w), got, got.norm(), "in a transform")
+    assert same_bits(value(leaf).detach(), value(w))
+
+
 def test_inside_parts():
     g, params = plain(numbers(0, 7))
     step = gf.partition({"a": gf.median(), "b": gf.geometric_median()}, {"a": "a", "b": "b"})
