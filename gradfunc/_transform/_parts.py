@@ -72,8 +72,12 @@ class Masked(Stage[A, B]):
         """The stage on the selected part, the rest as it is."""
         return _on(self.inner, self._names(_values(self, grads)), grads, state, params, how)
 
-    def flushed(self, state: State, params: Tensors | None, how: How, /) -> tuple[Any, State]:
+    def flush(self, state: State, params: Tensors | None = None, /) -> tuple[Any, State]:
         """What waits within."""
+        return self.flushed(state, params, How())
+
+    def flushed(self, state: State, params: Tensors | None, how: How, /) -> tuple[Any, State]:
+        """The same, as part of a chain."""
         return _flushed(self.inner, state, params, how)
 
     def _names(self, values: Mapping[str, Tensor]) -> list[str]:
@@ -176,8 +180,12 @@ class Partition(Stage[A, B]):
                 outs.append(out)
         return (self._joined(list(values), outs) if outs else grads), states
 
-    def flushed(self, state: State, params: Tensors | None, how: How, /) -> tuple[Any, State]:
+    def flush(self, state: State, params: Tensors | None = None, /) -> tuple[Any, State]:
         """What waits in the parts."""
+        return self.flushed(state, params, How())
+
+    def flushed(self, state: State, params: Tensors | None, how: How, /) -> tuple[Any, State]:
+        """The same, as part of a chain."""
         states, outs = dict(state), []
         for label, stage in self.stages.items():
             out, states[label] = _flushed(stage, states[label], params, how)

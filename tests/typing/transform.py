@@ -31,6 +31,22 @@ rule: gf.Transformation[gf.Grads, gf.Updates] = Sgd()
 gf.make_step(f, step)
 gf.make_step(f, gf.mean())
 
+gathered = gf.clip_per_sample(1.0) >> gf.accumulate(gf.mean(), every=4) >> Sgd()
+assert_type(gathered.update(g, gathered.init(params), params)[0], gf.Updates)
+assert_type(gf.median().update(g, ())[0], gf.Grads)
+robust: gf.Transformation[gf.PerSampleGrads, gf.Updates] = gf.trimmed_mean(0.2) >> Sgd()
+gf.make_step(f, gf.geometric_median() >> Sgd())
+gf.make_step(f, gf.from_gram(gf.weightings.krum(1, select=2)) >> Sgd())
+gf.make_step(f, gf.from_gram(lambda gram: gram.diagonal()))
+gf.sign_vote() >> gf.scale(0.5)
+
+gf.median() >> gf.mean()  # type: ignore[operator]
+gf.accumulate(gf.mean(), every=4) >> gf.sum()  # type: ignore[operator]
+gf.accumulate(gf.median(), every=4)  # type: ignore[arg-type]
+gf.accumulate(gf.mean(), every=0.5)  # type: ignore[arg-type]
+gf.from_gram(gf.median())  # type: ignore[arg-type]
+gf.median().update({"w": torch.ones(2)}, ())  # type: ignore[arg-type]
+
 gf.mean() >> gf.clip_per_sample(1.0)  # type: ignore[operator]
 gf.mean() >> gf.sum()  # type: ignore[operator]
 gf.clip_per_sample(1.0) >> Sgd()  # type: ignore[operator]

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..._per_sample import PerSampleGrads
+from ..._swap import levels
 from ..._tree import Tensors, wide
 from .._numbers import Number, Range, at, check_number, counted, counting, fixed, shown
 from .._protocol import State
@@ -208,14 +210,22 @@ def _over(rows: Tensor, columns: Columns) -> Tensor:
 
 
 def _middle(entries: Tensor, cut: int) -> Tensor:
-    inner = entries.sort(0).values[cut : len(entries) - cut]
+    inner = _ascending(entries)[cut : len(entries) - cut]
     # halves first: a sum of two may overflow
     return inner[0] if len(inner) == 1 else inner[0] / 2 + inner[1] / 2
 
 
 def _inner_mean(entries: Tensor, cut: int) -> Tensor:
-    inner = entries.sort(0).values[cut : len(entries) - cut]
+    inner = _ascending(entries)[cut : len(entries) - cut]
     return inner.sum(0) / len(inner)
+
+
+def _ascending(entries: Tensor) -> Tensor:
+    """`[n, m]` sorted along n. On a CPU numpy's is many times as fast as torch's; it knows of no derivative."""
+    columns = entries.T.contiguous()
+    if columns.device.type == "cpu" and not columns.requires_grad and not levels():
+        return torch.from_numpy(np.sort(columns.numpy(), axis=1)).T
+    return columns.sort(1).values.T
 
 
 def _majority(entries: Tensor) -> Tensor:

@@ -57,8 +57,8 @@ def geometric_median(
     than half of the rows are equal, it is that row; where the minimum is not unique (an even number of rows on a line),
     one of the minima.
 
-    Distances are computed in float64 on the host from a matrix in float32 or wider, around a row that is close to most
-    others: they are resolved down to about the root of the unit roundoff times the norm of these rows.
+    Distances are computed in float64 on the host, from a matrix in float32 or wider: they are resolved down to about
+    the root of that one's unit roundoff times the norms of the rows.
 
     Args:
         max_iterations: the most iterations; the report says how many there were.
@@ -104,14 +104,12 @@ def weiszfeld(k: Tensor, max_iterations: int, tolerance: float, smoothing: float
     own = k.diagonal()
     distances = (own[:, None] + own - 2 * k).clamp(min=0).detach().sqrt().fill_diagonal_(0)
     typical = distances.sort(1).values[:, len(k) // 2]  # itself counts: a majority must be as close
-    center = int(typical.argmin())
+    middle = int(typical.argmin())
     nu = smoothing * float(typical.sort().values[len(k) // 2])
-    if float(typical[center]) == 0:  # most rows are one point
-        equal = (distances[center] == 0).to(k)
+    if float(typical[middle]) == 0:  # most rows are one point
+        equal = (distances[middle] == 0).to(k)
         return equal / equal.sum(), 0, 0.0
-    # Around a row among the majority: far rows then enter with products that their small coefficients outweigh.
-    k = k - k[center] - k[:, center, None] + k[center, center]
-    own, c = k.diagonal(), 1 / typical
+    c = 1 / typical  # far rows pull little from the start
     c = c / c.sum()
     iterations, residual = 0, math.inf
     while iterations < max_iterations and residual > tolerance:

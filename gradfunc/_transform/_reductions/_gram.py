@@ -68,7 +68,7 @@ def from_gram(weighting: Weighting, *, nonfinite: str = "raise", on_zero_weight:
     """The weighted sum of rows with coefficients made of their Gram matrix: from per-sample gradients to gradients.
 
     With `K_ij = <g_i / w_i, g_j / w_j>` over the n samples of weight > 0 it is `sum_i c_i g_i / w_i` for
-    `c = weighting(K)`. `gf.weightings` has some; those of `torchjd.aggregation` (`UPGradWeighting()`, ...) plug in as
+    `c = weighting(K)`. `gf.weightings` has some; those of `torchjd.aggregation` (`MGDAWeighting()`, ...) plug in as
     they are. No row is formed. The matrix is held in float32 or wider; it is looked at on the host.
 
     Args:
