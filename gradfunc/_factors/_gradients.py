@@ -70,6 +70,12 @@ class Gradient:
             return self
         return Gradient(self.like, count(at), tuple(factor.select(at) for factor in self.factors))
 
+    def mapped(self, fn: Callable[[Tensor], Tensor]) -> Gradient:
+        """The same factors on the tensors that `fn` makes of theirs, perhaps on another device."""
+        factors = tuple(factor.mapped(fn) for factor in self.factors)
+        like = _like(factors[0].tensors[-1], self.like.dtype, self.like.shape) if factors else self.like
+        return Gradient(like, self.size, factors)
+
     def dense(self) -> Tensor:
         """Every row, `[B, *shape]`, in the parameter's dtype."""
         if not self.factors:
@@ -115,12 +121,7 @@ def tensors(rows: Gradients) -> list[Tensor]:
 
 def mapped(rows: Gradients, fn: Callable[[Tensor], Tensor]) -> Gradients:
     """The same factors on the tensors that `fn` makes of theirs, perhaps on another device."""
-    out = {}
-    for name, gradient in rows.items():
-        factors = tuple(factor.mapped(fn) for factor in gradient.factors)
-        like = _like(factors[0].tensors[-1], gradient.like.dtype, gradient.like.shape) if factors else gradient.like
-        out[name] = Gradient(like, gradient.size, factors)
-    return out
+    return {name: gradient.mapped(fn) for name, gradient in rows.items()}
 
 
 def scratch_of(rows: Gradients) -> int:

@@ -4,20 +4,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from .._tree import At, count, weighed, wide
 from ._blocks import fitting, slack, spans
-from ._factor import Method, Terms
-
-if TYPE_CHECKING:
-    from ._gradients import Gradient
+from ._factor import Factor, Method, Terms
 
 Entrywise = Callable[[Tensor], Tensor]
+
+
+class Inner(Protocol):
+    """What is mapped: the rows of one parameter (a `Gradient`, which is made of factors such as this)."""
+
+    @property
+    def like(self) -> Tensor:
+        """What a row looks like."""
+
+    @property
+    def size(self) -> int:
+        """Number of samples."""
+
+    @property
+    def factors(self) -> tuple[Factor, ...]:
+        """Its own."""
+
+    def select(self, at: At) -> Self:
+        """Some of the samples."""
+
+    def mapped(self, fn: Callable[[Tensor], Tensor]) -> Self:
+        """The same on other tensors."""
+
+    def dense(self) -> Tensor:
+        """Every row."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +49,7 @@ class Mapped:
     Nothing is formed until it is asked, and then as many samples at once as fit into the scratch budget.
     """
 
-    inner: Gradient
+    inner: Inner
     c: Tensor | None
     fn: Entrywise
     kind: ClassVar[str] = "mapped"
@@ -72,8 +94,7 @@ class Mapped:
 
     def mapped(self, fn: Callable[[Tensor], Tensor]) -> Mapped:
         """The same on other tensors."""
-        factors = tuple(factor.mapped(fn) for factor in self.inner.factors)
-        return Mapped(replace(self.inner, factors=factors), self.c, self.fn)
+        return Mapped(self.inner.mapped(fn), self.c, self.fn)
 
     def dense(self) -> Tensor:
         """All rows."""
