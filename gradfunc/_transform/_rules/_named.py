@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +49,7 @@ class Named(Rule):
         return self.spelling
 
 
-def spelt(name: str, first: object, given: dict[str, Any], defaults: dict[str, Any]) -> str:
+def spelt(name: str, first: object, given: Mapping[str, object], defaults: Mapping[str, object]) -> str:
     """`name(first, option=value)` with what is not as by default."""
     changed = [f"{key}={shown(value)}" for key, value in given.items() if value != defaults[key]]
     return f"{name}({', '.join([shown(first), *changed])})"
