@@ -19,11 +19,9 @@ def start(dtype=F64, names=tuple(SHAPES)):
 def stream(step, params, *, size=1.0):
     """Gradients of update `step`, of very different sizes, that depend on where the parameters are."""
     generator = torch.Generator().manual_seed(1000 + step)
-    return {
-        k: size
-        * (v.detach() + torch.randn(v.shape, generator=generator, dtype=F64).to(v.dtype) * 10.0 ** (step % 5 - 3))
-        for k, v in params.items()
-    }
+    scale = 10.0 ** (step % 5 - 3)
+    noise = {k: torch.randn(v.shape, generator=generator, dtype=F64).to(v.dtype) for k, v in params.items()}
+    return {k: size * (v.detach() + scale * noise[k]) for k, v in params.items()}
 
 
 def torch_loop(make, params, steps, *, lr=None, size=1.0, given=stream):

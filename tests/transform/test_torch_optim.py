@@ -254,7 +254,12 @@ MUTANTS = {
         forgets_beginnings,
         lambda: check_bits("Adagrad"),
     ),
-    "differences added": (_torch_optim, "Landing", plain_updates, lambda: check_bits("Adam")),
+    "differences added": (
+        _torch_optim,
+        "Landing",
+        plain_updates,
+        lambda: check_bits("SGD, momentum", torch.bfloat16),
+    ),
     "the state written in place": (_torch_optim, "_own", shared, lambda: check_pure("Adam")),
     "the group forgotten": (_torch_optim, "_numbers", no_group, check_group_state),
     "a schedule that stands": (
