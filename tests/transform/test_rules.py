@@ -360,9 +360,20 @@ def test_how_rules_look():
 
 
 def test_sensitivity_through_sgd():
-    step = gf.clip_per_sample(2.0) >> gf.sum() >> gf.sgd(0.5)
-    assert (gf.clip_per_sample(2.0) >> gf.sum() >> gf.descend(0.5)).guarantee().sensitivity.add_remove == 1.0
-    assert step.guarantee().sensitivity.add_remove is None
+    total = gf.clip_per_sample(2.0) >> gf.sum()
+    for rule in (gf.descend(0.5), gf.sgd(0.5), gf.sgd(0.5, maximize=True)):
+        assert (total >> rule).guarantee().sensitivity.add_remove == 1.0
+    for rule in (gf.sgd(halving), gf.sgd(0.5, momentum=0.5), gf.sgd(0.5, weight_decay=0.5), gf.adam(0.5)):
+        assert (total >> rule).guarantee().sensitivity.add_remove is None
+
+
+def test_nothing_given_is_nothing_done():
+    params = start()
+    for make in OURS.values():
+        rule = make()
+        updates, state = rule.update(gf.Grads({}), rule.init(params), params)
+        assert updates == {}
+        assert list(gf.flatten_state(state)) == list(gf.flatten_state(rule.init(params)))
 
 
 # --- mistakes ------------------------------------------------------------------------------------------

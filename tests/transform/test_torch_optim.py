@@ -258,7 +258,7 @@ MUTANTS = {
         _torch_optim,
         "Landing",
         plain_updates,
-        lambda: check_bits("SGD, momentum", torch.bfloat16),
+        lambda: check_bits("SGD"),
     ),
     "the state written in place": (_torch_optim, "_own", shared, lambda: check_pure("Adam")),
     "the group forgotten": (_torch_optim, "_numbers", no_group, check_group_state),

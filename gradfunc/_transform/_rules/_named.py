@@ -8,6 +8,7 @@ from typing import Any
 
 from ..._tree import Tensors
 from .._chain import Chain, Rule
+from .._guarantee import SAMPLES, Guarantee
 from .._numbers import shown
 from .._protocol import Grads, State, Transformation, Updates
 from .._stage import How
@@ -36,6 +37,10 @@ class Named(Rule):
     def parts(self) -> tuple[Transformation[Any, Any], ...]:
         """The stages within, in order."""
         return self.chain.stages
+
+    def guarantee(self, before: Guarantee = SAMPLES, /) -> Guarantee:
+        """That of the parts."""
+        return self.chain.guarantee(before)
 
     def init(self, params: Tensors, /) -> State:
         """That of the parts."""
