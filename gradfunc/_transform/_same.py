@@ -42,7 +42,8 @@ class Scale(Same):
         factor = at(repr(self), "factor", self.factor, FINITE, state)
         values = check_grads(self, grads)
         out = how.own(values.values())
-        torch._foreach_mul_(out, factor)
+        if out:
+            torch._foreach_mul_(out, factor)
         return dict(zip(values, out, strict=True)), counted(state)
 
     def __repr__(self) -> str:

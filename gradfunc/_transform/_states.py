@@ -16,9 +16,9 @@ from ._protocol import State
 def flatten_state(state: State) -> Tensors:
     """The state of a stage or chain as `{path: tensor}`, for safetensors or `torch.save`.
 
-    A path is the keys on the way, joined by "/": `"adam/scale_by_adam/exp_avg/layer.weight"`; of a chain the first key is the stage's
-    name. Counts are int64, other numbers float64, truth values bool; tensors are the state's own. What remembers
-    nothing leaves nothing.
+    A path is the keys on the way, joined by "/": `"adam/scale_by_adam/exp_avg/layer.weight"`; of a
+    chain the first key is the stage's name, of a rule made of parts the second the part's. Counts are int64, other
+    numbers float64, truth values bool; tensors are the state's own. What remembers nothing leaves nothing.
 
     Raises:
         TypeError: the state holds something else than nested dictionaries, tuples and lists of tensors and numbers.

@@ -2,4 +2,3 @@
 
 from ._noise_scale import NoiseScale as NoiseScale
 from ._noise_scale import gradient_noise_scale as gradient_noise_scale
-from ._noise_scale import noise_scale_of as noise_scale_of

@@ -84,3 +84,16 @@ gf.mean() >> gf.masked(gf.clip_per_sample(1.0), "w")  # type: ignore[arg-type]
 gf.clip_per_sample(1.0) >> gf.stateless_transform(halved)  # type: ignore[arg-type]
 gf.mean() >> gf.partition({"a": gf.clip_per_sample(1.0)}, {".*": "a"})  # type: ignore[arg-type]
 gf.clip_per_sample("1") >> gf.mean()  # type: ignore[arg-type]
+rules = gf.clip_per_sample(1.0) >> gf.mean() >> gf.scale_by_adam() >> gf.momentum(0.9) >> gf.descend(0.1)
+assert_type(rules.update(g, rules.init(params), params)[0], gf.Updates)
+assert_type((gf.mean() >> gf.adam(0.1)).update(g, ())[0], gf.Updates)
+assert_type(gf.adam_per_sample(lambda step: 0.1 / (1 + step)).update(g, ())[0], gf.Updates)
+assert_type((gf.clip_per_sample(1.0) >> gf.noise_scaled_step(0.1)).update(g, ())[0], gf.Updates)
+torchs: gf.Transformation[gf.Grads, gf.Updates] = gf.from_torch_optim(torch.optim.SGD, lr=0.1)
+gf.partition({"a": gf.sgd(0.1), "b": gf.muon(0.1)}, {".*": "a"}).update(gf.mean().update(g, ())[0], ())
+assert_type(gf.quantities.gradient_noise_scale(g).scale, Tensor)
+
+gf.mean() >> gf.adam_per_sample(0.1)  # type: ignore[operator]
+gf.clip_per_sample(1.0) >> gf.adam(0.1)  # type: ignore[operator]
+gf.adam(0.1) >> gf.descend(0.1)  # type: ignore[operator]
+gf.noise_scaled_step(0.1) >> gf.sgd(0.1)  # type: ignore[operator]

@@ -44,7 +44,7 @@ class Adam(Named):
         factor = self.descent.factor(states["descend"])
         states["descend"] = counted(states["descend"])
         out, states["scale_by_adam"] = self.moments.scaled(grads, states["scale_by_adam"], how, factor)
-        if decay is not None and self.decoupled:
+        if decay is not None and self.decoupled and values:
             weights = [weight.detach() for weight in picked(self, check_params(self, params), values)]
             torch._foreach_add_(list(out.values()), weights, alpha=factor * rate)
         return Updates(dict(out)), states

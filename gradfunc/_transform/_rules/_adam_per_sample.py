@@ -47,14 +47,15 @@ class AdamPerSample(Stage[PerSampleGrads, Updates]):
         second = typed([value / weight.to(value.device, value.dtype) for value in sums.values()], kept[1])
         if self.second_moment == "variance":
             second = [(v - m * m).clamp(min=0) for v, m in zip(second, first, strict=True)]
-        moved = [averages(old, new, b) for old, new, b in zip(kept, (first, second), self.betas, strict=True)]
+        first = averages(kept[0], first, self.betas[0])
+        second = averages(kept[1], second, self.betas[1])
         factor = -at(repr(self), "lr", self.lr, NOT_NEGATIVE, state)
-        out = typed(direction(*moved, self.betas, self.eps, count, factor), means.values())
+        out = typed(direction(first, second, self.betas, self.eps, count, factor), means.values())
         state = {
             **state,
             "count": count,
-            "exp_avg": put(state["exp_avg"], g.names, moved[0]),
-            "exp_avg_sq": put(state["exp_avg_sq"], g.names, moved[1]),
+            "exp_avg": put(state["exp_avg"], g.names, first),
+            "exp_avg_sq": put(state["exp_avg_sq"], g.names, second),
         }
         return Updates(dict(zip(means, out, strict=True))), state
 

@@ -35,7 +35,7 @@ class Decayed(BatchStage):
         values = check_grads(self, grads)
         weights = [weight.detach() for weight in picked(self, check_params(self, params), values)]
         given, rate = list(values.values()), self.rate(state)
-        if how.owned and not any(value.requires_grad for value in given):
+        if given and how.owned and not any(value.requires_grad for value in given):
             out = given
             torch._foreach_add_(out, weights, alpha=rate)
         else:

@@ -38,11 +38,11 @@ class Descend(Rule):
         """Every entry."""
         values, factor = check_grads(self, grads), self.factor(state)
         given = list(values.values())
-        if how.owned and not any(value.requires_grad for value in given):
+        if given and how.owned and not any(value.requires_grad for value in given):
             out = given
             torch._foreach_mul_(out, factor)
         else:
-            out = list(torch._foreach_mul(given, factor))
+            out = list(torch._foreach_mul(given, factor)) if given else []
         return Updates(dict(zip(values, out, strict=True))), counted(state)
 
     def __repr__(self) -> str:

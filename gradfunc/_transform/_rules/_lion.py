@@ -33,6 +33,8 @@ class ScaleByLion(BatchStage):
     def apply(self, grads: Any, state: State, params: Tensors | None, how: How, /) -> tuple[Grads, State]:
         """The direction first, from the average before this gradient."""
         values = check_grads(self, grads)
+        if not values:
+            return Grads({}), state
         kept = picked(self, state["exp_avg"], values)
         given = typed(values.values(), kept)
         out = list(torch._foreach_lerp(kept, given, 1 - self.betas[0]))

@@ -32,6 +32,8 @@ class Momentum(BatchStage):
     def apply(self, grads: Any, state: State, params: Tensors | None, how: How, /) -> tuple[Grads, State]:
         """The buffer moved on, and a copy of it."""
         values, count = check_grads(self, grads), count_of(state)
+        if not values:
+            return Grads({}), {**state, "count": count + 1}
         buffers = how.own_state(picked(self, state["momentum_buffer"], values))
         given = typed(values.values(), buffers)
         torch._foreach_mul_(buffers, self.momentum)
@@ -100,6 +102,8 @@ class Averaged(BatchStage):
     def apply(self, grads: Any, state: State, params: Tensors | None, how: How, /) -> tuple[Grads, State]:
         """The buffer moved on, and a copy of it."""
         values = check_grads(self, grads)
+        if not values:
+            return Grads({}), state
         buffers = how.own_state(picked(self, state["momentum_buffer"], values))
         given = typed(values.values(), buffers)
         torch._foreach_lerp_(buffers, given, 1 - self.momentum)

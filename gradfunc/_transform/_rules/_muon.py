@@ -133,7 +133,7 @@ def muon(
     check_number(call, "momentum", momentum, SHARE, schedule=False)
     check_flag(call, "nesterov", nesterov)
     _check(call, ns_steps, precision)
-    given = {"weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov}
+    given: dict[str, object] = {"weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov}
     given |= {"ns_steps": ns_steps, "precision": precision}
     defaults = {"weight_decay": 0.1, "momentum": 0.95, "nesterov": True, "ns_steps": 5, "precision": "bfloat16"}
     parts = chain(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..._tree import Tensors
 from .._chain import Chain, Rule
+from .._guarantee import SAMPLES, Guarantee
 from .._numbers import shown
 from .._protocol import Grads, State, Transformation, Updates
 from .._stage import How
@@ -36,6 +38,10 @@ class Named(Rule):
         """The stages within, in order."""
         return self.chain.stages
 
+    def guarantee(self, before: Guarantee = SAMPLES, /) -> Guarantee:
+        """That of the parts."""
+        return self.chain.guarantee(before)
+
     def init(self, params: Tensors, /) -> State:
         """That of the parts."""
         return self.chain.init(params)
@@ -48,7 +54,7 @@ class Named(Rule):
         return self.spelling
 
 
-def spelt(name: str, first: object, given: dict[str, Any], defaults: dict[str, Any]) -> str:
+def spelt(name: str, first: object, given: Mapping[str, object], defaults: Mapping[str, object]) -> str:
     """`name(first, option=value)` with what is not as by default."""
     changed = [f"{key}={shown(value)}" for key, value in given.items() if value != defaults[key]]
     return f"{name}({', '.join([shown(first), *changed])})"

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..._errors import message, one_of
 from ..._per_sample import PerSampleGrads
 from ..._tree import Tensors
-from ...quantities import noise_scale_of
+from ...quantities._noise_scale import noise_scale_of
 from .._chain import Stage
 from .._numbers import NOT_NEGATIVE, SHARE, Number, at, check_number, count_of, fixed
 from .._protocol import State, Updates

@@ -95,7 +95,9 @@ class TorchOptim(Rule):
     def _made(self, fresh: Tensors, state: State) -> tuple[torch.optim.Optimizer, dict[str, torch.nn.Parameter]]:
         """An optimizer as the user would make it, on these tensors."""
         leaves = {name: torch.nn.Parameter(value) for name, value in fresh.items()}
-        options = {key: value.clone() if isinstance(value, Tensor) else value for key, value in self.options.items()}
+        options: dict[str, Any] = {
+            key: value.clone() if isinstance(value, Tensor) else value for key, value in self.options.items()
+        }
         if self.lr is not None:
             options["lr"] = at(repr(self), "lr", self.lr, NOT_NEGATIVE, state)
         return self.rule(list(leaves.values()), **options), leaves
