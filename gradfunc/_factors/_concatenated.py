@@ -30,7 +30,7 @@ def _parameter(parts: list[tuple[At, Gradient]]) -> Gradient:
     if not structures:
         return Gradient(like, size, ())
     if (maps := _maps(parts)) is not None:
-        inner = _parameter([(at, one.inner) for at, one in maps])
+        inner = _parameter([(at, Gradient(one.inner.like, one.size, one.inner.factors)) for at, one in maps])
         some = maps[0][1].inner.like
         ones = [(at, some.new_ones(one.size, dtype=torch.float64) if one.c is None else one.c) for at, one in maps]
         return Gradient(like, size, (Mapped(inner, scattered(ones), maps[0][1].fn),))
