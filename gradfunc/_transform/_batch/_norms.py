@@ -50,7 +50,7 @@ def shrinking(norm: Tensor, limit: float | Tensor, eps: float = 0.0) -> Tensor:
 
 def multiply(values: Sequence[Tensor], factor: Tensor) -> None:
     """Every entry times one number, in place, in the tensor's own dtype."""
-    if all(value.device == factor.device for value in values):
+    if values and all(value.device == factor.device for value in values):
         torch._foreach_mul_(list(values), factor)
     else:
         for value in values:

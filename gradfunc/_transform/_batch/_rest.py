@@ -45,7 +45,8 @@ class Ema(BatchStage):
         out = [_copy(mean, value, how) for mean, value in zip(means, values.values(), strict=True)]
         if self.debias:
             after["weight"] = decay * state["weight"] + (1 - decay)
-            torch._foreach_div_(out, after["weight"])
+            for value in out:
+                value.div_(after["weight"])
         return Grads(dict(zip(values, out, strict=True))), after
 
     def __repr__(self) -> str:
