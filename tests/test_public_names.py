@@ -33,6 +33,11 @@ NAMES = {
     },
     **{f"gf.bench.{name}": value for name, value in public(gf.bench).items()},
     **{f"gf.hf.{name}": value for name, value in public(gf.hf).items() if value.__module__ == "gradfunc.hf"},
+    **{
+        f"gf.schedules.{name}": value
+        for name, value in public(gf.schedules).items()
+        if inspect.isfunction(value) and value.__module__ == "gradfunc.schedules"
+    },
     **{f"gf.testing.{name}": value for name, value in public(gf.testing).items()},
     **{
         f"gf.models.{name}": value for name, value in public(gf.models).items() if value.__module__ == "gradfunc.models"

@@ -104,12 +104,12 @@ def weights_ignored(self, state, norm):
 
 def unclipped_norms(self, grads, state, params, how):
     out, after = apply_of_ema(self, grads, state, params, how)
-    norm = _norms.global_norm([value.detach() for value in grads.values()])
+    norm = _norms.of_norms([_norms.parameter_norm(value) for value in grads.values()])
     return out, {**after, **self._seen(state, norm)}
 
 
 def clipped_by_itself(self, grads, state, params, how):
-    norm = _norms.global_norm(list(grads.values()))
+    norm = _norms.of_norms([_norms.parameter_norm(value) for value in grads.values()])
     return apply_of_ema(self, grads, {**state, **self._seen(state, norm)}, params, how)
 
 

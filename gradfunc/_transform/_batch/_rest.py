@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._errors import message
 from ..._tree import Tensors, wide
 from .._chain import BatchStage
 from .._guarantee import SAMPLES, Guarantee, times
 from .._numbers import FINITE, SHARE, Number, at, check_flag, check_number, counted, counting, fixed, shown
 from .._protocol import Grads, State
 from .._stage import How, check_grads, check_params
+from ._norms import check_names
 
 
 @dataclass(frozen=True, repr=False)
@@ -199,12 +199,6 @@ def sign() -> Sign:
         {'w': tensor([-1.,  0.,  1.])}
     """
     return Sign()
-
-
-def check_names(call: str, values: Tensors, known: Tensors) -> None:
-    """Raise ValueError for gradients of something unknown."""
-    if extra := [name for name in values if name not in known]:
-        raise ValueError(message(call, got=f"gradients of {extra}", expected=f"gradients of some of {list(known)}"))
 
 
 def _copy(mean: Tensor, value: Tensor, how: How) -> Tensor:
