@@ -135,7 +135,7 @@ def check_state_and_weight():
         assert same_bits(on_weight["u"], free["u"])
         changed = [not torch.allclose(a, b, rtol=1e-3) for a, b in zip(on_state["w"], after["w"], strict=True)]
         assert any(changed)
-    weight = torch.tensor([[1.3, 0.4], [-0.2, 0.7]], dtype=F64, requires_grad=True)
+    weight = torch.tensor([[0.9, -1.2], [0.8, 1.0]], dtype=F64, requires_grad=True)
     grads = []
     for limit in (math.inf, 1.0):
         h = torch.tensor([1.0, -1.0], dtype=F64)

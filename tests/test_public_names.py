@@ -35,6 +35,11 @@ NAMES = {
     **{f"gf.hf.{name}": value for name, value in public(gf.hf).items() if value.__module__ == "gradfunc.hf"},
     **{f"gf.weightings.{name}": value for name, value in public(gf.weightings).items()},
     **{f"gf.quantities.{name}": value for name, value in public(gf.quantities).items()},
+    **{
+        f"gf.schedules.{name}": value
+        for name, value in public(gf.schedules).items()
+        if inspect.isfunction(value) and value.__module__ == "gradfunc.schedules"
+    },
     **{f"gf.testing.{name}": value for name, value in public(gf.testing).items()},
     **{
         f"gf.models.{name}": value for name, value in public(gf.models).items() if value.__module__ == "gradfunc.models"

@@ -1,4 +1,4 @@
-"""Gaussian noise as a pure function of (seed, count of updates, name)."""
+"""Gaussian noise as a pure function of a key."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from .._errors import message
 from .._tree import wide
 
 
-def normal(like: Tensor, seed: int, count: int, name: str) -> Tensor:
+def gaussian(like: Tensor, *key: object) -> Tensor:
     """Standard normal numbers of the shape of `like`, in its accumulation dtype, on its device.
 
-    The key is a hash of all three, which is the same in every process; what other names draw changes nothing. A device
-    draws by its own generator: the same numbers on the same kind of device. Global generators stay as they are.
+    The key, such as (stage, seed, count of updates, parameter), is hashed, which is the same in every process; what
+    other keys draw changes nothing. A device draws by its own generator: the same numbers on the same kind of device.
+    Global generators stay as they are.
     """
-    digest = hashlib.blake2b(f"{seed}/{count}/{name}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
     generator = torch.Generator(like.device).manual_seed(int.from_bytes(digest, "little") >> 1)
     return torch.randn(like.shape, generator=generator, dtype=wide(like.dtype), device=like.device)
 

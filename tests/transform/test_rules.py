@@ -12,7 +12,8 @@ from oracle import same_bits, storages
 from rules import F64, agree, our_loop, start, stream, torch_loop
 
 import gradfunc as gf
-from gradfunc._transform._rules import _adam, _decay, _descend, _lion, _momentum, _muon, _scale_by_adam
+from gradfunc._transform._batch import AddDecayedWeights
+from gradfunc._transform._rules import _adam, _descend, _lion, _momentum, _muon, _scale_by_adam
 
 optim = torch.optim
 
@@ -361,9 +362,9 @@ def test_how_rules_look():
 
 def test_sensitivity_through_sgd():
     total = gf.clip_per_sample(2.0) >> gf.sum()
-    for rule in (gf.descend(0.5), gf.sgd(0.5), gf.sgd(0.5, maximize=True)):
+    for rule in (gf.descend(0.5), gf.sgd(0.5), gf.sgd(0.5, maximize=True), gf.sgd(0.5, weight_decay=0.5)):
         assert (total >> rule).guarantee().sensitivity.add_remove == 1.0
-    for rule in (gf.sgd(halving), gf.sgd(0.5, momentum=0.5), gf.sgd(0.5, weight_decay=0.5), gf.adam(0.5)):
+    for rule in (gf.sgd(halving), gf.sgd(0.5, momentum=0.5), gf.adam(0.5)):
         assert (total >> rule).guarantee().sensitivity.add_remove is None
 
 
@@ -436,7 +437,7 @@ def memory_order(values):
 
 
 momentum_apply, lion_apply = _momentum.Momentum.apply, _lion.ScaleByLion.apply
-rate, factor, adam = _decay.Decayed.rate, _descend.Descend.factor, _adam._adam
+rate, factor, adam = AddDecayedWeights.rate, _descend.Descend.factor, _adam._adam
 
 
 def plain_adam(mistake):
@@ -458,7 +459,7 @@ MUTANTS = {
     "the first gradient dampened": (_momentum.Momentum, "apply", always_dampened, lambda: check_torch("dampening")),
     "a buffer written in place": (_momentum.Momentum, "apply", written_in_place, lambda: check_pure("momentum")),
     "a buffer given away": (_momentum.Momentum, "apply", buffer_given_away, lambda: check_torch("momentum")),
-    "decayed twice": (_decay.Decayed, "rate", decays_twice, lambda: check_torch("adamw")),
+    "decayed twice": (AddDecayedWeights, "rate", decays_twice, lambda: check_torch("adamw")),
     "uphill": (_descend.Descend, "factor", rising, lambda: check_torch("sgd")),
     "decay through the moments": (_adam, "_adam", coupled, lambda: check_torch("adamw")),
     "lion's average before its sign": (_lion.ScaleByLion, "apply", averaged_first, check_lion),

@@ -46,6 +46,12 @@ gf.accumulate(gf.median(), every=4)  # type: ignore[arg-type]
 gf.accumulate(gf.mean(), every=0.5)  # type: ignore[arg-type]
 gf.from_gram(gf.median())  # type: ignore[arg-type]
 gf.median().update({"w": torch.ones(2)}, ())  # type: ignore[arg-type]
+private = gf.clip_per_sample(1.0) >> gf.sum() >> gf.gaussian_mechanism(1.0, seed=0) >> gf.clip_by_global_norm(1.0)
+assert_type(private.update(g, private.init(params), params)[0], gf.Grads)
+smooth: gf.Transformation[gf.Grads, gf.Grads] = gf.skip_nonfinite() >> gf.ema(0.9) >> gf.add_noise(0.1, seed=0)
+assert_type((gf.centralize() >> Sgd()).update(gf.Grads(params), ())[0], gf.Updates)
+assert_type(gf.clip_cotangent(params["w"], norm=1.0), Tensor)
+gf.clip_by_value(gf.schedules.warmup(gf.schedules.cosine(1.0, steps=9), steps=3))
 
 gf.mean() >> gf.clip_per_sample(1.0)  # type: ignore[operator]
 gf.mean() >> gf.sum()  # type: ignore[operator]
@@ -97,3 +103,6 @@ gf.mean() >> gf.adam_per_sample(0.1)  # type: ignore[operator]
 gf.clip_per_sample(1.0) >> gf.adam(0.1)  # type: ignore[operator]
 gf.adam(0.1) >> gf.descend(0.1)  # type: ignore[operator]
 gf.noise_scaled_step(0.1) >> gf.sgd(0.1)  # type: ignore[operator]
+gf.clip_by_global_norm(1.0) >> gf.mean()  # type: ignore[operator]
+gf.clip_per_sample(1.0) >> gf.ema(0.9)  # type: ignore[operator]
+Sgd() >> gf.sign()  # type: ignore[operator]

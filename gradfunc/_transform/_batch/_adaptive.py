@@ -19,6 +19,7 @@ from ._clips import norm_facts, shown_policy
 from ._norms import (
     POLICIES,
     check_finite,
+    check_names,
     multiply,
     of_norms,
     parameter_norm,
@@ -53,6 +54,7 @@ class AdaptiveGradientClip(BatchStage):
         call = f"{self!r}.update(grads, state, params)"
         clipping = at(call, "clipping", self.clipping, POSITIVE, state)
         values, weights = check_grads(self, grads), check_params(self, params)
+        check_names(call, values, weights)
         out = how.own(values.values())
         if self.nonfinite == "zero":
             zero_entries(out)
@@ -64,7 +66,7 @@ class AdaptiveGradientClip(BatchStage):
             limit = clipping * unit_norms(weights[name].detach()).clamp(min=self.eps)
             factors.append(shrinking(norm, limit))
         for value, factor in zip(out, factors, strict=True):
-            value.mul_(factor.to(factor.dtype if factor.dim() == 0 else _holding(value)))
+            value.mul_(factor.to(torch.promote_types(value.dtype, torch.float32)))
         if self.nonfinite == "skip":
             zero_unless(of_norms([parameter_norm(norm) for norm in norms]).isfinite(), out)
         how.say(self.name, lambda: {"clipped": _units_clipped(factors)})
@@ -252,10 +254,6 @@ def clip_by_ema(
     one_of(call, "nonfinite", nonfinite, POLICIES)
     limit = None if z_score is None else fixed(z_score)
     return ClipByEma(2.0 if factor is None else fixed(factor), float(decay), limit, warmup, nonfinite)
-
-
-def _holding(value: Tensor) -> torch.dtype:
-    return torch.float64 if value.dtype == torch.float64 else torch.float32
 
 
 def _units_clipped(factors: list[Tensor]) -> Tensor | float:

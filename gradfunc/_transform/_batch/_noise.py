@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ..._errors import message, one_of
-from ..._tree import Tensors, wide
+from ..._tree import Tensors
 from .._chain import BatchStage
 from .._guarantee import SAMPLES, Guarantee, times
+from .._noise import check_seed, gaussian
 from .._numbers import NOT_NEGATIVE, POSITIVE, Number, at, check_number, count_of, counted, fixed, shown
 from .._protocol import Grads, State
 from .._stage import How, check_grads
 
 ADJACENCIES = ("add_remove", "replace_one")
-
-
-def gaussian(like: Tensor, *key: object) -> Tensor:
-    """Standard normal numbers of a tensor's shape and device, a function of the key alone; half types in float32."""
-    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
-    generator = torch.Generator(like.device).manual_seed(int.from_bytes(digest, "little") >> 1)
-    return torch.randn(like.shape, generator=generator, dtype=wide(like.dtype), device=like.device)
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,7 +71,7 @@ def add_noise(std: Number, *, seed: int) -> AddNoise:
     """
     call = "gf.add_noise(std, seed=...)"
     check_number(call, "std", std, NOT_NEGATIVE)
-    _check_seed(call, seed)
+    check_seed(call, seed)
     return AddNoise(fixed(std), seed)
 
 
@@ -194,7 +184,7 @@ def gaussian_mechanism(
     """
     call = "gf.gaussian_mechanism(noise_multiplier, seed=...)"
     check_number(call, "noise_multiplier", noise_multiplier, NOT_NEGATIVE)
-    _check_seed(call, seed)
+    check_seed(call, seed)
     one_of(call, "adjacency", adjacency, ADJACENCIES)
     if sensitivity is not None:
         check_number(call, "sensitivity", sensitivity, POSITIVE, schedule=False)
@@ -208,8 +198,3 @@ def noised(stage: BatchStage, values: Tensors, std: float, seed: int, count: int
     for name, value in zip(values, out, strict=True):
         value.add_(gaussian(value, stage.name, seed, count, name), alpha=std)
     return Grads(dict(zip(values, out, strict=True)))
-
-
-def _check_seed(call: str, seed: object) -> None:
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise TypeError(message(call, got=f"seed={seed!r}", expected="an integer"))

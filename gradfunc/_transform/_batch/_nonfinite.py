@@ -36,7 +36,7 @@ class SkipNonfinite(BatchStage):
     def apply(self, grads: Any, state: State, params: Tensors | None, how: How, /) -> tuple[Grads, State]:
         """All of it, or zeros."""
         values = check_grads(self, grads)
-        finite = all_finite((value.detach() for value in values.values()), state["skipped"])
+        finite = all_finite((value.detach() for value in values.values()), state["skipped"].device)
         out = how.own(values.values())
         zero_unless(finite, out)
         skipped = state["skipped"] + (~finite).long()

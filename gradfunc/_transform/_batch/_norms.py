@@ -13,11 +13,6 @@ from ..._tree import row_norms
 POLICIES = ("raise", "skip", "zero", "keep")
 
 
-def global_norm(values: Sequence[Tensor]) -> Tensor:
-    """Euclidean norm over all entries, in float64 on the device of the first."""
-    return of_norms([parameter_norm(value) for value in values])
-
-
 def parameter_norm(value: Tensor) -> Tensor:
     """Of one tensor, in float64, in which squares of the smaller types neither overflow nor underflow."""
     if value.dtype == torch.float64:
@@ -50,20 +45,19 @@ def shrinking(norm: Tensor, limit: float | Tensor, eps: float = 0.0) -> Tensor:
 
 def multiply(values: Sequence[Tensor], factor: Tensor) -> None:
     """Every entry times one number, in place, in the tensor's own dtype."""
-    if all(value.device == factor.device for value in values):
+    if values and all(value.device == factor.device for value in values):
         torch._foreach_mul_(list(values), factor)
     else:
         for value in values:
             value.mul_(factor.to(value.device))
 
 
-def all_finite(values: Iterable[Tensor], like: Tensor | None = None) -> Tensor:
-    """Whether every entry is, as a 0-dim tensor on the device of `like`, or of the first: one pass, nothing stored."""
-    largest = [torch.linalg.vector_norm(value, torch.inf) for value in values if value.numel()]
-    device = like.device if like is not None else largest[0].device if largest else torch.device("cpu")
-    if not largest:
+def all_finite(values: Iterable[Tensor], device: torch.device) -> Tensor:
+    """Whether every entry is, as a 0-dim tensor on this device: one pass, nothing stored."""
+    norms = [_length(value) for value in values if value.numel()]
+    if not norms:
         return torch.ones((), dtype=torch.bool, device=device)
-    return torch.stack([one.isfinite().to(device) for one in largest]).all()
+    return torch.stack([norm.isfinite().to(device) for norm in norms]).all()
 
 
 def zero_entries(values: Iterable[Tensor]) -> None:
@@ -76,6 +70,12 @@ def zero_unless(kept: Tensor, values: Iterable[Tensor]) -> None:
     """All entries become 0 unless `kept`, in place and without asking what it is."""
     for value in values:
         value.masked_fill_(~kept.to(value.device), 0.0)
+
+
+def check_names(call: str, values: Iterable[str], known: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for gradients of something unknown."""
+    if extra := [name for name in values if name not in known]:
+        raise ValueError(message(call, got=f"gradients of {extra}", expected=f"gradients of some of {list(known)}"))
 
 
 def check_finite(call: str, norms: Mapping[str, Tensor]) -> None:
@@ -94,3 +94,11 @@ def check_finite(call: str, norms: Mapping[str, Tensor]) -> None:
             do="Pass nonfinite='skip' for a step of zeros, 'zero' for zeros in place of such entries, or 'keep'.",
         )
     )
+
+
+def _length(value: Tensor) -> Tensor:
+    """A norm that is finite if all entries are: the Euclidean one is quicker, where float64 holds all squares."""
+    if value.dtype != torch.float64:
+        return parameter_norm(value)
+    largest: Tensor = torch.linalg.vector_norm(value, torch.inf)
+    return largest

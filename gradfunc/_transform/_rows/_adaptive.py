@@ -15,7 +15,7 @@ from ..._per_sample import PerSampleGrads
 from ..._tree import Tensors
 from .._chain import RowStage
 from .._guarantee import SAMPLES, Guarantee
-from .._noise import check_seed, normal
+from .._noise import check_seed, gaussian
 from .._numbers import FRACTION, NOT_NEGATIVE, POSITIVE, check_flag, check_number, count_of
 from .._protocol import State
 from .._said import Facts
@@ -71,7 +71,7 @@ class AdaptiveClipPerSample(RowStage):
         size = finite.sum(dtype=torch.float64) if self.batch_size is None else torch.tensor(self.batch_size)
         below = ((norms.double() <= limit) & finite).sum(dtype=torch.float64)
         if self.count_noise_std:
-            below = below + self.count_noise_std * normal(below, self.seed, count_of(state), self.name)
+            below = below + self.count_noise_std * gaussian(below, self.name, self.seed, count_of(state))
         share = torch.where(size > 0, below / size.clamp_min(1), self.quantile)
         return (limit * torch.exp(-self.learning_rate * (share - self.quantile))).detach()
 

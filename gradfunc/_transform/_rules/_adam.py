@@ -9,11 +9,11 @@ import torch
 
 from ..._swap import levels
 from ..._tree import Tensors
+from .._batch import AddDecayedWeights
 from .._chain import chain
 from .._numbers import NOT_NEGATIVE, Number, check_flag, check_number, counted, fixed
 from .._protocol import State, Updates
 from .._stage import How, check_grads, check_params
-from ._decay import Decayed
 from ._descend import Descend
 from ._named import Named, spelt
 from ._scale_by_adam import ScaleByAdam, check_adam
@@ -26,7 +26,7 @@ class Adam(Named):
 
     moments: ScaleByAdam
     descent: Descend
-    decay: Decayed | None
+    decay: AddDecayedWeights | None
     decoupled: bool
 
     def apply(self, grads: Any, state: State, params: Tensors | None, how: How, /) -> tuple[Any, State]:
@@ -136,7 +136,7 @@ def _adam(
     given = {"betas": tuple(betas), "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad}
     defaults = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": usual, "amsgrad": False}
     moments, descent = ScaleByAdam((float(betas[0]), float(betas[1])), float(eps), amsgrad), Descend(fixed(lr))
-    decay = None if weight_decay == 0 else Decayed(fixed(weight_decay))
+    decay = None if weight_decay == 0 else AddDecayedWeights(fixed(weight_decay))
     decoupled = name == "adamw"
     order = [moments, decay, descent] if decoupled else [decay, moments, descent]
     parts = chain(*(part for part in order if part is not None))

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from ..._tree import Tensors
+from .._batch import AddDecayedWeights
 from .._chain import BatchStage, chain
 from .._numbers import NOT_NEGATIVE, Number, check_number, fixed
 from .._protocol import Grads, State
 from .._stage import How, check_grads
-from ._decay import Decayed
 from ._descend import Descend
 from ._named import Named, spelt
 from ._scale_by_adam import check_betas
@@ -97,7 +97,7 @@ def lion(lr: Number = 1e-4, *, betas: tuple[float, float] = (0.9, 0.99), weight_
     given = {"betas": tuple(betas), "weight_decay": weight_decay}
     parts = chain(
         ScaleByLion((float(betas[0]), float(betas[1]))),
-        *([] if weight_decay == 0 else [Decayed(fixed(weight_decay))]),
+        *([] if weight_decay == 0 else [AddDecayedWeights(fixed(weight_decay))]),
         Descend(fixed(lr)),
     )
     return Named("lion", spelt("lion", lr, given, {"betas": (0.9, 0.99), "weight_decay": 0.0}), parts)

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ..._errors import message, one_of
 from ..._tree import Tensors
+from .._batch import AddDecayedWeights
 from .._chain import BatchStage, chain
 from .._numbers import NOT_NEGATIVE, SHARE, Number, check_flag, check_number, fixed
 from .._protocol import Grads, State
 from .._stage import How, check_grads
-from ._decay import Decayed
 from ._descend import Descend
 from ._momentum import Averaged
 from ._named import Named, spelt
@@ -139,7 +139,7 @@ def muon(
     parts = chain(
         Averaged(float(momentum), nesterov),
         Orthogonalize(ns_steps, precision),
-        *([] if weight_decay == 0 else [Decayed(fixed(weight_decay))]),
+        *([] if weight_decay == 0 else [AddDecayedWeights(fixed(weight_decay))]),
         Descend(fixed(lr)),
     )
     return Named("muon", spelt("muon", lr, given, defaults), parts)

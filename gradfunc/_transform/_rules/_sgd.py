@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from .._batch import AddDecayedWeights
 from .._chain import chain
 from .._numbers import FINITE, NOT_NEGATIVE, Number, check_flag, check_number, fixed
 from .._same import Scale
-from ._decay import Decayed
 from ._descend import Descend
 from ._momentum import Momentum, check_nesterov
 from ._named import Named, spelt
@@ -56,7 +56,7 @@ def sgd(
     flags = {"nesterov": nesterov, "maximize": maximize}
     parts = chain(
         *([Scale(-1.0)] if maximize else []),
-        *([] if weight_decay == 0 else [Decayed(fixed(weight_decay))]),
+        *([] if weight_decay == 0 else [AddDecayedWeights(fixed(weight_decay))]),
         *([Momentum(float(momentum), float(dampening), nesterov)] if momentum else []),
         Descend(fixed(lr)),
     )
