@@ -1,0 +1,432 @@
+"""The algebra of stages as properties: of chains put together at random, on rows of very different lengths."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from oracle import same_bits, storages
+from problem import F64, Sgd, plain
+
+import gradfunc as gf
+from gradfunc._transform import _chain, _parts, _reductions, _rows
+from gradfunc._transform._rows import _by_norm
+from gradfunc._transform._stage import How
+
+QUICK, LONG = 15, 300
+P = 4  # entries of a row, one in parameter "a", the others in "b"
+
+
+def halving(step):
+    return 0.5**step
+
+
+# What acts on each sample by itself, and what looks at all of them.
+ALONE = [
+    lambda c: gf.clip_per_sample(c),
+    lambda c: gf.clip_per_sample(c, per_unit_weight=True),
+    lambda c: gf.clip_per_sample(c, groups="parameter"),
+    lambda c: gf.clip_per_sample(2 * c, groups={"a": c}),
+    lambda c: gf.clip_per_sample(halving),
+    lambda c: gf.normalize_per_sample(c),
+    lambda c: gf.normalize_per_sample(c, per_unit_weight=True, stability=0.5),
+    lambda c: gf.adaptive_clip_per_sample(c),
+    lambda c: gf.adaptive_clip_per_sample(c, unit=True),
+    lambda c: gf.clip_value_per_sample(c),
+    lambda c: gf.sign_per_sample(),
+    lambda c: gf.mask_per_sample(lambda g: g.weights > 0.5, per_sample_independent=True),
+    lambda c: gf.normalize_weights(),
+    lambda c: gf.nonfinite_per_sample("skip"),
+    lambda c: gf.masked(gf.clip_per_sample(c), "b"),
+    lambda c: gf.partition({"x": gf.clip_per_sample(c), "y": gf.normalize_per_sample(c)}, {"a": "x", "b": "y"}),
+    lambda c: gf.identity(),
+]
+TOGETHER = [
+    lambda c: gf.top_k_loss(3),
+    lambda c: gf.reweight_per_sample(lambda g: (g.losses - g.losses.mean()).abs()),
+]
+NAMELESS = [*ALONE[:3], *ALONE[4:14]]  # that know no parameter by name
+REDUCTIONS = [gf.sum, gf.mean, lambda: gf.mean(denominator=5.0), gf.median, gf.trimmed_mean, gf.sign_vote]
+SUMMING = REDUCTIONS[:3]
+BATCH = [
+    lambda c: gf.scale(c),
+    lambda c: gf.clip_by_global_norm(c),
+    lambda c: gf.clip_by_value(c),
+    lambda c: gf.clip_by_parameter_norm(c),
+    lambda c: gf.add_noise(c, seed=3),
+    lambda c: gf.ema(0.5),
+    lambda c: gf.centralize(),
+    lambda c: gf.sign(),
+    lambda c: gf.add_decayed_weights(c),
+    lambda c: gf.skip_nonfinite(),
+    lambda c: gf.masked(gf.scale(halving), "a"),
+    lambda c: gf.identity(),
+]
+RULES = [
+    lambda c: gf.sgd(c, momentum=0.5),
+    lambda c: gf.adam(c),
+    lambda c: gf.adamw(halving),
+    lambda c: gf.lion(c),
+    lambda c: gf.from_torch_optim(torch.optim.RMSprop, lr=c),
+    lambda c: Sgd(c),
+]
+bounds = st.sampled_from([0.3, 1.0, 7.0])
+
+
+def several(makers, most=2):
+    return st.lists(st.tuples(st.sampled_from(makers), bounds), max_size=most).map(lambda n: [m(c) for m, c in n])
+
+
+@st.composite
+def chains(draw, *, rows=ALONE + TOGETHER, reductions=REDUCTIONS, batch=BATCH, rules=RULES):
+    last = draw(several(rules, 1)) if rules else []
+    return [*draw(several(rows, 3)), draw(st.sampled_from(reductions))(), *draw(several(batch)), *last]
+
+
+@st.composite
+def batches(draw):
+    """Rows of lengths over many orders of magnitude, one of them 0, and their weights; some are not kept."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
+    n = draw(st.integers(2, 6))
+    sizes = torch.tensor(draw(st.lists(st.sampled_from([0.0, 1e-6, 0.3, 1.0, 40.0, 1e8]), min_size=n, max_size=n)))
+    matrix = torch.randn(n, P, generator=generator, dtype=F64) * sizes[:, None].double()
+    weights = torch.ones(n, dtype=F64) if draw(st.booleans()) else torch.rand(n, generator=generator, dtype=F64) + 0.1
+    return matrix, weights, draw(st.sampled_from([None, 2]))
+
+
+def value(batch):
+    matrix, weights, chunk = batch
+    return plain(matrix, weights, F64, chunk)
+
+
+def ran(step, g, params, steps=2):
+    """Outputs and states of some updates."""
+    params = {k: v + 1 for k, v in params.items()}
+    state, outs = step.init(params), []
+    for _ in range(steps):
+        out, state = step.update(g, state, params)
+        outs.append(dict(out))
+    return outs, state
+
+
+def law(*strategies):
+    """A property with few examples, and one with many that is slow; `check_...` runs either."""
+
+    def decorated(fn):
+        def check(examples=QUICK, phases=tuple(Phase)):
+            kept = settings(
+                max_examples=examples,
+                deadline=None,
+                derandomize=True,
+                database=None,
+                suppress_health_check=list(HealthCheck),
+                report_multiple_bugs=False,
+                phases=phases,
+            )
+            kept(given(*strategies)(fn))()
+
+        return check
+
+    return decorated
+
+
+def grouped(stages, cuts):
+    """The stages, put together in an order that the numbers decide."""
+    parts = list(stages)
+    for cut in cuts:
+        if len(parts) > 1:
+            at = cut % (len(parts) - 1)
+            parts[at : at + 2] = [gf.chain(parts[at]) >> gf.chain(parts[at + 1])]
+    return gf.chain(*parts)
+
+
+@law(chains(), batches(), st.lists(st.integers(0, 9), max_size=6))
+def check_associativity(stages, batch, cuts):
+    one, other = gf.chain(*stages), grouped(stages, cuts)
+    g, params = value(batch)
+    assert one == other
+    outs, state = ran(one, g, params)
+    others, theirs = ran(other, g, params)
+    assert same_bits(outs, others)
+    assert same_bits(gf.flatten_state(state), gf.flatten_state(theirs))
+    assert list(gf.flatten_state(state)) == list(gf.flatten_state(theirs))
+
+
+@law(chains(), batches(), st.lists(st.integers(0, 9), min_size=1, max_size=3))
+def check_identity(stages, batch, places):
+    more = list(stages)
+    for place in places:
+        more.insert(place % (len(more) + 1), gf.identity())
+    g, params = value(batch)
+    one, other = gf.chain(*stages), gf.chain(*more)
+    assert one == other
+    outs, state = ran(one, g, params)
+    others, theirs = ran(other, g, params)
+    assert same_bits(outs, others)
+    assert same_bits(gf.flatten_state(state), gf.flatten_state(theirs))
+
+
+@law(chains(), batches())
+def check_purity(stages, batch):
+    """Nothing given is changed, nothing is shared, and twice is once; a report changes nothing."""
+    step, (g, params) = gf.chain(*stages), value(batch)
+    params = {k: v + 1 for k, v in params.items()}
+    state = step.init(params)
+    _, state = step.update(g, state, params)
+    before = g.materialize(), g.losses, g.weights, {k: v.clone() for k, v in params.items()}
+    flat = {k: v.clone() for k, v in gf.flatten_state(state).items()}
+    out, after = step.update(g, state, params)
+    told, again, _ = step.update_with_report(g, state, params)
+    assert same_bits(dict(out), dict(told))
+    assert same_bits(gf.flatten_state(after), gf.flatten_state(again))
+    assert same_bits(flat, gf.flatten_state(state))
+    assert same_bits([*before[:3]], [g.materialize(), g.losses, g.weights])
+    assert same_bits(before[3], params)
+    assert not storages(dict(out)) & (storages(params) | storages(state) | storages(after))
+    assert not storages(after) & storages(params)
+
+
+@law(several(ALONE, 3), batches(), st.randoms(use_true_random=False))
+def check_permutation(stages, batch, random):
+    """Of stages that look at each sample alone; any reduction of them stays as it is."""
+    matrix, weights, chunk = batch
+    order = list(range(len(matrix)))
+    random.shuffle(order)
+    step = gf.chain(*stages) if stages else gf.identity()
+    g, params = value(batch)
+    h, _ = value((matrix[order], weights[order], chunk))
+    moved, _ = step.update(h, step.init(params), params)
+    out, _ = step.update(g, step.init(params), params)
+    rows, others = out.select(order).materialize(), moved.materialize()
+    scale = out.norms().max() + 1e-300
+    assert all(bool(((rows[k] - others[k]).abs() <= 1e-13 * scale).all()) for k in rows)
+    assert torch.allclose(out.select(order).weights, moved.weights, rtol=1e-14)
+
+
+@law(bounds, batches(), st.booleans())
+def check_clip(bound, batch, per_unit):
+    """Bounded, idempotent, and with a mean the weighted sum by hand."""
+    clip, (g, params) = gf.clip_per_sample(bound, per_unit_weight=per_unit), value(batch)
+    once, _ = clip.update(g, clip.init(params))
+    twice, _ = clip.update(once, clip.init(params))
+    unit = g.weights if per_unit else torch.ones_like(g.weights)
+    assert bool((once.norms() <= bound * unit * (1 + 4 * torch.finfo(F64).eps)).all())
+    assert same_bits(once.materialize(), twice.materialize())
+    factor = (bound * unit / g.norms()).clamp(max=1).nan_to_num(1.0)
+    want = g.weighted_sum(factor / g.weights.sum())
+    got, _ = (clip >> gf.mean()).update(g, (clip >> gf.mean()).init(params))
+    scale = (factor * g.norms()).sum() / g.weights.sum()
+    assert all(bool(((got[k] - want[k]).abs() <= 1e-13 * scale).all()) for k in want)
+
+
+@law(several(NAMELESS, 1), st.sampled_from(SUMMING), several(BATCH[:-2]), batches())
+def check_parts(rows, reduction, batch_stages, batch):
+    """A chain on the part "b" alone is that chain where there is nothing else."""
+    matrix, weights, chunk = batch
+    step = gf.chain(*rows, reduction(), *batch_stages)
+    alone = plain_b(matrix, weights, chunk)
+    want, _ = step.update(alone, step.init(ones_b()), ones_b())
+    g, params = value((matrix, weights, chunk))
+    both = gf.partition({"part": step, "rest": gf.sum()}, {"b": "part", "a": "rest"})
+    got, _ = both.update(g, both.init(params), {"a": torch.ones(1, dtype=F64), **ones_b()})
+    scale = matrix[:, 1:].norm(dim=1).sum() + sum(float(v.abs().sum()) for v in want.values()) + 1e-300
+    assert bool(((got["b"] - want["b"]).abs() <= 1e-12 * scale).all())
+    assert torch.allclose(got["a"], matrix[:, :1].sum(0), rtol=1e-12, atol=1e-12 * float(matrix.abs().sum()))
+
+
+def ones_b():
+    return {"b": torch.ones(P - 1, dtype=F64)}
+
+
+def plain_b(matrix, weights, chunk):
+    def linear(p, row, w):
+        return gf.Weighted((p["b"] * row[1:]).sum() + 0 * row[0], w)
+
+    f = gf.per_sample_grads(linear, verify=False, chunk_size=chunk)
+    return f({"b": torch.zeros(P - 1, dtype=F64)}, matrix, weights)
+
+
+EQUIVARIANT = {
+    "clip": lambda s: gf.clip_per_sample(0.7 * s) >> gf.mean(),
+    "clip by group": lambda s: gf.clip_per_sample(2.0 * s, groups={"a": 0.5 * s}) >> gf.sum(),
+    "normalise": lambda s: gf.normalize_per_sample(0.7 * s, stability=0.3 * s) >> gf.mean(),
+    "clip by value": lambda s: gf.clip_value_per_sample(0.2 * s) >> gf.mean(),
+    "median": lambda s: gf.median(),
+    "trimmed": lambda s: gf.trimmed_mean(0.2),
+    "geometric median": lambda s: gf.geometric_median(),
+    "global norm": lambda s: gf.sum() >> gf.clip_by_global_norm(0.7 * s),
+    "ema": lambda s: gf.mean() >> gf.ema(0.9),
+    "momentum": lambda s: gf.mean() >> gf.sgd(0.1, momentum=0.9),
+}
+
+
+@law(st.sampled_from(list(EQUIVARIANT)), st.sampled_from([2.0**-30, 2.0**-3, 8.0, 2.0**40]), batches())
+def check_scale(name, s, batch):
+    """Gradients in other units, thresholds too: the same result in these units. Powers of two are exact."""
+    matrix, weights, chunk = batch
+    g, params = value(batch)
+    h, _ = value((matrix * s, weights, chunk))
+    one, other = EQUIVARIANT[name](1.0), EQUIVARIANT[name](s)
+    out, _ = one.update(g, one.init(params), params)
+    scaled, _ = other.update(h, other.init(params), params)
+    scale = max(float(v.abs().max()) for v in out.values()) + 1e-300
+    tolerance = 1e-5 if name == "geometric median" else 1e-13  # which stops at its own tolerance
+    longest = float(matrix.norm(dim=1).max()) if name == "geometric median" else scale
+    assert all(bool(((scaled[k] / s - out[k]).abs() <= tolerance * longest).all()) for k in out)
+
+
+@st.composite
+def bounded(draw):
+    """Chains that mostly state a sensitivity."""
+    rows = draw(several(ALONE + TOGETHER, 1)) + draw(several(ALONE[:2] + ALONE[3:4], 1)) + draw(several(ALONE, 1))
+    return [*rows, draw(st.sampled_from([gf.sum, SUMMING[2]]))(), *draw(several(BATCH, 1))]
+
+
+@law(bounded(), batches(), st.integers(0, 5))
+def check_guarantees(stages, batch, left_out):
+    """What a chain says one sample can do is more than leaving it out, or replacing it, does."""
+    matrix, weights, chunk = batch
+    step = gf.chain(*stages)
+    said = step.guarantee().sensitivity
+    if said.add_remove is None:
+        return
+    i = left_out % len(matrix)
+    rest = torch.arange(len(matrix)) != i
+    replaced = matrix.clone()
+    replaced[i] = -3 * matrix.flip(0)[i]
+
+    def out(m, w):
+        g, params = value((m, w, chunk))
+        return torch.cat([v.flatten() for v in step.update(g, step.init(params), params)[0].values()])
+
+    whole = out(matrix, weights)
+    slack = 1e-12 * (1 + float(whole.norm()) + len(matrix) * said.add_remove)
+    assert float((whole - out(matrix[rest], weights[rest])).norm()) <= said.add_remove + slack
+    assert float((whole - out(replaced, weights)).norm()) <= said.replace_one + slack
+
+
+@law(chains(reductions=SUMMING), st.lists(batches(), min_size=1, max_size=4))
+def check_accumulation(stages, parts):
+    """Micro-batches through `accumulate` are one big batch; later stages count once. Rowwise stages see each part."""
+    at = next(k for k, stage in enumerate(stages) if isinstance(stage, _reductions.Reduction))
+    reduction, later = stages[at], stages[at + 1 :]
+    gathered = gf.chain(gf.accumulate(reduction, every=len(parts)), *later)
+    whole = gf.chain(reduction, *later)
+    values = [value(part)[0] for part in parts]
+    params = {k: v + 1 for k, v in value(parts[0])[1].items()}
+    state = gathered.init(params)
+    for k, g in enumerate(values):
+        out, state = gathered.update(g, state, params)
+        assert (out is None) == (k < len(parts) - 1)
+    want, after = whole.update(gf.concatenate(values), whole.init(params), params)
+    size = sum(float(g.norms().sum()) for g in values) + 1
+    for key, theirs in gf.flatten_state(after).items():
+        assert torch.allclose(gf.flatten_state(state)[key].double(), theirs.double(), rtol=1e-9, atol=1e-9 * size**2)
+    if not any(isinstance(stage, (type(gf.sign()), type(gf.lion(0.1)), type(gf.adam(0.1)))) for stage in later):
+        scale = size + max(float(v.abs().max()) for v in want.values())  # of what signs do not tear apart
+        if "RMSprop" not in repr(whole):
+            assert all(bool(((out[k] - want[k]).abs() <= 1e-11 * scale).all()) for k in want)
+
+
+LAWS = [
+    check_associativity,
+    check_identity,
+    check_purity,
+    check_permutation,
+    check_clip,
+    check_parts,
+    check_scale,
+    check_guarantees,
+    check_accumulation,
+]
+NAMES = [name for name, fn in list(globals().items()) if fn in LAWS]
+
+
+@pytest.mark.parametrize("law", LAWS, ids=NAMES)
+def test_laws(law):
+    law()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("law", LAWS, ids=NAMES)
+def test_laws_at_length(law):
+    law(LONG)
+
+
+# --- mistakes -------------------------------------------------------------------------------------------------------
+
+quotient = _by_norm.quotient
+apply_of_chain, apply_of_scale = _chain.Chain.apply, type(gf.scale(1.0)).apply
+flat = _chain._flat
+
+
+def nested(*stages):
+    return tuple(stage for stage in stages if not isinstance(stage, _chain.Identity))
+
+
+def identity_kept(*stages):
+    parts = (stage.stages if isinstance(stage, _chain.Chain) else (stage,) for stage in stages)
+    return tuple(one for part in parts for one in part)
+
+
+def always_owned(self, grads, state, params, how):
+    return apply_of_chain(self, grads, state, params, How(how.said, True, True))
+
+
+def by_the_largest(norms, limit, unit, eps, *, least):
+    return (limit * unit / norms.max().double().clamp_min(limit)).clamp(max=1).to(norms)
+
+
+def off_by_a_little(norms, limit, unit, eps, *, least):
+    return (quotient(norms, limit, unit, eps, least=least).double() * (1 + 1e-12)).to(norms)
+
+
+def fixed_threshold(norms, limit, unit, eps, *, least):
+    return quotient(norms, 0.7, unit, eps, least=least)
+
+
+def bounded_by_half(self, before=gf._transform._guarantee.SAMPLES):
+    said = guarantee_of_clip(self, before)
+    return said if said.bound is None else type(said)(said.bound / 2, said.per_unit_weight, said.per_sample_independent)
+
+
+def trusted(before, stage):
+    return stage.guarantee(before) if hasattr(stage, "guarantee") else before
+
+
+def unweighted(self, g):
+    return {k: v / len(g.weights) for k, v in g.sum().items()} if self.averaged else g.sum()
+
+
+def last_alone(self, acc, g):
+    return g
+
+
+guarantee_of_clip = _rows.ClipPerSample.guarantee
+names_of = _parts.Partition._groups
+
+MUTANTS = {
+    "chains in chains": (_chain, "_flat", nested, check_associativity),
+    "identities kept": (_chain, "_flat", identity_kept, check_identity),
+    "everything overwritten": (_chain.Chain, "apply", always_owned, check_purity),
+    "clipped by the longest": (_rows._clip, "quotient", by_the_largest, check_clip),
+    "not quite bounded": (_rows._clip, "quotient", off_by_a_little, check_clip),
+    "a threshold in fixed units": (_rows._clip, "quotient", fixed_threshold, check_scale),
+    "half the bound claimed": (_rows.ClipPerSample, "guarantee", bounded_by_half, check_guarantees),
+    "parts that see the whole": (
+        gf.PerSampleGrads,
+        "_focused",
+        lambda self, names: self,
+        check_parts,
+    ),
+    "a mean over samples": (_reductions.Reduction, "reduced", unweighted, check_clip),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_planted_mistake_is_noticed(name, monkeypatch):
+    where, attribute, mistake, law = MUTANTS[name]
+    monkeypatch.setattr(where, attribute, mistake)
+    with pytest.raises((AssertionError, KeyError, ValueError, AttributeError, RuntimeError)):
+        law(60, phases=(Phase.generate,))  # the smallest failure is not asked for
