@@ -47,7 +47,14 @@ TOGETHER = [
     lambda c: gf.reweight_per_sample(lambda g: (g.losses - g.losses.mean()).abs()),
 ]
 NAMELESS = [*ALONE[:3], *ALONE[4:14]]  # that know no parameter by name
-REDUCTIONS = [gf.sum, gf.mean, lambda: gf.mean(denominator=5.0), gf.median, gf.trimmed_mean, gf.sign_vote]
+REDUCTIONS = [
+    gf.sum,
+    lambda: gf.mean(on_zero_weight="zero"),
+    lambda: gf.mean(denominator=5.0),
+    lambda: gf.median(on_zero_weight="zero"),
+    lambda: gf.trimmed_mean(on_zero_weight="zero"),
+    lambda: gf.sign_vote(on_zero_weight="zero"),
+]
 SUMMING = REDUCTIONS[:3]
 BATCH = [
     lambda c: gf.scale(c),
