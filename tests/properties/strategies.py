@@ -24,7 +24,13 @@ SAMPLE_WEIGHTS = [*["none", "positive", "some 0"] * 3, "all 0"]
 
 @st.composite
 def cases(
-    draw: st.DrawFn, engines: str, *, dropout: bool = True, coupled_draws: bool = False, huge: bool = True
+    draw: st.DrawFn,
+    engines: str,
+    *,
+    dropout: bool = True,
+    coupled_draws: bool = False,
+    huge: bool = True,
+    most_chunks: int | None = None,
 ) -> Case:
     """One case.
 
@@ -33,11 +39,13 @@ def cases(
         dropout: whether the model may draw random numbers.
         coupled_draws: whether it may where the batch runs as one, so that draws belong to the batch and not to samples.
         huge: whether inputs may be huge, whose squares are finite and whose fourth powers need not be.
+        most_chunks: in how many chunks the batch may come, of which a Gram matrix takes the square in passes.
     """
     model = draw(st.sampled_from(list(KINDS)))
     kind = KINDS[model]
     loss = draw(st.sampled_from([name for name, c in CRITERIA.items() if kind.sequence or not c.sequence]))
     size = draw(st.sampled_from(SIZES))
+    smallest = 1 if most_chunks is None else max(1, -(-size // most_chunks))
     # The cosine of a vector of which dropout leaves one entry is 1 or -1: its gradient is 0 on paper, rounding in fact.
     draws = dropout and (coupled_draws or engines != "batched") and loss != "cosine_embedding"
     choices = [*["normal"] * 5, "repeated", *([] if kind.tokens else ["zeros"])]
@@ -51,7 +59,7 @@ def cases(
         size=size,
         seed=draw(st.integers(0, 999)),
         engine=draw(st.sampled_from(ENGINES[engines])),
-        chunk_size=draw(st.sampled_from([None, *range(1, size + 2), "auto"])),
+        chunk_size=draw(st.sampled_from([None, *range(smallest, size + 2), "auto"])),
         dtype=draw(st.sampled_from(TYPES)),
         sample_weights=draw(st.sampled_from(SAMPLE_WEIGHTS)),
         # A row of denormal numbers alone has no digits to compare; beside the bias's they must not disturb.

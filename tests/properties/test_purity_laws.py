@@ -15,4 +15,4 @@ NUMBERS = [pytest.param(EXAMPLES // 2, id="some"), pytest.param(MANY // 2, id="m
 @pytest.mark.parametrize("law", PURITY, ids=lambda law: law.__name__)
 @pytest.mark.parametrize("engines", ENGINES)
 def test_purity(law, engines, examples, device):
-    ask(law, cases(engines, coupled_draws=True), device, examples)
+    ask(law, cases(engines, coupled_draws=True, most_chunks=7), device, examples)
