@@ -40,7 +40,7 @@ class AdaptiveClipPerSample(RowStage):
     def guarantee(self, before: Guarantee = SAMPLES, /) -> Guarantee:
         """1 where rows are brought to the unit; else C, which is in the state and not known beforehand."""
         bound = 1.0 if self.unit and self.nonfinite != "keep" else None
-        return dataclasses.replace(before, bound=bound, per_unit_weight=False)
+        return dataclasses.replace(before, bound=bound, per_unit_weight=False, learns=True)
 
     def init(self, params: Tensors, /) -> State:
         """C before the first update, and the count of updates."""
@@ -68,11 +68,15 @@ class AdaptiveClipPerSample(RowStage):
 
     def _next(self, limit: Tensor, norms: Tensor, finite: Tensor, state: State) -> Tensor:
         """Equation of the paper's algorithm 1; rows that are not finite, and an empty batch, move nothing."""
-        size = finite.sum(dtype=torch.float64) if self.batch_size is None else torch.tensor(self.batch_size)
         below = ((norms.double() <= limit) & finite).sum(dtype=torch.float64)
+        if self.batch_size is None:
+            size = finite.sum(dtype=torch.float64)
+            share_of = size.clamp_min(1)
+        else:
+            size = share_of = torch.full_like(below, self.batch_size)
         if self.count_noise_std:
             below = below + self.count_noise_std * gaussian(below, self.name, self.seed, count_of(state))
-        share = torch.where(size > 0, below / size.clamp_min(1), self.quantile)
+        share = torch.where(size > 0, below / share_of, self.quantile)
         return (limit * torch.exp(-self.learning_rate * (share - self.quantile))).detach()
 
     def __repr__(self) -> str:
@@ -121,7 +125,7 @@ def adaptive_clip_per_sample(
     | up to C               | 1                              | yes                |
     | above C, such as 1e20 | C/n, rounded down              | no                 |
     | inf, NaN              | by `nonfinite`                 | not at all         |
-    | no samples            | -                              | C stays            |
+    | no samples            | -                              | C stays, unless `batch_size` says how many |
 
     Raises:
         TypeError: an option of another type.
