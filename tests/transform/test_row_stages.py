@@ -514,3 +514,12 @@ def test_an_adaptive_limit_divides_by_the_batch_size_itself():
     clip = gf.adaptive_clip_per_sample(2.0, batch_size=3.3)
     _, state = clip.update(g, clip.init(params))
     assert float(state["max_norm"]) == pytest.approx(2 * math.exp(-0.2 * (3 / 3.3 - 0.5)), rel=1e-14)
+
+
+def test_absent_samples_count_for_no_quantile():
+    matrix = torch.full((10, 2), 5.0, dtype=F64)
+    clip = gf.adaptive_clip_per_sample(1.0)
+    g, params = plain(matrix)
+    some, _ = plain(matrix[:2])
+    masked = g.weighted(torch.arange(10) < 2)
+    assert clip.update(masked, clip.init(params))[1] == clip.update(some, clip.init(params))[1]
