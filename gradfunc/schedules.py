@@ -70,8 +70,12 @@ class Exponential:
 
     def __call__(self, count: int) -> float:
         """No further than `end`."""
-        value = self.start * self.rate ** (count // self.every if self.staircase else count / self.every)
-        if self.end is None:
+        try:
+            power = self.rate ** (count // self.every if self.staircase else count / self.every)
+        except OverflowError:  # such as 1.1^10000, long past any end
+            power = math.inf
+        value = self.start * power if self.start else 0.0
+        if self.end is None or self.rate == 1:
             return value
         return max(value, self.end) if self.rate < 1 else min(value, self.end)
 

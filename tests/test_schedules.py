@@ -251,3 +251,8 @@ def test_a_planted_mistake_is_noticed(name, monkeypatch):
     monkeypatch.setattr(where, attribute, mistake)
     with pytest.raises(AssertionError):
         law()
+
+
+def test_an_exponential_that_grows_stops_at_its_end():
+    assert schedules.exponential(1e-3, 1.1, end=1.0)(10_000) == 1.0  # 1.1^10000 is no float
+    assert schedules.exponential(1.0, 1.0, end=0.5)(3) == 1.0  # of rate 1 none is reached

@@ -133,6 +133,12 @@ class Chain(Stage[In, Out]):
         """What holds of the output: each stage's guarantee, given that of the stage before it."""
         return functools.reduce(guarantee_after, self.stages, before)
 
+    def after(self, before: Guarantee, giver: str, /) -> Chain[In, Out]:
+        """With its stages told what holds here, within a stage of another chain."""
+        told: Chain[In, Out] = Chain(self.stages)
+        object.__setattr__(told, "stages", _told(self.stages, before, giver))
+        return told
+
     def init(self, params: Tensors, /) -> State:
         """One state a stage."""
         return {key: stage.init(params) for key, stage in zip(self.keys, self.stages, strict=True)}
@@ -263,10 +269,11 @@ def _checked_order(stages: tuple[Transformation[Any, Any], ...]) -> None:
             given, giver = gives, name_of(stage)
 
 
-def _told(stages: tuple[Transformation[Any, Any], ...]) -> tuple[Transformation[Any, Any], ...]:
+def _told(
+    stages: tuple[Transformation[Any, Any], ...], before: Guarantee = SAMPLES, giver: str = ""
+) -> tuple[Transformation[Any, Any], ...]:
     """The stages, each told what holds of its input."""
     told: list[Transformation[Any, Any]] = []
-    before, giver = SAMPLES, ""
     for stage in stages:
         if isinstance(stage, AnyStage):
             stage = stage.after(before, giver)

@@ -29,7 +29,9 @@ class Guarantee:
     Attributes:
         bound: on the norm of every row, all parameters together; None for no bound.
         per_unit_weight: the bound is on a row over its weight.
-        per_sample_independent: row i and its weight depend on sample i only.
+        per_sample_independent: row i and its weight depend on sample i only, given the states of the stages before.
+        learns: such a state depends on the samples of earlier batches, so that rows of several batches are not
+            independent together.
         sensitivity: of a reduction's output.
     """
 
@@ -37,6 +39,7 @@ class Guarantee:
     per_unit_weight: bool = False
     per_sample_independent: bool = False
     sensitivity: Sensitivity = Sensitivity()
+    learns: bool = False
 
 
 NOTHING = Guarantee()

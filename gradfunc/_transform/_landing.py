@@ -19,15 +19,16 @@ class Landing(dict[str, Tensor]):
 
     def __init__(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
         super().__init__({name: value - before[name].detach() for name, value in after.items()})
-        self.before = {name: (before[name], before[name]._version) for name in after}
+        self.before = {name: (before[name], _version(before[name])) for name in after}
         self.after = dict(after)
+        self.made = {name: (value, _version(value)) for name, value in self.items()}
 
     def at(self, params: Mapping[str, Tensor]) -> Tensors:
-        """The new parameters of those among `params` that the updates were made for."""
+        """The new parameters of those among `params` that the updates were made for, where these are as they were."""
         return {
             name: self.after[name]
-            for name, (tensor, version) in self.before.items()
-            if params.get(name) is tensor and tensor._version == version
+            for name in self.after
+            if _same(params.get(name), self.before[name]) and _same(self.get(name), self.made[name])
         }
 
 
@@ -43,4 +44,15 @@ def merged(parts: list[Mapping[str, Tensor]], order: list[str]) -> Tensors:
         assert isinstance(part, Landing)
         whole.before |= part.before
         whole.after |= part.after
+        whole.made |= part.made
     return whole
+
+
+def _same(given: Tensor | None, known: tuple[Tensor, int]) -> bool:
+    tensor, version = known
+    return given is tensor and _version(tensor) == version
+
+
+def _version(tensor: Tensor) -> int:
+    """Of a tensor of inference mode, whose changes nobody counts, 0."""
+    return 0 if tensor.is_inference() else tensor._version

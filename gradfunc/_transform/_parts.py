@@ -322,6 +322,7 @@ def _together(parts: list[Guarantee]) -> Guarantee:
         per_unit_weight=any(part.per_unit_weight for part in parts),
         per_sample_independent=all(part.per_sample_independent for part in parts),
         sensitivity=Sensitivity(*moved),
+        learns=any(part.learns for part in parts),
     )
 
 

@@ -276,3 +276,28 @@ def test_what_may_move_more_states_nothing(name):
 def test_signs_do_move_more():
     came, left = spread(gf.sign(), [1e-9, 0, 0, 0, 0, 0], [-1e-9, 0, 0, 0, 0, 0])
     assert left > 1e6 * came
+
+
+def test_a_chain_within_a_stage_is_told_what_holds_there():
+    within = gf.clip_per_sample(1.0) >> gf.sum() >> gf.gaussian_mechanism(1.0, seed=0)
+    parts = gf.partition({"all": within}, {r".*": "all"})
+    step = gf.focal_weights() >> parts
+    assert step.stages[-1].stages["all"].stages[-1].told == 1.0
+    with pytest.raises(ValueError, match=r"sum >> gaussian_mechanism: got sum, behind which nothing bounds"):
+        gf.top_k_loss(2) >> parts  # which row stays depends on all
+    step = gf.clip_per_sample(3.0) >> gf.sum() >> gf.masked(gf.scale(0.5) >> gf.gaussian_mechanism(1.0, seed=0), "w")
+    assert step.stages[-1].inner.stages[-1].told == 1.5
+
+
+def test_a_limit_that_is_learnt_moves_later_batches_of_one_result():
+    clip = gf.adaptive_clip_per_sample(1.0, unit=True, learning_rate=1.0)
+    assert (clip >> gf.accumulate(gf.sum(), 1)).guarantee() == (clip >> gf.sum()).guarantee()
+    step = clip >> gf.clip_value_per_sample(2.0) >> gf.accumulate(gf.sum(), 2)
+    assert step.guarantee().sensitivity == Sensitivity()
+    later, sums = torch.full((100, 2), 0.5, dtype=F64), []
+    for first in (0.1, 10.0):
+        g, params = plain(torch.full((1, 2), first, dtype=F64))
+        _, state = step.update(g, step.init(params), params)
+        sums.append(step.update(plain(later)[0], state, params)[0])
+    moved = math.dist(*(torch.cat(list(s.values())).tolist() for s in sums))
+    assert moved > 2  # what one sample of norm at most 1 could do in a single batch

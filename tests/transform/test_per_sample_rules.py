@@ -293,3 +293,21 @@ def test_a_planted_mistake_is_noticed(name, monkeypatch):
     monkeypatch.setattr(where, attribute, mistake)
     with pytest.raises(AssertionError):
         law()
+
+
+def test_a_variance_of_half_types_is_none_of_a_rounded_mean():
+    x = torch.tensor([[1.0], [1.0078125]], dtype=torch.bfloat16)  # neighbours: the mean is none of bfloat16
+    params = {"w": torch.zeros(1, dtype=torch.bfloat16)}
+    g = gf.per_sample_grads(lambda p, x: (p["w"] * x).sum())(params, x)
+    rule = gf.adam_per_sample(1.0, betas=(0.0, 0.0), second_moment="variance")
+    updates, state = rule.update(g, rule.init(params), params)
+    assert float(state["exp_avg_sq"]["w"]) == pytest.approx(float(x.float().var(correction=0)), rel=0.01)
+    assert updates["w"].dtype == torch.bfloat16
+
+
+def test_small_squares_of_half_types_are_not_lost():
+    params = {"w": torch.zeros(1, dtype=torch.float16)}
+    g = gf.per_sample_grads(lambda p, x: (p["w"] * x).sum())(params, torch.tensor([[1e-4], [1e-4]]).half())
+    rule = gf.adam_per_sample(1.0)
+    updates, _ = rule.update(g, rule.init(params), params)
+    assert float(updates["w"]) == pytest.approx(-1, rel=1e-3)

@@ -437,8 +437,8 @@ GUARANTEES = {
     "normalise": (gf.normalize_per_sample(2.0), BOUNDED, Guarantee(2.0, False, True)),
     "normalise, keep": (gf.normalize_per_sample(2.0, nonfinite="keep"), BOUNDED, SAMPLES),
     "normalise per unit": (gf.normalize_per_sample(2.0, per_unit_weight=True), BOUNDED, Guarantee(2.0, True, True)),
-    "adaptive": (gf.adaptive_clip_per_sample(), BOUNDED, SAMPLES),
-    "adaptive, unit": (gf.adaptive_clip_per_sample(unit=True), SAMPLES, Guarantee(1.0, False, True)),
+    "adaptive": (gf.adaptive_clip_per_sample(), BOUNDED, Guarantee(None, False, True, learns=True)),
+    "adaptive, unit": (gf.adaptive_clip_per_sample(unit=True), SAMPLES, Guarantee(1.0, False, True, learns=True)),
     "value": (gf.clip_value_per_sample(1.0), BOUNDED, BOUNDED),
     "sign": (gf.sign_per_sample(), BOUNDED, SAMPLES),
     "mask": (gf.mask_per_sample(lambda g: g.losses > 0), BOUNDED, Guarantee(3.0)),
@@ -494,3 +494,32 @@ def check_honest(name):
 @pytest.mark.parametrize("name", GUARANTEES)
 def test_guarantees_are_honest(name):
     check_honest(name)
+
+
+@pytest.mark.parametrize("kept", [[math.nan, 1.0, 1.0], [-1.0, 1.0, 0.0]])
+def test_a_mask_is_of_bools(kept):
+    g, _ = plain(torch.eye(3, dtype=F64))
+    with pytest.raises(ValueError, match=r"got dtype torch.float32 from keep; expected bools"):
+        gf.mask_per_sample(lambda g: torch.tensor(kept)).update(g, ())
+
+
+@pytest.mark.parametrize(("samples", "share", "number"), [(25, 0.6, 15), (50, 0.3, 15), (50, 0.54, 27), (3, 0.5, 2)])
+def test_a_share_is_of_the_decimal_that_was_written(samples, share, number):
+    g, _ = plain(torch.ones(samples, 2, dtype=F64))
+    assert int(gf.top_k_loss(share).update(g, ())[0].weights.sum()) == number
+
+
+def test_an_adaptive_limit_divides_by_the_batch_size_itself():
+    g, params = plain(torch.eye(3, dtype=F64))
+    clip = gf.adaptive_clip_per_sample(2.0, batch_size=3.3)
+    _, state = clip.update(g, clip.init(params))
+    assert float(state["max_norm"]) == pytest.approx(2 * math.exp(-0.2 * (3 / 3.3 - 0.5)), rel=1e-14)
+
+
+def test_absent_samples_count_for_no_quantile():
+    matrix = torch.full((10, 2), 5.0, dtype=F64)
+    clip = gf.adaptive_clip_per_sample(1.0)
+    g, params = plain(matrix)
+    some, _ = plain(matrix[:2])
+    masked = g.weighted(torch.arange(10) < 2)
+    assert clip.update(masked, clip.init(params))[1] == clip.update(some, clip.init(params))[1]

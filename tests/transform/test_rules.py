@@ -485,3 +485,28 @@ def test_a_planted_mistake_is_noticed(name, monkeypatch):
     monkeypatch.setattr(where, attribute, mistake)
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         law()
+
+
+def test_lion_shows_what_is_not_a_number():
+    rule, params = gf.lion(0.1), {"w": torch.zeros(3)}
+    updates, _ = rule.update({"w": torch.tensor([math.nan, 0.0, -3.0])}, rule.init(params), params)
+    torch.testing.assert_close(updates["w"], torch.tensor([math.nan, 0.0, 0.1]), equal_nan=True)
+
+
+def test_the_fused_kernel_gets_its_counts_in_float32(monkeypatch):
+    counts = []
+    kernel = _scale_by_adam.torch_adam
+
+    def seen(*args, **kwargs):
+        counts.extend(args[5])
+        kernel(*args, **kwargs)
+
+    monkeypatch.setattr(_scale_by_adam, "torch_adam", seen)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        grads = {"w": torch.ones(2)}
+        gf.scale_by_adam().update(grads, gf.scale_by_adam().init(grads))
+    finally:
+        torch.set_default_dtype(before)
+    assert [count.dtype for count in counts] == [torch.float32]

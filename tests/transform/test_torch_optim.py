@@ -278,3 +278,32 @@ def test_a_planted_mistake_is_noticed(name, monkeypatch):
     monkeypatch.setattr(where, attribute, mistake)
     with pytest.raises((AssertionError, KeyError)):
         law()
+
+
+CHANGES = {
+    "in place": lambda updates: updates["w"].mul_(0.5),
+    "an entry replaced": lambda updates: updates.update(w=updates["w"] * 0.5),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_updates_that_were_changed_are_applied_as_they_are(name):
+    params = {"w": torch.ones(2)}
+    rule = gf.from_torch_optim(torch.optim.SGD, lr=1.0)
+    updates, _ = rule.update({"w": torch.ones(2)}, rule.init(params), params)
+    CHANGES[name](updates)
+    assert gf.apply_updates(params, updates)["w"].tolist() == [0.5, 0.5]
+    updates, _ = rule.update({"w": torch.ones(2)}, rule.init(params), params)
+    del updates["w"]
+    assert gf.apply_updates(params, updates)["w"] is params["w"]
+
+
+def test_steps_of_inference_mode():
+    rule = gf.from_torch_optim(torch.optim.SGD, lr=1.0)
+    with torch.inference_mode():
+        params = {"w": torch.ones(2)}
+        state = rule.init(params)
+        for _ in range(2):
+            updates, state = rule.update({"w": torch.ones(2)}, state, params)
+            params = gf.apply_updates(params, updates)
+    assert params["w"].tolist() == [-1.0, -1.0]

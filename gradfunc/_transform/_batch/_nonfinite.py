@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..._errors import message
 from ..._tree import Tensors
@@ -109,8 +110,8 @@ class ZeroNonfinite(BatchStage):
         """Entry by entry."""
         values = check_grads(self, grads)
         if how.said is not None:
-            odd = [(~value.detach().isfinite()).sum().cpu() for value in values.values()]
-            how.say(self.name, lambda: {"nonfinite": torch.stack(odd).sum() if odd else 0.0})
+            odd = [(~value.detach().isfinite()).sum() for value in values.values()]
+            how.say(self.name, lambda: {"nonfinite": _total(odd)})
         out = how.own(values.values())
         zero_entries(out)
         return Grads(dict(zip(values, out, strict=True))), state
@@ -131,3 +132,8 @@ def zero_nonfinite() -> ZeroNonfinite:
         {'w': tensor([1., 0., 0.])}
     """
     return ZeroNonfinite()
+
+
+def _total(counts: list[Tensor]) -> Tensor | float:
+    """On the first one's device, which is not asked."""
+    return torch.stack([count.to(counts[0].device) for count in counts]).sum() if counts else 0.0

@@ -16,7 +16,7 @@ from ..._swap import levels
 from ..._tree import Tensors, wide
 from ..._weights import total
 from .._chain import Chain, Stage
-from .._guarantee import SAMPLES, Guarantee
+from .._guarantee import NOTHING, SAMPLES, Guarantee
 from .._protocol import Grads, State
 from .._said import Facts
 from .._stage import AnyStage, How, check_params, check_rows
@@ -37,8 +37,8 @@ class Accumulate(Stage[PerSampleGrads, Grads]):
     name = "accumulate"
 
     def guarantee(self, before: Guarantee = SAMPLES, /) -> Guarantee:
-        """That of the reduction: a sample is in one batch, a batch in one result."""
-        return self.reduction.guarantee(before)
+        """That of the reduction: a sample is in one batch, and one batch in one result; none if it moves later rows."""
+        return NOTHING if before.learns and self.every > 1 else self.reduction.guarantee(before)
 
     def init(self, params: Tensors, /) -> State:
         """Nothing gathered."""
@@ -114,7 +114,8 @@ def accumulate(reduction: Reduction, every: int) -> Accumulate:
     float64. The result has no graph: what was gathered outlives its batches. Inside a transform of torch.func it does.
 
     The guarantee is that of the reduction, since a sample is in one batch and a batch in one result. (Data that come
-    again in another batch of the same result are other samples.)
+    again in another batch of the same result are other samples.) Behind `gf.adaptive_clip_per_sample`, whose limit in
+    one batch depends on the samples of those before, none is stated.
 
     Args:
         reduction: `gf.sum()`, `gf.mean()` or `gf.mean(denominator=D)`, where D stands for all batches of a result

@@ -40,7 +40,7 @@ class AdaptiveClipPerSample(RowStage):
     def guarantee(self, before: Guarantee = SAMPLES, /) -> Guarantee:
         """1 where rows are brought to the unit; else C, which is in the state and not known beforehand."""
         bound = 1.0 if self.unit and self.nonfinite != "keep" else None
-        return dataclasses.replace(before, bound=bound, per_unit_weight=False)
+        return dataclasses.replace(before, bound=bound, per_unit_weight=False, learns=True)
 
     def init(self, params: Tensors, /) -> State:
         """C before the first update, and the count of updates."""
@@ -51,7 +51,7 @@ class AdaptiveClipPerSample(RowStage):
         g, call = check_rows(self, grads), f"{self!r}.update(g, state)"
         limit = state["max_norm"]
         norms = g.norms()
-        finite = norms.isfinite()
+        finite, weighs = norms.isfinite(), (g.weights > 0).to(norms.device)
         if self.nonfinite == "raise" and not bool(finite.all()):
             raise ValueError(refused(call, g))
         if self.nonfinite in ("skip", "zero"):
@@ -64,15 +64,19 @@ class AdaptiveClipPerSample(RowStage):
             seen.note(norms, ones, c)
             how.say(self.name, partial(_facts, seen, limit))
         out = g._rescaled(c.double() / limit if self.unit else c)
-        return out, {"max_norm": self._next(limit, norms, finite, state), "count": count_of(state) + 1}
+        return out, {"max_norm": self._next(limit, norms, finite & weighs, state), "count": count_of(state) + 1}
 
-    def _next(self, limit: Tensor, norms: Tensor, finite: Tensor, state: State) -> Tensor:
-        """Equation of the paper's algorithm 1; rows that are not finite, and an empty batch, move nothing."""
-        size = finite.sum(dtype=torch.float64) if self.batch_size is None else torch.tensor(self.batch_size)
-        below = ((norms.double() <= limit) & finite).sum(dtype=torch.float64)
+    def _next(self, limit: Tensor, norms: Tensor, counts: Tensor, state: State) -> Tensor:
+        """As the paper has it (algorithm 1); what is not finite or has weight 0, and an empty batch, move nothing."""
+        below = ((norms.double() <= limit) & counts).sum(dtype=torch.float64)
+        if self.batch_size is None:
+            size = counts.sum(dtype=torch.float64)
+            share_of = size.clamp_min(1)
+        else:
+            size = share_of = torch.full_like(below, self.batch_size)
         if self.count_noise_std:
             below = below + self.count_noise_std * gaussian(below, self.name, self.seed, count_of(state))
-        share = torch.where(size > 0, below / size.clamp_min(1), self.quantile)
+        share = torch.where(size > 0, below / share_of, self.quantile)
         return (limit * torch.exp(-self.learning_rate * (share - self.quantile))).detach()
 
     def __repr__(self) -> str:
@@ -104,8 +108,8 @@ def adaptive_clip_per_sample(
         learning_rate: eta >= 0.
         count_noise_std: standard deviation of Gaussian noise on the count of samples up to C, for privacy; the paper
             takes a twentieth of the expected batch size.
-        batch_size: what the count is divided by: the expected batch size; None for the number of finite rows, which
-            depends on the data.
+        batch_size: what the count is divided by: the expected batch size; None for the number of finite rows of
+            weight above 0, which depends on the data.
         unit: divide clipped rows by C, so that the bound is 1 whatever C has become. `gf.gaussian_mechanism` then knows
             the sensitivity; the scale that is lost is for the learning rate to have, as with a normalised step.
         seed: of that noise, which is a function of seed and count.
@@ -121,7 +125,8 @@ def adaptive_clip_per_sample(
     | up to C               | 1                              | yes                |
     | above C, such as 1e20 | C/n, rounded down              | no                 |
     | inf, NaN              | by `nonfinite`                 | not at all         |
-    | no samples            | -                              | C stays            |
+    | any, weight 0         | as above                       | not at all         |
+    | no samples            | -                              | C stays, unless `batch_size` says how many |
 
     Raises:
         TypeError: an option of another type.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
 from functools import partial
 
 import torch
@@ -96,10 +98,11 @@ def _top(g: PerSampleGrads, *, k: float) -> Tensor:
     if bool((losses.isnan() & used).any()):
         do = "Put gf.nonfinite_per_sample('skip') before it."
         raise ValueError(message(call, got="a loss that is NaN", expected="losses that have an order", do=do))
-    number = torch.ceil(used.sum() * k).long() if k < 1 else torch.tensor(int(k))
+    # of the decimal that was written: 0.6 of 25 are 15, though 0.6 * 25 > 15 in float32
+    number = math.ceil(Fraction(repr(float(k))) * int(used.sum())) if k < 1 else int(k)
     order = torch.where(used, losses, -torch.inf).argsort(descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-    return used & (rank < number.to(rank.device))
+    return used & (rank < number)
 
 
 def _focal(g: PerSampleGrads, *, gamma: float) -> Tensor:

@@ -42,9 +42,11 @@ class Seen:
             "clipped": ((c < 1) & (norms > 0) & fine).double().sum() / max(len(c), 1),
             "nonfinite": nonfinite.sum() / max(len(c), 1),
         }
-        for name, values in {"norm": norms[fine], "after": (norms * c)[fine], "factor": c[fine]}.items():
-            low, middle, high = values.quantile(values.new_tensor([0.0, 0.5, 1.0])) if len(values) else [math.nan] * 3
-            facts |= {f"{name}_min": low, f"{name}_median": middle, f"{name}_max": high}
+        for name, values in {"norm": norms, "after": norms * c, "factor": c}.items():
+            # not values[fine], whose length a device would be waited for
+            left = torch.where(fine, values, math.nan)
+            some = [left.nanquantile(q) if len(left) else math.nan for q in (0.0, 0.5, 1.0)]
+            facts |= {f"{name}_{which}": some[k] for k, which in enumerate(("min", "median", "max"))}
         return facts
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +52,7 @@ class EntriesStage(RowStage):
     def guarantee(self, before: Guarantee = SAMPLES, /) -> Guarantee:
         """Rows depend on what they did; a clamp shrinks them, so that a bound from before holds, a sign does not."""
         bound = before.bound if self.limit is not None else None
-        return Guarantee(bound, before.per_unit_weight and bound is not None, before.per_sample_independent)
+        return dataclasses.replace(before, bound=bound, per_unit_weight=before.per_unit_weight and bound is not None)
 
     def init(self, params: Tensors, /) -> State:
         """The count of updates, for a schedule."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -53,7 +54,8 @@ class Reweighted(RowStage):
         factor = 1.0 if before.per_unit_weight and self.weights else self.most
         bound = None if before.bound is None or factor is None else before.bound * factor
         independent = before.per_sample_independent and self.independent
-        return Guarantee(bound, before.per_unit_weight and bound is not None, independent)
+        unit = before.per_unit_weight and bound is not None
+        return dataclasses.replace(before, bound=bound, per_unit_weight=unit, per_sample_independent=independent)
 
     def apply(self, grads: Any, state: State, params: Tensors | None, how: How, /) -> tuple[PerSampleGrads, State]:
         """The rows, each with its number."""
@@ -89,7 +91,7 @@ def mask_per_sample(keep: OfRows, *, per_sample_independent: bool = False) -> Re
 
     Raises:
         TypeError: `keep` is no function.
-        ValueError: in an update, something else than a tensor `[B]`; entries that are negative or not finite.
+        ValueError: in an update, something else than bools `[B]`.
 
     Example:
         >>> import torch, gradfunc as gf
@@ -154,7 +156,10 @@ def _check_function(call: str, name: str, fn: object) -> None:
 
 def _bools(keep: OfRows, g: PerSampleGrads) -> Tensor:
     kept = keep(g)
-    return kept if not isinstance(kept, Tensor) or kept.dtype == torch.bool else kept.detach() != 0
+    if isinstance(kept, Tensor) and kept.dtype != torch.bool:
+        call, do = "gf.mask_per_sample(keep)", "Compare: g.losses < 5. Numbers are for gf.reweight_per_sample."
+        raise ValueError(message(call, got=f"dtype {kept.dtype} from keep", expected="bools", do=do))
+    return kept
 
 
 def _checked(call: str, numbers: OfRows, g: PerSampleGrads) -> Tensor:

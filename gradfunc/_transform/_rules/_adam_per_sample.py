@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from ..._errors import one_of
 from ..._per_sample import PerSampleGrads
-from ..._tree import Tensors
-from ..._weights import total
+from ..._tree import Tensors, wide
+from ..._weights import ratio, total
 from .._chain import Stage
 from .._numbers import NOT_NEGATIVE, Number, at, check_number, count_of, fixed
 from .._protocol import State, Updates
@@ -40,17 +40,18 @@ class AdamPerSample(Stage[PerSampleGrads, Updates]):
         g, count = check_rows(self, grads), count_of(state) + 1
         kept = [picked(self, state[key], g.names) for key in ("exp_avg", "exp_avg_sq")]
         unit, weights = g._per_unit(), g.weights
-        means = g.mean()
-        sums = unit._mapped(torch.square).weighted_sum(weights, wide=True)
-        first = typed(means.values(), kept[0])
         weight = total(weights)
+        # in the accumulation dtype: of a mean rounded to a half type, s - m^2 would be rounding
+        means = ratio(f"{self!r}.update(g, state)", g.sum(wide=True), weight, "raise")
+        sums = unit._mapped(squares).weighted_sum(weights, wide=True)
+        first = typed(means.values(), kept[0])
         second = typed([value / weight.to(value.device, value.dtype) for value in sums.values()], kept[1])
         if self.second_moment == "variance":
             second = [(v - m * m).clamp(min=0) for v, m in zip(second, first, strict=True)]
         first = averages(kept[0], first, self.betas[0])
         second = averages(kept[1], second, self.betas[1])
         factor = -at(repr(self), "lr", self.lr, NOT_NEGATIVE, state)
-        out = typed(direction(first, second, self.betas, self.eps, count, factor), means.values())
+        out = typed(direction(first, second, self.betas, self.eps, count, factor), [g._shapes[name] for name in means])
         state = {
             **state,
             "count": count,
@@ -117,3 +118,8 @@ def adam_per_sample(
     check_adam(call, betas, eps)
     one_of(call, "second_moment", second_moment, ("squares", "variance"))
     return AdamPerSample(fixed(lr), (float(betas[0]), float(betas[1])), float(eps), second_moment)
+
+
+def squares(values: Tensor) -> Tensor:
+    """In the accumulation dtype: those of half types underflow, overflow or round."""
+    return values.to(wide(values.dtype)).square()

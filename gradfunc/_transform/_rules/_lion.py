@@ -38,7 +38,9 @@ class ScaleByLion(BatchStage):
         kept = picked(self, state["exp_avg"], values)
         given = typed(values.values(), kept)
         out = list(torch._foreach_lerp(kept, given, 1 - self.betas[0]))
-        torch._foreach_sign_(out)
+        out = [
+            torch.where(value.isnan(), value, value.sign()) for value in out
+        ]  # torch's sign of NaN, 0, would hide it
         moved = how.own_state(kept)
         torch._foreach_lerp_(moved, given, 1 - self.betas[1])
         state = {**state, "exp_avg": put(state["exp_avg"], values, moved)}
@@ -52,7 +54,7 @@ def scale_by_lion(betas: tuple[float, float] = (0.9, 0.99)) -> ScaleByLion:
     """Lion's direction: a stage from gradients to signs.
 
     `sign(b1 m + (1 - b1) g)`, and then `m = b2 m + (1 - b2) g` (Chen et al. 2023, "Symbolic Discovery of Optimization
-    Algorithms", algorithm 2). An average of 0 has direction 0.
+    Algorithms", algorithm 2). An average of 0 has direction 0, of NaN NaN.
 
     Args:
         betas: b1 and b2, in [0, 1).

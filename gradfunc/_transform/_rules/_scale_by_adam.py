@@ -67,7 +67,8 @@ class ScaleByAdam(BatchStage):
             moved[0],
             moved[1],
             moved[2] if self.amsgrad else [],
-            [torch.tensor(float(count - 1), device=g.device) for g in given],
+            # float32 is what the kernel reads, whatever the default is; filled there, for which no device waits
+            [torch.full((), float(count - 1), dtype=torch.float32, device=g.device) for g in given],
             fused=True,
             amsgrad=self.amsgrad,
             beta1=self.betas[0],
