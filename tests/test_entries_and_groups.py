@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradfunc as gf
 from gradfunc._factors import Mapped, _concatenated
-from gradfunc._per_sample import _mapped, _piece, _scales
+from gradfunc import _factors
+from gradfunc._per_sample import _piece, _scales
 from gradfunc._per_sample._scales import Step
 
 C = torch.tensor([1.0, -2.0, 0.0, 0.5, 3.0, 1e-3], dtype=F64)
@@ -135,6 +136,28 @@ def test_laws(law, kind, device):
     law(kind, device)
 
 
+def test_what_is_scaled_alone_stays_factored():
+    """Clipped rows, of which the entries of one parameter are mapped: the others are no rows."""
+    torch.manual_seed(0)
+    params = {"w": torch.randn(64, 64, dtype=F64), "b": torch.randn(64, dtype=F64)}
+
+    def one(p, x):
+        return torch.tanh(x @ p["w"] + p["b"]).square().sum()
+
+    g = gf.per_sample_grads(one, engine="factored")(params, torch.randn(40, 3, 64, dtype=F64))
+    c = torch.ones(40, dtype=F64)
+    c[3] = 0
+    changed = on(g._rescaled(clip)._rescaled(c), ("b",), lambda part: part._mapped(clamp))
+    rows = g._rescaled(clip)._rescaled(c).materialize()
+    with Largest() as largest:
+        sums, norms = changed.sum(), changed.norms()
+    assert largest.entries <= 40 * 3 * 64 < 40 * 64 * 64  # a scaled half of its factor
+    want = {"w": rows["w"], "b": clamp(rows["b"])}
+    scale = flat(want).norm(dim=1)
+    assert bool(((norms - scale).abs() <= 1e-12 * scale).all())
+    assert all(bool(((sums[k] - v.sum(0)).abs() <= 1e-12 * scale.sum()).all()) for k, v in want.items())
+
+
 def test_per_unit_of_weight():
     g, want = given("kept")
     unit = g._per_unit()
@@ -230,8 +253,12 @@ def forgotten(self, index):
     return Step(self.fixed[index], self.functions, self.which[index])
 
 
-def everywhere(self, name):
-    return self.fn
+def everywhere(rows, c, scaled=_factors.scaled):
+    return _factors.through(rows, clamp, c)
+
+
+def unscaled_others(rows, c):
+    return rows
 
 
 def first_group(self, name):
@@ -245,7 +272,8 @@ def formed_whole(self, scratch):
 MUTANTS = {
     "scales behind the function": (Mapped, "dense", unscaled, lambda: check_entries("factors")),
     "a selection forgets the group": (Step, "select", forgotten, lambda: check_groups_selected_and_joined("streamed")),
-    "all parameters mapped": (_mapped.MappedSource, "_fn", everywhere, lambda: check_entries_of_some("factors")),
+    "all parameters mapped": (_factors, "scaled", everywhere, lambda: check_entries_of_some("factors")),
+    "the others as they were": (_factors, "scaled", unscaled_others, lambda: check_entries_of_some("factors")),
     "one coefficient for all groups": (_piece.Piece, "coefficient", first_group, lambda: check_groups("kept")),
     "the norm of the first group alone": (
         _scales,

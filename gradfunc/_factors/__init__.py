@@ -23,6 +23,7 @@ from ._gradients import Gradients as Gradients
 from ._gradients import dense as dense
 from ._gradients import from_rows as from_rows
 from ._gradients import mapped as mapped
+from ._gradients import scaled as scaled
 from ._gradients import scratch_of as scratch_of
 from ._gradients import select as select
 from ._gradients import tensors as tensors

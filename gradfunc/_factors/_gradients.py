@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from .._errors import message
-from .._tree import At, Tensors, count, is_whole, wide
+from .._tree import At, Tensors, count, is_whole, weighed, wide
 from ._blocks import fitting, spans
 from ._dense import Dense
 from ._factor import Factor
-from ._mapped import Mapped
+from ._mapped import Mapped, as_they_are
 from ._outer import Outer
 from ._unfolded import Unfolded
 
@@ -76,6 +76,13 @@ class Gradient:
         like = _like(factors[0].tensors[-1], self.like.dtype, self.like.shape) if factors else self.like
         return Gradient(like, self.size, factors)
 
+    def scaled(self, c: Tensor) -> Gradient:
+        """Rows times `c`, `[B]`: one half of every factor is multiplied, the other where a 0 could meet inf or NaN."""
+        if any(isinstance(factor, Mapped) for factor in self.factors):
+            return Gradient(self.like, self.size, (Mapped(self, c, as_they_are),))
+        kept = (c != 0).to(c.dtype)
+        return Gradient(self.like, self.size, tuple(_scaled(factor, c, kept) for factor in self.factors))
+
     def dense(self) -> Tensor:
         """Every row, `[B, *shape]`, in the parameter's dtype."""
         if not self.factors:
@@ -99,6 +106,15 @@ def from_rows(rows: Mapping[str, Tensor]) -> Gradients:
 def select(rows: Gradients, at: At) -> Gradients:
     """Some of the samples, in the order of `at`."""
     return {name: gradient.select(at) for name, gradient in rows.items()}
+
+
+def scaled(rows: Gradients, c: Callable[[str], Tensor | None]) -> Gradients:
+    """Rows times `c(name)`, `[B]`, factors kept; a coefficient 0 leaves exact zeros, also for inf and NaN."""
+    out = {}
+    for name, gradient in rows.items():
+        own = c(name)
+        out[name] = gradient if own is None else gradient.scaled(own)
+    return out
 
 
 def through(rows: Gradients, fn: Callable[[Tensor], Tensor], c: Callable[[str], Tensor | None]) -> Gradients:
@@ -130,6 +146,13 @@ def scratch_of(rows: Gradients) -> int:
     within = [inner for factor in factors if isinstance(factor, Mapped) for inner in factor.inner.factors]
     held = (factor.x.numel() for factor in (*factors, *within) if isinstance(factor, (Outer, Unfolded)))
     return max(2**16, *held, 0)
+
+
+def _scaled(factor: Factor, c: Tensor, kept: Tensor) -> Factor:
+    halves = list(factor.tensors)
+    others = [weighed(half, kept) if half.is_floating_point() else half for half in halves[:-1]]
+    made = iter([*others, weighed(halves[-1], c)])
+    return factor.mapped(lambda _: next(made))
 
 
 def _like(some: Tensor, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:

@@ -17,6 +17,11 @@ from ._factor import Factor, Method, Terms
 Entrywise = Callable[[Tensor], Tensor]
 
 
+def as_they_are(values: Tensor) -> Tensor:
+    """The function of what is scaled alone."""
+    return values
+
+
 class Inner(Protocol):
     """What is mapped: the rows of one parameter (a `Gradient`, which is made of factors such as this)."""
 

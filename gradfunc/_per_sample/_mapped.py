@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import _factors
 from .._engines import Block, Source
-from .._factors import Entrywise, Gradients
+from .._factors import Entrywise
 from .._tree import At
 from ._live import LivePiece
 from ._piece import Piece
@@ -40,15 +40,12 @@ class MappedSource:
         names = tuple(block.grads)
         piece = (LivePiece if self.live else Piece)(at, block.grads, self.scales, names)
         if self.live:
-            dense = {name: self._fn(name)(value) for name, value in piece.dense().items()}
+            dense = {name: self.fn(v) if name in self.names else v for name, v in piece.dense().items()}
             return block._replace(grads=_factors.from_rows(dense))
-        grads: Gradients = {}
-        for name, gradient in block.grads.items():
-            if name in self.names or piece.coefficient(name) is not None:
-                grads |= _factors.through({name: gradient}, self._fn(name), piece.coefficient)
-            else:
-                grads[name] = gradient
-        return block._replace(grads=grads)
+        chosen = {name: gradient for name, gradient in block.grads.items() if name in self.names}
+        others = {name: gradient for name, gradient in block.grads.items() if name not in self.names}
+        made = _factors.through(chosen, self.fn, piece.coefficient) | _factors.scaled(others, piece.coefficient)
+        return block._replace(grads={name: made[name] for name in block.grads})
 
     def values(self, at: At) -> Block:
         """Those of the source."""
@@ -57,11 +54,3 @@ class MappedSource:
     def unused(self, at: At) -> Tensor:
         """Those of the source."""
         return self.source.unused(at)
-
-    def _fn(self, name: str) -> Entrywise:
-        return self.fn if name in self.names else as_it_is
-
-
-def as_it_is(values: Tensor) -> Tensor:
-    """Of what is scaled alone."""
-    return values

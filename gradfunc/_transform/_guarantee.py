@@ -24,7 +24,9 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class Guarantee:
-    """What holds of some stage's output, up to rounding, for all data. Made when a chain is built, without running it.
+    """What holds of some stage's output for all data, up to rounding, and as long as no sum overflows.
+
+    Made when a chain is built, without running it.
 
     Attributes:
         bound: on the norm of every row, all parameters together; None for no bound.

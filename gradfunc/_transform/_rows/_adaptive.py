@@ -38,8 +38,10 @@ class AdaptiveClipPerSample(RowStage):
     name = "adaptive_clip_per_sample"
 
     def guarantee(self, before: Guarantee = SAMPLES, /) -> Guarantee:
-        """1 where rows are brought to the unit; else C, which is in the state and not known beforehand."""
-        bound = 1.0 if self.unit and self.nonfinite != "keep" else None
+        """1 where rows are brought to the unit; else C is in the state and not known beforehand, and rows only shrink."""
+        if not self.unit:
+            return dataclasses.replace(before, learns=True)
+        bound = None if self.nonfinite == "keep" else 1.0
         return dataclasses.replace(before, bound=bound, per_unit_weight=False, learns=True)
 
     def init(self, params: Tensors, /) -> State:
