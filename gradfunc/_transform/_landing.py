@@ -21,14 +21,20 @@ class Landing(dict[str, Tensor]):
         super().__init__({name: value - before[name].detach() for name, value in after.items()})
         self.before = {name: (before[name], before[name]._version) for name in after}
         self.after = dict(after)
+        self.made = {name: (value, value._version) for name, value in self.items()}
 
     def at(self, params: Mapping[str, Tensor]) -> Tensors:
-        """The new parameters of those among `params` that the updates were made for."""
+        """The new parameters of those among `params` that the updates were made for, where these still stand."""
         return {
             name: self.after[name]
-            for name, (tensor, version) in self.before.items()
-            if params.get(name) is tensor and tensor._version == version
+            for name in self.before
+            if _stands(params.get(name), self.before[name]) and _stands(self.get(name), self.made[name])
         }
+
+
+def _stands(value: Tensor | None, noted: tuple[Tensor, int]) -> bool:
+    tensor, version = noted
+    return value is tensor and tensor._version == version
 
 
 def merged(parts: list[Mapping[str, Tensor]], order: list[str]) -> Tensors:
@@ -43,4 +49,5 @@ def merged(parts: list[Mapping[str, Tensor]], order: list[str]) -> Tensors:
         assert isinstance(part, Landing)
         whole.before |= part.before
         whole.after |= part.after
+        whole.made |= part.made
     return whole
