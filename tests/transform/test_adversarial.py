@@ -163,3 +163,40 @@ def test_each_sample_is_reported_once_however_often_it_is_computed(reduction, cl
     for name, fact in reports[0].items():
         for report in reports[1:]:
             assert float(report[name]) == pytest.approx(float(fact), rel=1e-12), name
+
+
+def test_rows_that_a_batch_may_couple_bound_nothing():
+    def losses(p, x, y):
+        out = torch.tanh(x @ p["w"]) @ p["v"]
+        return (out - y - out.mean()).square().sum(-1)
+
+    f = gf.per_sample_grads(losses, batched=True)
+    with pytest.raises(ValueError, match=r" >> gaussian_mechanism: got .*nothing bounds what one sample can move"):
+        gf.make_step(f, PRIVATE)
+    gf.make_step(f, CLIP >> gf.sum() >> gf.gaussian_mechanism(1.0, seed=0, sensitivity=2.0))
+    gf.make_step(losses, PRIVATE)
+
+
+@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="torch._foreach_* has no batching rule under vmap")
+@pytest.mark.parametrize("rule", [gf.sgd(0.1), gf.adam(0.1), gf.lion(0.1)], ids=lambda rule: rule.name)
+def test_a_rule_under_vmap(rule):
+    def one(grads):
+        return dict(rule.update(gf.Grads(grads), rule.init(grads), grads)[0])
+
+    many = {"w": torch.randn(3, 4)}
+    got = torch.func.vmap(one)(many)["w"]
+    assert torch.allclose(got, torch.stack([one({"w": row})["w"] for row in many["w"]]))
+
+
+@pytest.mark.xfail(strict=True, reason="the torch rule steps on copies: its derivative is 0 without a word")
+def test_the_derivative_of_a_torch_rule_is_not_silently_zero():
+    rule, params = gf.from_torch_optim(torch.optim.SGD, lr=0.1), {"w": torch.ones(2)}
+
+    def size(grads):
+        return rule.update(gf.Grads(grads), rule.init(params), params)[0]["w"].square().sum()
+
+    try:
+        slope = torch.func.grad(size)({"w": torch.ones(2)})["w"]
+    except (RuntimeError, ValueError):
+        return
+    assert torch.allclose(slope, torch.full((2,), 0.02))
