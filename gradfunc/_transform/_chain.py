@@ -10,7 +10,7 @@ from .._errors import kind_of, message
 from .._per_sample import PerSampleGrads
 from .._tree import Tensors
 from ._guarantee import SAMPLES, Guarantee
-from ._protocol import Grads, In, Out, Placed, State, Transformation, Updates, guarantee_after
+from ._protocol import Grads, Guaranteeing, In, Out, Placed, State, Transformation, Updates, guarantee_after
 from ._said import StepReport
 from ._stage import AnyStage, How, report_of
 
@@ -95,8 +95,10 @@ class Chain(Stage[In, Out]):
                 do = "A stage has init(params) and update(grads, state, params)."
                 raise TypeError(message("gf.chain(*stages)", got=kind_of(stage), expected="stages", do=do))
         _checked_order(self.stages)
-        if self.takes is PerSampleGrads:  # the whole of what comes before is known
+        if any(places(stage)[0] is PerSampleGrads for stage in self.stages):  # the whole of what comes before is known
             object.__setattr__(self, "stages", _told(self.stages))
+        elif (k := next((k for k, stage in enumerate(self.stages) if _promises_nothing(stage)), None)) is not None:
+            object.__setattr__(self, "stages", (*self.stages[:k], *_told(self.stages[k:])))  # whatever comes before
 
     @property
     def name(self) -> str:
@@ -106,12 +108,13 @@ class Chain(Stage[In, Out]):
     @property
     def keys(self) -> tuple[str, ...]:
         """Of the state: names of stages, those that repeat with a number."""
-        seen: dict[str, int] = {}
-        keys = []
-        for stage in self.stages:
-            name = name_of(stage)
-            seen[name] = seen.get(name, 0) + 1
-            keys.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+        names = [name_of(stage) for stage in self.stages]
+        keys: list[str] = []
+        for k, name in enumerate(names):
+            count, key = names[:k].count(name) + 1, name
+            while key in keys or (key != name and key in names):  # a name may itself end in a number
+                key, count = f"{name}_{count}", count + 1
+            keys.append(key)
         return tuple(keys)
 
     @property
@@ -267,6 +270,13 @@ def _checked_order(stages: tuple[Transformation[Any, Any], ...]) -> None:
             )
         if not same:
             given, giver = gives, name_of(stage)
+
+
+def _promises_nothing(stage: Transformation[Any, Any]) -> bool:
+    """Whether nothing holds behind a stage, whatever holds before it."""
+    if isinstance(stage, AnyStage):
+        return type(stage).guarantee is AnyStage.guarantee
+    return not isinstance(stage, Guaranteeing)
 
 
 def _told(

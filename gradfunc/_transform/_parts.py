@@ -229,7 +229,8 @@ def partition(stages: Mapping[str, Transformation[A, B]], labels: Labels) -> Par
     Every group is what its stage would see if there were no other parameters; results are put together again.
 
     Args:
-        stages: `{label: stage}`, all of which take the same and give the same; `gf.identity()` leaves a group alone.
+        stages: `{label: stage}`, all of which take the same and give the same; `gf.identity()` leaves a group
+            of gradients or rows alone (beside rules it is refused: `gf.masked` lets parameters stay as they are).
         labels: for each parameter, its label: `{regex or name: label}` (a name that is spelt out comes first, then the
             first regex that matches all of it, `re.fullmatch`), or a function of (name, tensor).
 
@@ -258,7 +259,13 @@ def partition(stages: Mapping[str, Transformation[A, B]], labels: Labels) -> Par
         if len(set(known.values())) > 1:
             got = ", ".join(f"'{label}', which {verb} {place.__name__}" for label, place in known.items())
             raise TypeError(message(call, got=got, expected=f"stages that all {verb.rstrip('s')} the same"))
-    return Partition(dict(stages), labels)
+    whole = Partition(dict(stages), labels)
+    same = [label for label, stage in stages.items() if transparent(stage)]
+    if same and whole.takes is not whole.gives:
+        got = f"'{same[0]}', which gives what it takes, beside stages that give {whole.gives.__name__}"
+        do = "For parameters that stay as they are behind a rule: gf.masked(rule, select)."
+        raise TypeError(message(call, got=got, expected="stages that all give the same", do=do))
+    return whole
 
 
 def _on(stage: Any, names: list[str], grads: Any, state: State, params: Any, how: How) -> tuple[Any, State]:

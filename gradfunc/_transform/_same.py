@@ -7,15 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import torch
-
 from .._errors import kind_of, message
 from .._tree import Tensors
 from ._chain import Same, Stage
 from ._guarantee import SAMPLES, Guarantee, times
 from ._numbers import FINITE, Number, at, check_number, counted, counting, shown
 from ._protocol import Grads, State, Updates
-from ._stage import How, check_grads
+from ._stage import How, check_grads, multiply_
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -43,7 +41,7 @@ class Scale(Same):
         values = check_grads(self, grads)
         out = how.own(values.values())
         if out:
-            torch._foreach_mul_(out, factor)
+            multiply_(out, factor)
         return dict(zip(values, out, strict=True)), counted(state)
 
     def __repr__(self) -> str:

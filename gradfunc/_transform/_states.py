@@ -18,10 +18,12 @@ def flatten_state(state: State) -> Tensors:
 
     A path is the keys on the way, joined by "/": `"adam/scale_by_adam/exp_avg/layer.weight"`; of a
     chain the first key is the stage's name, of a rule made of parts the second the part's. Counts are int64, other
-    numbers float64, truth values bool; tensors are the state's own. What remembers nothing leaves nothing.
+    numbers float64, truth values bool; tensors are the state's own, or copies of those that are not contiguous (formats
+    that store bytes take no others). What remembers nothing leaves nothing.
 
     Raises:
         TypeError: the state holds something else than nested dictionaries, tuples and lists of tensors and numbers.
+        ValueError: two of its leaves have one path, by keys with a "/" in them.
 
     Example:
         >>> import torch, gradfunc as gf
@@ -32,13 +34,20 @@ def flatten_state(state: State) -> Tensors:
         >>> gf.unflatten_state(flat, like=step.init({"w": torch.ones(2)}))["sgd"]["momentum"]["count"]
         0
     """
-    return {"/".join(path): _tensor("/".join(path), leaf) for path, leaf in _leaves(state)}
+    flat: Tensors = {}
+    for path, leaf in _leaves(state):
+        name = "/".join(path)
+        if name in flat:
+            got, do = f"two leaves at '{name}'", "Name labels and parameters without '/'."
+            raise ValueError(message("gf.flatten_state(state)", got=got, expected="a path for each", do=do))
+        flat[name] = _tensor(name, leaf)
+    return flat
 
 
 def unflatten_state(flat: Mapping[str, Tensor], like: State) -> State:
     """What `gf.flatten_state` made flat, in the form of `like`, such as `step.init(params)`.
 
-    Tensors are those given; what is a number in `like` becomes one again.
+    Tensors are those given, laid out in memory as in `like`; what is a number in `like` becomes one again.
 
     Raises:
         TypeError: `flat` is no mapping.
@@ -75,7 +84,7 @@ def _leaves(state: State, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[st
 
 def _tensor(path: str, leaf: Any) -> Tensor:
     if isinstance(leaf, Tensor):
-        return leaf
+        return leaf.contiguous()
     if isinstance(leaf, (bool, int, float)):
         dtype = torch.bool if isinstance(leaf, bool) else torch.int64 if isinstance(leaf, int) else torch.float64
         return torch.tensor(leaf, dtype=dtype)
@@ -89,4 +98,8 @@ def _filled(like: State, flat: Mapping[str, Tensor], path: tuple[str, ...]) -> S
     if isinstance(like, (tuple, list)):
         return type(like)(_filled(value, flat, (*path, str(k))) for k, value in enumerate(like))
     leaf = flat["/".join(path)]
-    return leaf if isinstance(like, Tensor) else type(like)(leaf.item())
+    if not isinstance(like, Tensor):
+        return type(like)(leaf.item())
+    if leaf.shape != like.shape or leaf.stride() == like.stride():
+        return leaf
+    return torch.empty_like(like, dtype=leaf.dtype, device=leaf.device).copy_(leaf)

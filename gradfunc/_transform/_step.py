@@ -15,6 +15,7 @@ from .._per_sample import PerSampleGrads, PerSampleGradsFunction, per_sample_gra
 from .._swap import levels
 from .._tree import Tensors
 from ._chain import Chain, name_of, places
+from ._guarantee import NOTHING
 from ._landing import Landing
 from ._numbers import check_flag
 from ._protocol import Grads, State, Transformation, Updates
@@ -149,6 +150,8 @@ def make_step(
 
     Raises:
         TypeError: `step` is no stage, takes something else, or does not end in gradients or updates.
+        ValueError: a stage needs rows that depend on one sample each, such as `gf.gaussian_mechanism` without
+            `sensitivity=`, and the loss is one with `batched=True`, which may couple them.
 
     Example:
         >>> import torch, gradfunc as gf
@@ -172,4 +175,6 @@ def make_step(
         do = "End the chain with a reduction (gf.mean()) or a rule; one of your own says gives = gf.Updates."
         raise TypeError(message(call, got=f"{name_of(step)}, which {came}", expected="Grads or Updates", do=do))
     f = loss_or_f if isinstance(loss_or_f, PerSampleGradsFunction) else per_sample_grads(loss_or_f)
+    if f.options.batched and isinstance(step, AnyStage):
+        step.after(NOTHING, "batched=True")  # a loss of the whole batch may couple its rows
     return StepFunction(f, step, donate)

@@ -12,7 +12,7 @@ from ..._tree import Tensors, wide
 from .._chain import BatchStage
 from .._numbers import SHARE, Number, at, check_flag, check_number, counted, fixed, shown
 from .._protocol import Grads, State
-from .._stage import How, check_grads
+from .._stage import How, check_grads, multiply_
 from ._norms import check_names
 
 
@@ -37,7 +37,7 @@ class Ema(BatchStage):
         check_names(call, values, state["ema"])
         means = how.own_state([state["ema"][name] for name in values])
         if means:
-            torch._foreach_mul_(means, decay)
+            multiply_(means, decay)
         for mean, value in zip(means, values.values(), strict=True):
             mean.add_(value, alpha=1 - decay)
         after = {**counted(state), "ema": {**state["ema"], **dict(zip(values, means, strict=True))}}

@@ -26,14 +26,17 @@ class Seen:
 
     pieces: list[Tensor] = field(default_factory=list)
     ask: Callable[[], object] | None = None  # notes all rows, where no query did
+    size: int | None = None  # how many rows there are
 
     def note(self, norms: Tensor, unit: Tensor, c: Tensor) -> None:
-        """Of one piece."""
+        """Of one piece; once all rows were seen no more: a Gram computes some chunks more often than others."""
+        if self.size is not None and sum(piece.shape[1] for piece in self.pieces) >= self.size:
+            return
         lengths = torch.where(unit > 0, norms / unit, 0).double()
         self.pieces.append(torch.stack([lengths, c.double(), (~norms.isfinite()).double()]).detach())
 
     def facts(self) -> Facts:
-        """Fractions and quantiles of what was seen: the same if rows were computed several times."""
+        """Fractions and quantiles of what was seen."""
         if not self.pieces and self.ask is not None:
             self.ask()
         norms, c, nonfinite = torch.cat(self.pieces, 1) if self.pieces else torch.zeros(3, 0)
@@ -58,6 +61,8 @@ def by_norm(
     Where rows are computed again at each query, so are their norms, and the factors with them.
     """
     weights = g.weights
+    if seen is not None:
+        seen.size = g.batch_size
 
     def factors(norms: Tensor, given: Tensor, noted: Seen | None) -> Tensor:
         unit = (given if per_unit_weight else torch.ones_like(norms)).to(norms.device, torch.float64)

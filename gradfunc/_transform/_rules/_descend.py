@@ -12,7 +12,7 @@ from .._chain import Rule
 from .._guarantee import SAMPLES, Guarantee, times
 from .._numbers import NOT_NEGATIVE, Number, at, check_number, counted, counting, fixed, shown
 from .._protocol import State, Updates
-from .._stage import How, check_grads
+from .._stage import How, check_grads, multiply_
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,7 +40,7 @@ class Descend(Rule):
         given = list(values.values())
         if given and how.owned and not any(value.requires_grad for value in given):
             out = given
-            torch._foreach_mul_(out, factor)
+            multiply_(out, factor)
         else:
             out = list(torch._foreach_mul(given, factor)) if given else []
         return Updates(dict(zip(values, out, strict=True))), counted(state)

@@ -12,7 +12,7 @@ from ..._tree import Tensors
 from .._chain import BatchStage
 from .._numbers import FINITE, NOT_NEGATIVE, check_flag, check_number, count_of
 from .._protocol import Grads, State
-from .._stage import How, check_grads
+from .._stage import How, check_grads, multiply_
 from ._slots import picked, put, typed, zeros
 
 
@@ -36,7 +36,7 @@ class Momentum(BatchStage):
             return Grads({}), {**state, "count": count + 1}
         buffers = how.own_state(picked(self, state["momentum_buffer"], values))
         given = typed(values.values(), buffers)
-        torch._foreach_mul_(buffers, self.momentum)
+        multiply_(buffers, self.momentum)
         torch._foreach_add_(buffers, given, alpha=1 - self.dampening if count else 1.0)
         out = list(torch._foreach_add(given, buffers, alpha=self.momentum)) if self.nesterov else buffers
         out = [o.clone() if o is b else o for o, b in zip(typed(out, values.values()), buffers, strict=True)]
