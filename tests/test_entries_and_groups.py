@@ -9,8 +9,8 @@ from test_derived import F64, KINDS, B, given, joined, losses, problem, taken, t
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradfunc as gf
-from gradfunc._factors import Mapped, _concatenated
 from gradfunc import _factors
+from gradfunc._factors import Mapped, _concatenated
 from gradfunc._per_sample import _piece, _scales
 from gradfunc._per_sample._scales import Step
 

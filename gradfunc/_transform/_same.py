@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 from .._errors import kind_of, message
 from .._tree import Tensors
 from ._chain import Same, Stage
+from ._foreach import multiply_
 from ._guarantee import SAMPLES, Guarantee, times
 from ._numbers import FINITE, Number, at, check_number, counted, counting, shown
 from ._protocol import Grads, State, Updates
-from ._stage import How, check_grads, multiply_
+from ._stage import How, check_grads
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -39,9 +40,7 @@ class Scale(Same):
         """Every entry."""
         factor = at(repr(self), "factor", self.factor, FINITE, state)
         values = check_grads(self, grads)
-        out = how.own(values.values())
-        if out:
-            multiply_(out, factor)
+        out = multiply_(how.own(values.values()), factor)
         return dict(zip(values, out, strict=True)), counted(state)
 
     def __repr__(self) -> str:

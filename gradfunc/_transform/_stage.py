@@ -47,15 +47,6 @@ class How:
         return [value if self.donate and not value.requires_grad else value.clone() for value in values]
 
 
-def multiply_(values: list[Tensor], factor: float) -> None:
-    """Every entry times a number, in place; rounded once, as out of place (`_foreach_mul_` rounds the number too)."""
-    if any(value.dtype in (torch.float16, torch.bfloat16) for value in values):
-        for value in values:
-            value.mul_(factor)
-    elif values:
-        torch._foreach_mul_(values, factor)
-
-
 class AnyStage(ABC):
     """What all stages have.
 

@@ -177,7 +177,6 @@ def test_rows_that_a_batch_may_couple_bound_nothing():
     gf.make_step(losses, PRIVATE)
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="torch._foreach_* has no batching rule under vmap")
 @pytest.mark.parametrize("rule", [gf.sgd(0.1), gf.adam(0.1), gf.lion(0.1)], ids=lambda rule: rule.name)
 def test_a_rule_under_vmap(rule):
     def one(grads):
@@ -188,7 +187,6 @@ def test_a_rule_under_vmap(rule):
     assert torch.allclose(got, torch.stack([one({"w": row})["w"] for row in many["w"]]))
 
 
-@pytest.mark.xfail(strict=True, reason="the torch rule steps on copies: its derivative is 0 without a word")
 def test_the_derivative_of_a_torch_rule_is_not_silently_zero():
     rule, params = gf.from_torch_optim(torch.optim.SGD, lr=0.1), {"w": torch.ones(2)}
 

@@ -437,7 +437,7 @@ GUARANTEES = {
     "normalise": (gf.normalize_per_sample(2.0), BOUNDED, Guarantee(2.0, False, True)),
     "normalise, keep": (gf.normalize_per_sample(2.0, nonfinite="keep"), BOUNDED, SAMPLES),
     "normalise per unit": (gf.normalize_per_sample(2.0, per_unit_weight=True), BOUNDED, Guarantee(2.0, True, True)),
-    "adaptive": (gf.adaptive_clip_per_sample(), BOUNDED, Guarantee(None, False, True, learns=True)),
+    "adaptive": (gf.adaptive_clip_per_sample(), BOUNDED, Guarantee(3.0, False, True, learns=True)),
     "adaptive, unit": (gf.adaptive_clip_per_sample(unit=True), SAMPLES, Guarantee(1.0, False, True, learns=True)),
     "value": (gf.clip_value_per_sample(1.0), BOUNDED, BOUNDED),
     "sign": (gf.sign_per_sample(), BOUNDED, SAMPLES),

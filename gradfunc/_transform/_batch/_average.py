@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..._tree import Tensors, wide
 from .._chain import BatchStage
+from .._foreach import add_, multiply_
 from .._numbers import SHARE, Number, at, check_flag, check_number, counted, fixed, shown
 from .._protocol import Grads, State
-from .._stage import How, check_grads, multiply_
+from .._stage import How, check_grads
 from ._norms import check_names
 
 
@@ -36,10 +37,7 @@ class Ema(BatchStage):
         values = check_grads(self, grads)
         check_names(call, values, state["ema"])
         means = how.own_state([state["ema"][name] for name in values])
-        if means:
-            multiply_(means, decay)
-        for mean, value in zip(means, values.values(), strict=True):
-            mean.add_(value, alpha=1 - decay)
+        means = add_(multiply_(means, decay), list(values.values()), 1 - decay)
         after = {**counted(state), "ema": {**state["ema"], **dict(zip(values, means, strict=True))}}
         out = [_copy(mean, value, how) for mean, value in zip(means, values.values(), strict=True)]
         if self.debias:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from ..._tree import Tensors
 from .._chain import BatchStage
+from .._foreach import add, add_
 from .._guarantee import SAMPLES, Guarantee, times
 from .._numbers import FINITE, Number, at, check_number, counted, counting, fixed, shown
 from .._protocol import Grads, State
@@ -41,10 +40,9 @@ class AddDecayedWeights(BatchStage):
         check_names(f"{self!r}.update(grads, state, params)", values, weights)
         given, others = list(values.values()), [weights[name].detach() for name in values]
         if given and how.owned and not any(value.requires_grad for value in given):
-            out = given
-            torch._foreach_add_(out, others, alpha=rate)
+            out = add_(given, others, rate)
         else:
-            out = [value.add(weight.to(value.dtype), alpha=rate) for value, weight in zip(given, others, strict=True)]
+            out = add(given, others, rate)
         return Grads(dict(zip(values, out, strict=True))), counted(state)
 
     def __repr__(self) -> str:

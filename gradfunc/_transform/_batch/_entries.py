@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from ..._tree import Tensors, wide
 from .._chain import BatchStage
 from .._guarantee import SAMPLES, Guarantee, times
 from .._protocol import Grads, State
+from .._signs import signs
 from .._stage import How, check_grads
 
 
@@ -63,7 +62,7 @@ class Sign(BatchStage):
         values = check_grads(self, grads)
         out = how.own(values.values())
         for value in out:
-            value.copy_(torch.where(value.isnan(), value, value.sign()))
+            value.copy_(signs(value))
         return Grads(dict(zip(values, out, strict=True))), state
 
     def __repr__(self) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..._errors import message
+from ..._swap import levels
 from ..._tree import row_norms
 
 POLICIES = ("raise", "skip", "zero", "keep")
@@ -45,7 +46,7 @@ def shrinking(norm: Tensor, limit: float | Tensor, eps: float = 0.0) -> Tensor:
 
 def multiply(values: Sequence[Tensor], factor: Tensor) -> None:
     """Every entry times one number, in place, in the tensor's own dtype."""
-    if values and all(value.device == factor.device for value in values):
+    if values and not levels() and all(value.device == factor.device for value in values):
         torch._foreach_mul_(list(values), factor)
     else:
         for value in values:

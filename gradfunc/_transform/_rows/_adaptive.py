@@ -38,7 +38,7 @@ class AdaptiveClipPerSample(RowStage):
     name = "adaptive_clip_per_sample"
 
     def guarantee(self, before: Guarantee = SAMPLES, /) -> Guarantee:
-        """1 where rows are brought to the unit; else C is in the state and not known beforehand, and rows only shrink."""
+        """1 where rows are brought to the unit; else C is not known beforehand, and rows only shrink."""
         if not self.unit:
             return dataclasses.replace(before, learns=True)
         bound = None if self.nonfinite == "keep" else 1.0

@@ -17,6 +17,7 @@ from .._chain import RowStage
 from .._guarantee import SAMPLES, Guarantee
 from .._numbers import NORM, Number, at, check_number, counted, counting, fixed, shown
 from .._protocol import State
+from .._signs import signs
 from .._stage import How, check_rows
 from ._by_norm import POLICIES, by_norm
 
@@ -29,11 +30,6 @@ class Clamp:
 
     def __call__(self, values: Tensor) -> Tensor:
         return values.clamp(-self.limit, self.limit)
-
-
-def signs(values: Tensor) -> Tensor:
-    """-1, 0 or 1; NaN stays, of which torch says 0."""
-    return torch.where(values.isnan(), values, values.sign())
 
 
 @dataclass(frozen=True, repr=False)

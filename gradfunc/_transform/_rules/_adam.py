@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from ..._swap import levels
 from ..._tree import Tensors
 from .._batch import AddDecayedWeights
 from .._chain import chain
+from .._foreach import add_
 from .._numbers import NOT_NEGATIVE, Number, check_flag, check_number, counted, fixed
-from .._protocol import State, Updates
+from .._protocol import Grads, State, Updates
 from .._stage import How, check_grads, check_params
 from ._descend import Descend
 from ._named import Named, spelt
@@ -46,7 +45,7 @@ class Adam(Named):
         out, states["scale_by_adam"] = self.moments.scaled(grads, states["scale_by_adam"], how, factor)
         if decay is not None and self.decoupled and values:
             weights = [weight.detach() for weight in picked(self, check_params(self, params), values)]
-            torch._foreach_add_(list(out.values()), weights, alpha=factor * rate)
+            out = Grads(dict(zip(out, add_(list(out.values()), weights, factor * rate), strict=True)))
         return Updates(dict(out)), states
 
 

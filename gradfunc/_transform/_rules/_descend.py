@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from ..._tree import Tensors
 from .._chain import Rule
+from .._foreach import multiply, multiply_
 from .._guarantee import SAMPLES, Guarantee, times
 from .._numbers import NOT_NEGATIVE, Number, at, check_number, counted, counting, fixed, shown
 from .._protocol import State, Updates
-from .._stage import How, check_grads, multiply_
+from .._stage import How, check_grads
 
 
 @dataclass(frozen=True, repr=False)
@@ -39,10 +38,9 @@ class Descend(Rule):
         values, factor = check_grads(self, grads), self.factor(state)
         given = list(values.values())
         if given and how.owned and not any(value.requires_grad for value in given):
-            out = given
-            multiply_(out, factor)
+            out = multiply_(given, factor)
         else:
-            out = list(torch._foreach_mul(given, factor)) if given else []
+            out = multiply(given, factor)
         return Updates(dict(zip(values, out, strict=True))), counted(state)
 
     def __repr__(self) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from ..._tree import Tensors
 from .._batch import AddDecayedWeights
 from .._chain import BatchStage, chain
+from .._foreach import lerp, lerp_
 from .._numbers import NOT_NEGATIVE, Number, check_number, fixed
 from .._protocol import Grads, State
+from .._signs import signs
 from .._stage import How, check_grads
 from ._descend import Descend
 from ._named import Named, spelt
@@ -37,12 +37,8 @@ class ScaleByLion(BatchStage):
             return Grads({}), state
         kept = picked(self, state["exp_avg"], values)
         given = typed(values.values(), kept)
-        out = list(torch._foreach_lerp(kept, given, 1 - self.betas[0]))
-        out = [
-            torch.where(value.isnan(), value, value.sign()) for value in out
-        ]  # torch's sign of NaN, 0, would hide it
-        moved = how.own_state(kept)
-        torch._foreach_lerp_(moved, given, 1 - self.betas[1])
+        out = [signs(value) for value in lerp(kept, given, 1 - self.betas[0])]
+        moved = lerp_(how.own_state(kept), given, 1 - self.betas[1])
         state = {**state, "exp_avg": put(state["exp_avg"], values, moved)}
         return Grads(dict(zip(values, typed(out, values.values()), strict=True))), state
 

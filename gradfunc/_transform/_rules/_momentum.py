@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from ..._errors import message
 from ..._tree import Tensors
 from .._chain import BatchStage
+from .._foreach import add, add_, lerp, lerp_, multiply_
 from .._numbers import FINITE, NOT_NEGATIVE, check_flag, check_number, count_of
 from .._protocol import Grads, State
-from .._stage import How, check_grads, multiply_
+from .._stage import How, check_grads
 from ._slots import picked, put, typed, zeros
 
 
@@ -36,9 +35,8 @@ class Momentum(BatchStage):
             return Grads({}), {**state, "count": count + 1}
         buffers = how.own_state(picked(self, state["momentum_buffer"], values))
         given = typed(values.values(), buffers)
-        multiply_(buffers, self.momentum)
-        torch._foreach_add_(buffers, given, alpha=1 - self.dampening if count else 1.0)
-        out = list(torch._foreach_add(given, buffers, alpha=self.momentum)) if self.nesterov else buffers
+        buffers = add_(multiply_(buffers, self.momentum), given, 1 - self.dampening if count else 1.0)
+        out = add(given, buffers, self.momentum) if self.nesterov else buffers
         out = [o.clone() if o is b else o for o, b in zip(typed(out, values.values()), buffers, strict=True)]
         moved = put(state["momentum_buffer"], values, buffers)
         return Grads(dict(zip(values, out, strict=True))), {**state, "momentum_buffer": moved, "count": count + 1}
@@ -106,8 +104,8 @@ class Averaged(BatchStage):
             return Grads({}), state
         buffers = how.own_state(picked(self, state["momentum_buffer"], values))
         given = typed(values.values(), buffers)
-        torch._foreach_lerp_(buffers, given, 1 - self.momentum)
-        out = list(torch._foreach_lerp(given, buffers, self.momentum)) if self.nesterov else buffers
+        buffers = lerp_(buffers, given, 1 - self.momentum)
+        out = lerp(given, buffers, self.momentum) if self.nesterov else buffers
         out = [o.clone() if o is b else o for o, b in zip(typed(out, values.values()), buffers, strict=True)]
         moved = put(state["momentum_buffer"], values, buffers)
         return Grads(dict(zip(values, out, strict=True))), {**state, "momentum_buffer": moved}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..._errors import kind_of, message
+from ..._swap import levels
 from ..._tree import Tensors
 from .._chain import Rule
 from .._landing import Landing
@@ -60,6 +61,10 @@ class TorchOptim(Rule):
     def apply(self, grads: Any, state: State, params: Tensors | None, how: How, /) -> tuple[Updates, State]:
         """A step of a fresh optimizer on copies of the parameters."""
         values, given = check_grads(self, grads), check_params(self, params)
+        if levels():
+            got, do = "a transform of torch.func around it", "Our own rules, such as gf.adam, can be differentiated."
+            call = f"{self!r}.update(grads, state, params)"
+            raise RuntimeError(message(call, got=got, expected="a step outside: an optimizer writes in place", do=do))
         before = dict(zip(values, picked(self, given, values), strict=True))
         seen = dict(zip(values, picked(self, state["updates"], values), strict=True))
         if not values:
