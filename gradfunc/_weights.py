@@ -114,17 +114,22 @@ def ratio(call: str, sums: Tensors, weight: Tensor, on_zero_weight: str) -> Tens
     The quotients take the place of the sums in the dictionary, so that two of each are never held.
     """
     one_of(call, "on_zero_weight", on_zero_weight, ("raise", "zero"))
+    if on_zero_weight == "zero":  # nobody waits for the device
+        none = weight == 0
+        weight = torch.where(none, torch.ones_like(weight), weight)
+        for name, value in sums.items():
+            kept = torch.where(none.to(value.device), torch.zeros((), dtype=value.dtype, device=value.device), value)
+            sums[name] = kept / weight.to(value.device, value.dtype)
+        return sums
     if float(weight.detach()) == 0:
-        if on_zero_weight == "raise":
-            raise ValueError(
-                message(
-                    call,
-                    got="a total weight of 0",
-                    expected="at least one sample with weight > 0",
-                    do="The batch is empty, or every sample is ignored; pass on_zero_weight='zero' for zeros.",
-                )
+        raise ValueError(
+            message(
+                call,
+                got="a total weight of 0",
+                expected="at least one sample with weight > 0",
+                do="The batch is empty, or every sample is ignored; pass on_zero_weight='zero' for zeros.",
             )
-        return {name: torch.zeros_like(value) for name, value in sums.items()}
+        )
     for name in sums:
         sums[name] = sums[name] / weight.to(sums[name].device, sums[name].dtype)
     return sums

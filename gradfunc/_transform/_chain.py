@@ -217,6 +217,10 @@ def chain(*stages: Transformation[Any, Any]) -> Chain[Any, Any]:
     The state is a dictionary `{stage name: its state}`, those of a name that repeats with a number, however the chain
     was grouped. A stage that gives None, such as `gf.accumulate` until it is ready, lets those behind it wait.
 
+    Inputs, states and outputs may carry a graph of autograd, so that training steps can be differentiated through. A
+    loop of them then keeps what all steps were made of: train with parameters that require no gradient
+    (`model.params`), under `torch.no_grad()`, or by `gf.make_step`, which does that.
+
     A type checker reads the order of `>>`; of `chain` it is checked when the chain is built. A chain that starts from
     per-sample gradients is whole: what its stages need of those before, such as a bound on every sample, must be there.
 

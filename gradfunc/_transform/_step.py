@@ -78,6 +78,7 @@ class StepFunction:
     f: PerSampleGradsFunction
     step: Transformation[PerSampleGrads, Any]
     donate: bool = False
+    report: bool = True
 
     def __call__(
         self,
@@ -96,7 +97,7 @@ class StepFunction:
         f = self.f if step is None else self.f.at(step, index)
         # no name here holds the rows: they are free as soon as the chain has reduced them
         if isinstance(self.step, AnyStage):
-            how = How([], owned=True, donate=self.donate)
+            how = How([] if self.report else None, owned=True, donate=self.donate)
             out, state = self.step.apply(self._rows(f, params, args, kwargs), state, params, how)
             report, owned = report_of(how), self.step.fresh and not levels()
         else:
@@ -134,6 +135,7 @@ def make_step(
     step: Transformation[PerSampleGrads, Grads | Updates],
     *,
     donate: bool = False,
+    report: bool = True,
 ) -> StepFunction:
     """A function from parameters, state and a batch to the next ones: `run(params, state, *args, **kwargs)`.
 
@@ -147,6 +149,8 @@ def make_step(
         loss_or_f: a loss of one sample, or what `gf.per_sample_grads` made of one, with its options.
         step: a chain from per-sample gradients on. Its last stage says what it gives: `gives = gf.Updates`.
         donate: the tensors of the state that `run` is given may be overwritten: for a loop that needs the last alone.
+        report: whether stages say what they did; quantiles of norms are computed for it at each step. Without, the
+            report that `run` gives is empty, and costs nothing.
 
     Raises:
         TypeError: `step` is no stage, takes something else, or does not end in gradients or updates.
@@ -163,7 +167,8 @@ def make_step(
         (tensor([0.3000, 0.6500]), 0.5)
     """
     call = "gf.make_step(loss, step)"
-    check_flag(call, "donate", donate)
+    for name, value in {"donate": donate, "report": report}.items():
+        check_flag(call, name, value)
     if not isinstance(step, Transformation):
         raise TypeError(message(call, got=kind_of(step), expected="a stage or a chain of stages"))
     takes, gives = places(step)
@@ -177,4 +182,4 @@ def make_step(
     f = loss_or_f if isinstance(loss_or_f, PerSampleGradsFunction) else per_sample_grads(loss_or_f)
     if f.options.batched and isinstance(step, AnyStage):
         step.after(NOTHING, "batched=True")  # a loss of the whole batch may couple its rows
-    return StepFunction(f, step, donate)
+    return StepFunction(f, step, donate, report)

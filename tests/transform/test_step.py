@@ -8,6 +8,7 @@ import pytest
 import torch
 from oracle import same_bits
 from problem import KINDS, Doubled, Sgd, loss, problem
+from test_entries_and_groups import Largest
 from torch.nn import functional as F
 
 import gradfunc as gf
@@ -250,3 +251,54 @@ def test_inside_a_transform_a_step_has_its_derivative():
     whole = through(lambda p: run(p, state, *batch)[0])
     assert float(whole.norm()) > 0
     assert torch.allclose(whole, through(lambda p: gf.per_sample_grads(loss)(p, *batch).mean()), rtol=1e-12)
+
+
+def test_a_report_that_nobody_asks_for_is_empty():
+    params, batch = problem()
+    step = gf.clip_per_sample(0.7) >> gf.mean() >> Sgd(0.1)
+    with_report = gf.make_step(loss, step)(params, step.init(params), *batch)
+    without = gf.make_step(loss, step, report=False)(params, step.init(params), *batch)
+    assert same_bits(with_report[0], without[0])
+    assert without[2].stages == ()
+    with pytest.raises(TypeError, match="report=1; expected True or False"):
+        gf.make_step(loss, step, report=1)
+
+
+LEAN = {
+    "clip": lambda: gf.clip_per_sample(0.1) >> gf.mean() >> gf.adam(1e-3),
+    "clip by groups": lambda: gf.clip_per_sample(0.1, groups="parameter") >> gf.sum() >> gf.sgd(0.1, momentum=0.9),
+    "normalise and gather": lambda: gf.normalize_per_sample() >> gf.accumulate(gf.mean(), every=1) >> gf.lion(1e-3),
+    "adaptive clip": lambda: gf.adaptive_clip_per_sample(0.1) >> gf.mean() >> gf.ema(0.9),
+    "masked clip": lambda: gf.masked(gf.clip_per_sample(0.1), "w1") >> gf.mean(),
+    "weights": lambda: gf.top_k_loss(8) >> gf.focal_weights() >> gf.normalize_weights() >> gf.mean(),
+    "private": lambda: gf.clip_per_sample(0.1) >> gf.sum() >> gf.gaussian_mechanism(1.0, seed=0) >> gf.adamw(1e-3),
+    "Gram": lambda: gf.from_gram(gf.weightings.mgda()) >> gf.sgd(0.1),
+    "geometric median": lambda: gf.geometric_median() >> gf.from_torch_optim(torch.optim.Adam, lr=0.1),
+    "noise scale": lambda: gf.noise_scaled_step(0.1),
+}
+
+
+def check_lean(name):
+    """Rows of 2 x 128 x 128 entries, 32 of them: no tensor of a step is larger than a parameter."""
+    torch.manual_seed(0)
+    params = {"w1": torch.randn(128, 128) / 11, "w2": torch.randn(128, 128) / 11}
+
+    def mlp(p, x, y):
+        return F.cross_entropy(torch.relu(x @ p["w1"]) @ p["w2"], y)
+
+    batch = torch.randn(32, 128), torch.randint(128, (32,))
+    step = LEAN[name]()
+    f = gf.per_sample_grads(mlp, engine="factored", verify=False)
+    run, state = gf.make_step(f, step), step.init(params)
+    run(params, state, *batch)  # what is learnt of a graph is learnt once
+    with Largest() as largest:
+        run(params, state, *batch)
+    assert largest.entries <= 128 * 128 + 128
+    with Largest() as whole:
+        f(params, *batch).materialize()
+    assert whole.entries >= 32 * 128 * 128
+
+
+@pytest.mark.parametrize("name", LEAN)
+def test_what_needs_norms_or_the_gram_matrix_forms_no_rows(name):
+    check_lean(name)

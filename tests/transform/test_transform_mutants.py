@@ -11,10 +11,12 @@ import test_step
 import torch
 
 import gradfunc as gf
+from gradfunc import _factors
 from gradfunc._transform import _chain, _guarantee, _step
 from gradfunc._transform._reductions import _sums
 from gradfunc._transform._rows import _by_norm, _clip
 from gradfunc._transform._stage import How
+from gradfunc._tree import row_norms
 
 quotient, sensitivity = _by_norm.quotient, _guarantee.sensitivity
 rescaled, apply = gf.PerSampleGrads._rescaled, _chain.Chain.apply
@@ -93,6 +95,10 @@ def rows_held(self, grads, state, params, how):
 
 def state_forgotten(self, grads, state, params, how):
     return apply(self, grads, state, params, how)[0], state
+
+
+def norms_of_rows(rows):
+    return row_norms(_factors.dense(rows))
 
 
 def nested(*stages):
@@ -212,6 +218,7 @@ MUTANTS = {
         mean_accepted,
         lambda: test_chains.check_guarantee("clip, mean"),
     ),
+    "rows formed for their norms": (_factors, "norms", norms_of_rows, lambda: test_step.check_lean("clip")),
     "updates subtracted": (_step, "_sum", subtracted, test_step.check_training),
     "draws without a name": (
         Function,
