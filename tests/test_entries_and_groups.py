@@ -6,6 +6,7 @@ import pytest
 import torch
 from oracle import Truth, check_queries, flat
 from test_derived import F64, KINDS, B, given, joined, losses, problem, taken, times
+from tiers import quick
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradfunc as gf
@@ -16,11 +17,7 @@ from gradfunc._per_sample._scales import Step
 
 C = torch.tensor([1.0, -2.0, 0.0, 0.5, 3.0, 1e-3], dtype=F64)
 SOME = ("v", "idle")
-QUICK = ["kept", "factors", "factors, streamed", "looped"]
-
-
-def kinds(quick=QUICK):
-    return [pytest.param(kind, marks=[] if kind in quick else [pytest.mark.slow]) for kind in KINDS]
+QUICK = ["kept", "factors", "factors, streamed"]
 
 
 def clamp(values):
@@ -130,7 +127,7 @@ LAWS = [
 ]
 
 
-@pytest.mark.parametrize("kind", kinds())
+@pytest.mark.parametrize("kind", quick(QUICK, KINDS))
 @pytest.mark.parametrize("law", LAWS)
 def test_laws(law, kind, device):
     law(kind, device)

@@ -419,7 +419,7 @@ def combination(name, i, *, size=3, positions=None, seed=0):
 
 @pytest.mark.parametrize(
     ("name", "i"),
-    [pytest.param(name, i, id=f"{name}-{i}", marks=[pytest.mark.slow] if i % 2 else []) for name, i in EVERY],
+    [pytest.param(name, i, id=f"{name}-{i}", marks=[pytest.mark.slow] if i % 4 else []) for name, i in EVERY],
 )
 def test_every_combination_of_options(name, i):
     case = combination(name, i)

@@ -22,6 +22,7 @@ def small(monkeypatch):
     monkeypatch.setenv("KINETO_LOG_LEVEL", "99")
 
 
+@pytest.mark.slow
 def test_defaults(run):
     code, out, err = run("bench", "--rounds", "1", "--no-memory")
     assert (code, err) == (0, "")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from oracle import Truth, check_queries, close, close_rows, flat, results, same_bits, storages, truth, truth_batched
+from tiers import every
 from torch import nn
 from torch.nn import functional as F
 
@@ -375,7 +376,7 @@ def test_results_are_fresh(name, mode):
 @every_case
 @pytest.mark.parametrize("what", ["params", "batch"])
 @pytest.mark.parametrize("first", [True, False], ids=["asked before", "asked after"])
-@pytest.mark.parametrize("chunk_size", [None, 2])
+@pytest.mark.parametrize("chunk_size", every(2, [None, 2]))
 def test_what_changes_in_place_is_kept_or_refused(name, mode, what, first, chunk_size):
     """A factor may alias the batch (the input of the first layer is it); then the answer is refused, never another."""
     a = ask(name, mode, chunk_size=chunk_size)

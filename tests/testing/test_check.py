@@ -10,6 +10,7 @@ import pytest
 import torch
 from audited import CLASSES, CRITERIA, MODELS, WIDTH, Tied, encoder, mlp, sequence_model, tokens, x, y
 from test_purity import untouched
+from tiers import every
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -50,7 +51,7 @@ def healthy(report) -> None:
 # --- healthy ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "n", "dtype"), QUICK)
+@pytest.mark.parametrize(("name", "n", "dtype"), every(3, QUICK))
 def test_models(name, n, dtype):
     report = checked(MODELS[name](n), dtype=dtype)
     healthy(report)
@@ -62,7 +63,7 @@ def test_models(name, n, dtype):
     assert (report.dtype, report.other_dtype) == (dtype, DTYPES[dtype == "float32"])
 
 
-@pytest.mark.parametrize(("name", "n", "dtype"), QUICK_CRITERIA)
+@pytest.mark.parametrize(("name", "n", "dtype"), every(2, QUICK_CRITERIA))
 def test_criteria(name, n, dtype):
     healthy(checked(CRITERIA[name](n), dtype=dtype))
 

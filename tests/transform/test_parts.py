@@ -9,6 +9,7 @@ import torch
 from oracle import check_queries, flat, same_bits
 from problem import F64, KINDS, Doubled, Sgd, problem, rows
 from test_derived import times
+from tiers import quick
 
 import gradfunc as gf
 from gradfunc._transform import Guarantee, Sensitivity, _chain, _parts
@@ -77,7 +78,7 @@ def check_masked_rows(kind="kept"):
     check_queries(g, want)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", quick(["kept", "streamed"], KINDS))
 def test_masked_rows(kind):
     check_masked_rows(kind)
 
@@ -135,7 +136,7 @@ def check_partition_rows(kind="kept"):
         assert torch.allclose(out[k], expected, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", quick(["kept", "streamed"], KINDS))
 def test_partition_of_rows(kind):
     check_partition_rows(kind)
 

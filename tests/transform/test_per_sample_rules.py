@@ -10,7 +10,7 @@ import torch
 from oracle import same_bits, storages, truth
 from problem import B, loss, problem, rows
 from rules import F64, agree
-from test_rules import halving, saved
+from test_update_rules import halving, saved
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradfunc as gf

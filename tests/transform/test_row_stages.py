@@ -9,6 +9,7 @@ import torch
 from oracle import check_queries, flat
 from problem import F64, KINDS, B, plain, rows
 from test_derived import times
+from tiers import quick
 
 import gradfunc as gf
 from gradfunc._transform import Guarantee
@@ -123,7 +124,7 @@ def check_stage(name, kind="kept", engine="vmap"):
     check_queries(g, want)  # what was given stays as it is
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", quick(["kept", "streamed"], KINDS))
 @pytest.mark.parametrize("name", STAGES)
 def test_stages(name, kind):
     check_stage(name, kind)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from oracle import same_bits, storages
 from rules import F64, our_loop, start, stream, torch_loop
-from test_rules import check_resumed, halving
+from test_update_rules import check_resumed, halving
 
 import gradfunc as gf
 from gradfunc._transform._rules import _torch_optim
