@@ -108,10 +108,11 @@ def total(weights: Tensor) -> Tensor:
     return weights.sum(dtype=torch.float64)
 
 
-def ratio(call: str, sums: Tensors, weight: Tensor, on_zero_weight: str) -> Tensors:
+def ratio(call: str, sums: Tensors, weight: Tensor, on_zero_weight: str, *, owned: bool = False) -> Tensors:
     """`sums / weight`, the one division; total weight 0 raises, or gives exact zeros with "zero".
 
-    The quotients take the place of the sums in the dictionary, so that two of each are never held.
+    The quotients take the place of the sums in the dictionary, so that two of each are never held; with `owned`, where
+    nobody else holds the sums, also of their memory.
     """
     one_of(call, "on_zero_weight", on_zero_weight, ("raise", "zero"))
     if on_zero_weight == "zero":  # nobody waits for the device
@@ -130,8 +131,9 @@ def ratio(call: str, sums: Tensors, weight: Tensor, on_zero_weight: str) -> Tens
                 do="The batch is empty, or every sample is ignored; pass on_zero_weight='zero' for zeros.",
             )
         )
-    for name in sums:
-        sums[name] = sums[name] / weight.to(sums[name].device, sums[name].dtype)
+    for name, value in sums.items():
+        divisor = weight.to(value.device, value.dtype)
+        sums[name] = value.div_(divisor) if owned and not value.requires_grad else value / divisor
     return sums
 
 

@@ -395,7 +395,7 @@ class PerSampleGrads(Differentiable):
             whole = torch.where(weight == 0, torch.ones_like(weight), weight)
             sums = {k: torch.where(weight == 0, 0, v / whole.to(v.device, v.dtype)) for k, v in sums.items()}
         else:
-            sums = ratio("g.mean()", sums, weight, on_zero_weight)
+            sums = ratio("g.mean()", sums, weight, on_zero_weight, owned=not self._live)
         return {name: value.to(self._shapes[name].dtype) for name, value in sums.items()}
 
     @differentiable()

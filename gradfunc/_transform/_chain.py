@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from .._errors import kind_of, message
@@ -152,7 +152,8 @@ class Chain(Stage[In, Out]):
         states, owned = dict(state), how.owned
         for key, stage in zip(self.keys, self.stages, strict=True):
             # nothing here holds what a stage was given: rows are free as soon as they are reduced
-            grads, states[key] = ran(stage, grads, states[key], params, How(how.said, owned, how.donate))
+            own = replace(how, owned=owned, lands=how.lands and stage is self.stages[-1])
+            grads, states[key] = ran(stage, grads, states[key], params, own)
             if grads is None:
                 break
             owned = _owned_after(owned, stage)

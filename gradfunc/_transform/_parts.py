@@ -270,6 +270,7 @@ def partition(stages: Mapping[str, Transformation[A, B]], labels: Labels) -> Par
 
 def _on(stage: Any, names: list[str], grads: Any, state: State, params: Any, how: How) -> tuple[Any, State]:
     """A stage on the part of these names; the rest as it is."""
+    how = replace(how, lands=False)
     if isinstance(grads, PerSampleGrads):
         out, state = ran(stage, grads._focused(tuple(names)), state, _part(params, names), how)
         if not isinstance(out, PerSampleGrads):
@@ -289,6 +290,7 @@ def _on(stage: Any, names: list[str], grads: Any, state: State, params: Any, how
 
 def _only(stage: Any, names: list[str], grads: Any, state: State, params: Any, how: How) -> tuple[Any, State]:
     """A stage on the part of these names alone."""
+    how = replace(how, lands=False)
     if isinstance(grads, PerSampleGrads):
         part: Any = grads._focused(tuple(names))
     else:

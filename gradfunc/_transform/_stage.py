@@ -27,11 +27,13 @@ class How:
             in the reduction only); None where nobody asks, so that nothing is computed for it.
         owned: nobody else holds the tensors of the input: they may be overwritten.
         donate: nor those of the state.
+        lands: the result is added to the parameters at once, unseen: a rule may give `Landing.at_once`.
     """
 
     said: list[tuple[str, Callable[[], Facts]]] | None = None
     owned: bool = False
     donate: bool = False
+    lands: bool = False
 
     def say(self, stage: str, facts: Callable[[], Facts]) -> None:
         """Note what a stage has to say."""

@@ -97,7 +97,9 @@ class StepFunction:
         f = self.f if step is None else self.f.at(step, index)
         # no name here holds the rows: they are free as soon as the chain has reduced them
         if isinstance(self.step, AnyStage):
-            how = How([] if self.report else None, owned=True, donate=self.donate)
+            how = How(
+                [] if self.report else None, owned=True, donate=self.donate, lands=places(self.step)[1] is Updates
+            )
             out, state = self.step.apply(self._rows(f, params, args, kwargs), state, params, how)
             report, owned = report_of(how), self.step.fresh and not levels()
         else:
@@ -148,7 +150,8 @@ def make_step(
     Args:
         loss_or_f: a loss of one sample, or what `gf.per_sample_grads` made of one, with its options.
         step: a chain from per-sample gradients on. Its last stage says what it gives: `gives = gf.Updates`.
-        donate: the tensors of the state that `run` is given may be overwritten: for a loop that needs the last alone.
+        donate: tensors of the state and parameters that `run` is given may be overwritten, as by torch's optimisers:
+            for a loop that needs the last alone. Those of `model.params` are the module's, which changes with them.
         report: whether stages say what they did; quantiles of norms are computed for it at each step. Without, the
             report that `run` gives is empty, and costs nothing.
 

@@ -302,3 +302,40 @@ def check_lean(name):
 @pytest.mark.parametrize("name", LEAN)
 def test_what_needs_norms_or_the_gram_matrix_forms_no_rows(name):
     check_lean(name)
+
+
+DONATED = {
+    "adam": lambda: gf.adam(1e-2),
+    "adam, amsgrad": lambda: gf.adam(1e-2, amsgrad=True, weight_decay=0.1),
+    "adamw": lambda: gf.adamw(1e-2),
+    "sgd": lambda: gf.sgd(1e-2, momentum=0.9),
+    "torch's": lambda: gf.from_torch_optim(torch.optim.RMSprop, lr=1e-2),
+}
+
+
+def check_landing(name):
+    """Steps that land at once are updates added; donated ones are the same bits; others leave what they are given."""
+    params, batch = problem()
+    step = gf.clip_per_sample(0.7) >> gf.mean() >> DONATED[name]()
+    pure, donated = gf.make_step(loss, step), gf.make_step(loss, step, donate=True)
+    kept, state = [params], step.init(params)
+    copies = {k: v.clone() for k, v in params.items()}
+    own, own_state = {k: v.clone() for k, v in params.items()}, step.init(params)
+    hand, hand_state = params, step.init(params)
+    for _ in range(4):
+        now, state, _ = pure(kept[-1], state, *batch)
+        own, own_state, _ = donated(own, own_state, *batch)
+        g = gf.per_sample_grads(loss)(hand, *batch)
+        updates, hand_state = step.update(g, hand_state, hand)
+        hand = gf.apply_updates(hand, updates)
+        kept.append(now)
+        assert same_bits(now, own)
+        assert all(torch.allclose(now[k], hand[k], rtol=1e-13, atol=1e-13) for k in now)
+    assert same_bits(kept[0], copies)
+    again, _, _ = pure(params, step.init(params), *batch)
+    assert same_bits(again, kept[1])
+
+
+@pytest.mark.parametrize("name", DONATED)
+def test_a_step_is_its_updates_added(name):
+    check_landing(name)

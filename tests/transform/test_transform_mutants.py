@@ -15,6 +15,7 @@ from gradfunc import _factors
 from gradfunc._transform import _chain, _guarantee, _step
 from gradfunc._transform._reductions import _sums
 from gradfunc._transform._rows import _by_norm, _clip
+from gradfunc._transform._rules import _adam
 from gradfunc._transform._stage import How
 from gradfunc._tree import row_norms
 
@@ -95,6 +96,10 @@ def rows_held(self, grads, state, params, how):
 
 def state_forgotten(self, grads, state, params, how):
     return apply(self, grads, state, params, how)[0], state
+
+
+def uncopied(self, values, state, params, how):
+    return [params[name].detach() for name in values]
 
 
 def norms_of_rows(rows):
@@ -218,6 +223,7 @@ MUTANTS = {
         mean_accepted,
         lambda: test_chains.check_guarantee("clip, mean"),
     ),
+    "parameters stepped from without a copy": (_adam.Adam, "_start", uncopied, lambda: test_step.check_landing("adam")),
     "rows formed for their norms": (_factors, "norms", norms_of_rows, lambda: test_step.check_lean("clip")),
     "updates subtracted": (_step, "_sum", subtracted, test_step.check_training),
     "draws without a name": (

@@ -45,11 +45,13 @@ class Seen:
             "clipped": ((c < 1) & (norms > 0) & fine).double().sum() / max(len(c), 1),
             "nonfinite": nonfinite.sum() / max(len(c), 1),
         }
-        for name, values in {"norm": norms, "after": norms * c, "factor": c}.items():
-            # not values[fine], whose length a device would be waited for
-            left = torch.where(fine, values, math.nan)
-            some = [left.nanquantile(q) if len(left) else math.nan for q in (0.0, 0.5, 1.0)]
-            facts |= {f"{name}_{which}": some[k] for k, which in enumerate(("min", "median", "max"))}
+        # not norms[fine], whose length a device would be waited for
+        three = torch.where(fine, torch.stack([norms, norms * c, c]), math.nan)
+        found = (
+            three.nanquantile(three.new_tensor([0.0, 0.5, 1.0]), dim=1) if len(c) else three.new_full((3, 3), math.nan)
+        )
+        for k, which in enumerate(("min", "median", "max")):
+            facts |= {f"{name}_{which}": found[k, j] for j, name in enumerate(("norm", "after", "factor"))}
         return facts
 
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from ..._swap import levels
 from ..._tree import Tensors
 from .._batch import AddDecayedWeights
 from .._chain import chain
 from .._foreach import add_
+from .._landing import Landing
 from .._numbers import NOT_NEGATIVE, Number, check_flag, check_number, counted, fixed
 from .._protocol import Grads, State, Updates
 from .._stage import How, check_grads, check_params
 from ._descend import Descend
 from ._named import Named, spelt
-from ._scale_by_adam import ScaleByAdam, check_adam
-from ._slots import picked
+from ._scale_by_adam import ScaleByAdam, check_adam, quick
+from ._slots import dense, picked
 
 
 @dataclass(frozen=True, repr=False)
@@ -42,11 +45,29 @@ class Adam(Named):
             states[decay.name] = counted(old)
         factor = self.descent.factor(states["descend"])
         states["descend"] = counted(states["descend"])
-        out, states["scale_by_adam"] = self.moments.scaled(grads, states["scale_by_adam"], how, factor)
+        start = self._start(values, states["scale_by_adam"], params, how) if how.lands else None
+        out, states["scale_by_adam"] = self.moments.scaled(grads, states["scale_by_adam"], how, factor, start)
         if decay is not None and self.decoupled and values:
             weights = [weight.detach() for weight in picked(self, check_params(self, params), values)]
             out = Grads(dict(zip(out, add_(list(out.values()), weights, factor * rate), strict=True)))
-        return Updates(dict(out)), states
+        return Updates(dict(out) if start is None else Landing.at_once(out)), states
+
+    def _start(self, values: Tensors, state: State, params: Tensors | None, how: How) -> list[Tensor] | None:
+        """What to step from in one pass over memory: copies of the parameters, or these where they are donated.
+
+        None where torch's kernel takes them not. Decoupled decay reads the parameters once more, so it needs copies.
+        """
+        weights = [weight.detach() for weight in picked(self, check_params(self, params), values)]
+        moments = picked(self, state["exp_avg"], values)
+        alike = all(
+            weight.dtype == value.dtype == moment.dtype
+            for weight, value, moment in zip(weights, values.values(), moments, strict=True)
+        )
+        if not alike or not quick([*values.values(), *weights]):
+            return None
+        if how.donate and not (self.decoupled and self.decay is not None):
+            return dense(weights)
+        return [weight.clone() for weight in dense(weights)]
 
 
 def adam(

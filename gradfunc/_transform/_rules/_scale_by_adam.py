@@ -43,24 +43,33 @@ class ScaleByAdam(BatchStage):
         """The direction."""
         return self.scaled(grads, state, how, 1.0)
 
-    def scaled(self, grads: Any, state: State, how: How, factor: float) -> tuple[Grads, State]:
-        """The direction times a factor, which costs nothing more."""
+    def scaled(
+        self, grads: Any, state: State, how: How, factor: float, start: list[Tensor] | None = None
+    ) -> tuple[Grads, State]:
+        """The direction times a factor, which costs nothing more; with `start`, its own to overwrite, added to that."""
         values, count = check_grads(self, grads), count_of(state) + 1
         keys = [key for key in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if key in state]
         kept = [picked(self, state[key], values) for key in keys]
         given = typed(values.values(), kept[0])
         if quick([*given, *(moment for one in kept for moment in one)]):
             moved = [dense(how.own_state(one)) for one in kept]
-            out = self._fused(dense(given), moved, count, factor)
+            out = self._fused(dense(given), moved, count, factor, start)
         else:
             out, moved = self._plain(given, kept, count, factor)
         out = typed(out, values.values())
         state = {**state, **{key: put(state[key], values, one) for key, one in zip(keys, moved, strict=True)}}
         return Grads(dict(zip(values, out, strict=True))), {**state, "count": count}
 
-    def _fused(self, given: list[Tensor], moved: list[list[Tensor]], count: int, factor: float) -> list[Tensor]:
-        """torch's own kernel, on parameters that are 0; it moves the moments in place."""
-        out = [torch.zeros_like(g) for g in given]
+    def _fused(
+        self,
+        given: list[Tensor],
+        moved: list[list[Tensor]],
+        count: int,
+        factor: float,
+        start: list[Tensor] | None,
+    ) -> list[Tensor]:
+        """torch's own kernel, on parameters that are 0, or `start`; it moves the moments in place."""
+        out = [torch.zeros_like(g) for g in given] if start is None else start
         torch_adam(
             out,
             given,
