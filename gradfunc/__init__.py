@@ -17,6 +17,9 @@ faster or more general way equals it.
         |  clip_per_sample >> mean  pure stages, composed; make_step runs a batch through them
         v
     gradients {name: tensor}
+        |  clip, noise, ema, adam   stages on these, and a rule; updates are added
+        v
+    parameters
 
 Files, in the order in which data flows (a row imports only rows below it; `pyproject.toml` holds the contract):
 
@@ -66,7 +69,14 @@ many of those little larger as a bound on memory allows, are formed while the pa
 
 Rows are factors, and only sums, products and projections are asked of them. What multiplies a row is kept beside the
 rows as steps, one number a sample each; a step may be a function of the row's norm, which then waits until a query
-computes the rows, so that clipping a value that is computed in chunks is no pass of its own.
+computes the rows, so that clipping a value that is computed in chunks is no pass of its own. A step may be of some
+parameters alone (a group's clip, a masked stage). A function of entries is a source around the source: rows are formed
+some samples of one parameter at a time, when they are asked.
+
+A chain of stages is flat, its state a dictionary by stage name. When a chain that starts from rows is built, each stage
+is told what holds of its input: a bound, independence, how far one sample moves it; noise takes its scale from there,
+or the chain is refused. A chain knows which tensors it made itself: later stages write to these, never to what was
+given. A rule that ends a step may write the new parameters at once instead of updates that nobody would see.
 
 A value whose parameters, batch or coefficients require grad answers as any other, and each answer has one node of
 autograd behind it. Its backward pass makes the value again with a graph behind its rows (by torch.func, or by autograd

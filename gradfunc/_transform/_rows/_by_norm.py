@@ -50,8 +50,8 @@ class Seen:
         found = (
             three.nanquantile(three.new_tensor([0.0, 0.5, 1.0]), dim=1) if len(c) else three.new_full((3, 3), math.nan)
         )
-        for k, which in enumerate(("min", "median", "max")):
-            facts |= {f"{name}_{which}": found[k, j] for j, name in enumerate(("norm", "after", "factor"))}
+        for j, name in enumerate(("norm", "after", "factor")):
+            facts |= {f"{name}_{which}": found[k, j] for k, which in enumerate(("min", "median", "max"))}
         return facts
 
 
