@@ -206,12 +206,13 @@ def clip_by_ema(
     """Clip the global norm at what is usual: a stage on gradients, with norms of the steps before in its state.
 
     The gradient is multiplied by `min(1, L / |g|)`, where L is `factor` times the moving average of earlier norms, or
-    with `z_score=z` their mean plus z standard deviations (as in Kumar, Owen, Chowdhury, Güra 2025, "ZClip: Adaptive
-    Spike Mitigation for LLM Pre-Training"). A norm enters the average as it left the clip, so that a spike moves it no
-    more than its limit would. The t-th norm has weight max(1/t, 1 - decay): at first a plain mean, without bias, and
-    exponential later. Nothing is clipped during the first `warmup` norms, nor while the mean (with `z_score` the
-    variance) is 0. Mean, variance and number of norms are tensors; the device is not asked. One sample can move the
-    limits of all later steps, so no bound on what it moves is stated.
+    with `z_score=z` their mean plus z standard deviations (after Kumar, Owen, Chowdhury, Güra 2025, "ZClip: Adaptive
+    Spike Mitigation for LLM Pre-Training", which shrinks larger spikes further than to that limit). A norm enters the
+    average as it left the clip, so that a spike moves it no more than its limit would. The t-th norm has weight
+    max(1/t, 1 - decay): at first a plain mean, without bias, and exponential later. Nothing is clipped during the first
+    `warmup` norms, nor while the mean (with `z_score` the variance) is 0. Mean, variance and number of norms are
+    tensors; the device is not asked. One sample can move the limits of all later steps, so no bound on what it moves is
+    stated.
 
     | norm n                                   | the gradient times                       | the averages      |
     |------------------------------------------|------------------------------------------|-------------------|

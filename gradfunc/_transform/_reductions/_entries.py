@@ -137,7 +137,7 @@ def trimmed_mean(trim: Number = 0.1, *, nonfinite: str = "raise", on_zero_weight
 
     Rows are formed one parameter at a time: n times the entries of the largest parameter, and one pass over the batch a
     parameter where rows are computed again at each query. It looks at weights and norms on the host. Sums are taken in
-    float32 or wider, in ascending order.
+    float32 or wider.
 
     Args:
         trim: a share in [0, 0.5), or a schedule: a function from the count of updates before this one.

@@ -84,7 +84,7 @@ def normalize_per_sample(
     |-------------------------------------|---------------------------------------|
     | 0                                   | 1, the row stays 0                    |
     | any finite, such as 1e20            | C/(n + gamma), rounded down           |
-    | above 0, gamma 0                    | C/n: norm C, however small n is       |
+    | above 0, gamma 0                    | C/n: norm C, unless C/n overflows     |
     | above 0, weight 0, per unit weight  | 0                                     |
     | inf, NaN                            | by `nonfinite`                        |
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..._errors import one_of
+from ..._errors import message, one_of
 from ..._per_sample import PerSampleGrads
 from ..._tree import Tensors, wide
 from ..._weights import ratio, total
@@ -42,6 +42,9 @@ class AdamPerSample(Stage[PerSampleGrads, Updates]):
         unit, weights = g._per_unit(), g.weights
         weight = total(weights)
         # in the accumulation dtype: of a mean rounded to a half type, s - m^2 would be rounding
+        if float(weight.detach()) == 0:
+            got, expected = "a total weight of 0", "at least one sample with weight > 0"
+            raise ValueError(message(f"{self!r}.update(g, state)", got=got, expected=expected))
         means = ratio(f"{self!r}.update(g, state)", g.sum(wide=True), weight, "raise")
         sums = unit._mapped(squares).weighted_sum(weights, wide=True)
         first = typed(means.values(), kept[0])
