@@ -78,6 +78,14 @@ def one_of(call: str, name: str, value: object, options: Iterable[str], do: str 
         )
 
 
+def check_int(call: str, name: str, value: object, least: int) -> None:
+    """Raise TypeError unless `value` is an int, ValueError if it is below `least`."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(message(call, got=f"{name}={value!r}", expected=f"an int >= {least}"))
+    if value < least:
+        raise ValueError(message(call, got=f"{name}={value!r}", expected=f"an int >= {least}"))
+
+
 def kind_of(value: object) -> str:
     """How a message names a value that came: `a list`, `an int`, `None`."""
     if value is None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ._errors import kind_of, message, one_of
-from ._tree import Tensors, wide
+from ._tree import Tensors, wide, zeros
 
 
 class Weighted(NamedTuple):
@@ -168,8 +168,7 @@ class Accumulator:
             raise TypeError(
                 message(call, got=kind_of(params), expected="a dict {name: tensor}", do="Pass model.params.")
             )
-        zeros = {k: torch.zeros_like(v, dtype=wide(v.dtype)).detach() for k, v in params.items()}
-        return cls(zeros, torch.zeros((), dtype=torch.float64), {k: v.dtype for k, v in params.items()})
+        return cls(zeros(params), torch.zeros((), dtype=torch.float64), {k: v.dtype for k, v in params.items()})
 
     def add(self, g: Summable) -> Accumulator:
         """With the samples of `g` (per-sample gradients of the same parameters) added.

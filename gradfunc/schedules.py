@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ._errors import kind_of, message, one_of
+from ._errors import check_int, kind_of, message, one_of
 
 Schedule = Callable[[int], float]
 
@@ -382,11 +382,8 @@ def _number(call: str, name: str, value: object) -> float:
     return float(value)
 
 
-def _steps(call: str, value: object, name: str = "steps") -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(message(call, got=f"{name}={value!r}", expected="an integer"))
-    if value < 1:
-        raise ValueError(message(call, got=f"{name}={value!r}", expected="an integer >= 1"))
+def _steps(call: str, value: int, name: str = "steps") -> int:
+    check_int(call, name, value, 1)
     return value
 
 

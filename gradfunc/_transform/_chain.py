@@ -138,9 +138,9 @@ class Chain(Stage[In, Out]):
 
     def after(self, before: Guarantee, giver: str, /) -> Chain[In, Out]:
         """With its stages told what holds here, within a stage of another chain."""
-        told: Chain[In, Out] = Chain(self.stages)
-        object.__setattr__(told, "stages", _told(self.stages, before, giver))
-        return told
+        chain: Chain[In, Out] = Chain(self.stages)
+        object.__setattr__(chain, "stages", _told(self.stages, before, giver))
+        return chain
 
     def init(self, params: Tensors, /) -> State:
         """One state a stage."""
@@ -288,13 +288,17 @@ def _told(
     stages: tuple[Transformation[Any, Any], ...], before: Guarantee = SAMPLES, giver: str = ""
 ) -> tuple[Transformation[Any, Any], ...]:
     """The stages, each told what holds of its input."""
-    told: list[Transformation[Any, Any]] = []
+    every: list[Transformation[Any, Any]] = []
     for stage in stages:
-        if isinstance(stage, AnyStage):
-            stage = stage.after(before, giver)
+        stage = told(stage, before, giver)
         before, giver = guarantee_after(before, stage), name_of(stage)
-        told.append(stage)
-    return tuple(told)
+        every.append(stage)
+    return tuple(every)
+
+
+def told(stage: Any, before: Guarantee, giver: str) -> Any:
+    """A stage that knows what holds of its input; a user's own asks for nothing."""
+    return stage.after(before, giver) if isinstance(stage, AnyStage) else stage
 
 
 def ran(stage: Any, grads: Any, state: State, params: Tensors | None, how: How) -> tuple[Any, State]:

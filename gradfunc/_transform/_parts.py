@@ -12,7 +12,7 @@ from torch import Tensor
 from .._errors import kind_of, message
 from .._per_sample import PerSampleGrads
 from .._tree import Selection, Tensors, by_rules, check_selection, selected
-from ._chain import Stage, name_of, places, ran, transparent
+from ._chain import Stage, name_of, places, ran, told, transparent
 from ._guarantee import NOTHING, SAMPLES, Guarantee, Sensitivity
 from ._landing import merged
 from ._protocol import State, Transformation, Updates, guarantee_after
@@ -42,7 +42,7 @@ class Masked(Stage[A, B]):
         return transparent(self.inner)
 
     @property
-    def acts_on(self) -> tuple[Any, ...]:  # type: ignore[override]
+    def acts_on(self) -> tuple[Any, ...]:  # type: ignore[override]  # a constant of other stages
         """As the stage within."""
         return self.inner.acts_on if isinstance(self.inner, AnyStage) else ()
 
@@ -62,7 +62,7 @@ class Masked(Stage[A, B]):
 
     def after(self, before: Guarantee, giver: str, /) -> Masked[A, B]:
         """With the stage within told the same."""
-        return replace(self, inner=_told(self.inner, before, giver))
+        return replace(self, inner=told(self.inner, before, giver))
 
     def init(self, params: Tensors, /) -> State:
         """That of the selected parameters."""
@@ -139,7 +139,7 @@ class Partition(Stage[A, B]):
         return all(map(transparent, self.stages.values()))
 
     @property
-    def acts_on(self) -> tuple[Any, ...]:  # type: ignore[override]
+    def acts_on(self) -> tuple[Any, ...]:  # type: ignore[override]  # a constant of other stages
         """What all parts act on."""
         each = [stage.acts_on for stage in self.stages.values() if isinstance(stage, AnyStage)]
         return tuple(one for one in each[0] if all(one in others for others in each)) if each else ()
@@ -160,7 +160,7 @@ class Partition(Stage[A, B]):
 
     def after(self, before: Guarantee, giver: str, /) -> Partition[A, B]:
         """With the stages within told the same."""
-        return replace(self, stages={label: _told(stage, before, giver) for label, stage in self.stages.items()})
+        return replace(self, stages={label: told(stage, before, giver) for label, stage in self.stages.items()})
 
     def init(self, params: Tensors, /) -> State:
         """`{label: state}` of the parameters with that label."""
@@ -304,10 +304,6 @@ def _part(params: Tensors | None, names: list[str]) -> Tensors | None:
 
 def _flushed(stage: Any, state: State, params: Tensors | None, how: How) -> tuple[Any, State]:
     return stage.flushed(state, params, how) if isinstance(stage, AnyStage) else (None, state)
-
-
-def _told(stage: Any, before: Guarantee, giver: str) -> Any:
-    return stage.after(before, giver) if isinstance(stage, AnyStage) else stage
 
 
 def _values(stage: AnyStage, grads: Any) -> Mapping[str, Tensor]:

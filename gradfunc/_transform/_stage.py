@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .._errors import kind_of, message
@@ -147,6 +146,13 @@ def check_params(stage: AnyStage, params: Tensors | None) -> Tensors:
     return params
 
 
-def zeros_like(params: Tensors) -> Tensors:
-    """A state of zeros beside parameters, without a graph."""
-    return {name: torch.zeros_like(value).detach() for name, value in params.items()}
+def picked(stage: object, entries: Mapping[str, Any], names: Iterable[str]) -> list[Any]:
+    """Those of these names.
+
+    Raises:
+        ValueError: a gradient that the state knows nothing of.
+    """
+    if missing := [name for name in names if name not in entries]:
+        call, do = f"{stage!r}.update(grads, state)", "Start from init(params) of the parameters themselves."
+        raise ValueError(message(call, got=f"gradients of {missing}", expected=f"some of {list(entries)}", do=do))
+    return [entries[name] for name in names]

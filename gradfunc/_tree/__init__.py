@@ -43,3 +43,4 @@ from ._rows import row_sum as row_sum
 from ._rows import scattered as scattered
 from ._rows import weighed as weighed
 from ._rows import wide as wide
+from ._rows import zeros as zeros

@@ -101,3 +101,8 @@ def _flat(value: Tensor) -> Tensor:
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which sums are held: float32 for the half types, else the dtype itself."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def zeros(params: Mapping[str, Tensor]) -> Tensors:
+    """Beside each tensor, without a graph, in the accumulation dtype: half types would lose squares and small steps."""
+    return {name: torch.zeros_like(value, dtype=wide(value.dtype)).detach() for name, value in params.items()}

@@ -28,10 +28,3 @@ def checked(call: str, gram: object) -> Tensor:
 
 def given(c: Tensor, like: Tensor) -> Tensor:
     return c.to(like.device, like.dtype)
-
-
-def check_int(call: str, name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(message(call, got=f"{name}={value!r}", expected="an int"))
-    if value < least:
-        raise ValueError(message(call, got=f"{name}={value!r}", expected=f"an int >= {least}"))

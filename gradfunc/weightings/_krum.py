@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._errors import message
-from ._gram import check_int, checked, given
+from .._errors import check_int, message
+from ._gram import checked, given
 
 
 @dataclass(frozen=True)

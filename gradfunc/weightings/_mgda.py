@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._errors import kind_of, message
-from ._gram import check_int, checked, given
+from .._errors import check_int, kind_of, message
+from ._gram import checked, given
 from ._mean import Mean
 
 

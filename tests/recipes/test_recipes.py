@@ -46,9 +46,9 @@ def clipped_mean(losses_of, module, batch, weights=None):
 
 def test_lightning():
     pl = pytest.importorskip("pytorch_lightning", reason="pytorch-lightning is not installed (extra hf)")
-    lightning = recipe("import pytorch_lightning")["Clipped"]()
+    lightning = recipe("import pytorch_lightning")["Clipped"]().double()
     torch.manual_seed(0)
-    x, y = torch.randn(12, 64), torch.randint(10, (12,))
+    x, y = torch.randn(12, 64, dtype=torch.float64), torch.randint(10, (12,))
     net = copy.deepcopy(lightning.net)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
     for _ in range(3):
@@ -61,7 +61,7 @@ def test_lightning():
     data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=12)
     trainer.fit(lightning, data)
     for mine, theirs in zip(lightning.net.parameters(), net.parameters(), strict=True):
-        assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-6)
+        assert torch.allclose(mine, theirs, rtol=1e-9, atol=1e-11)
 
 
 def test_the_trainer_of_hugging_face(tmp_path):
@@ -73,7 +73,7 @@ def test_the_trainer_of_hugging_face(tmp_path):
     config = transformers.GPT2Config(
         vocab_size=50, n_positions=16, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0, **drops
     )
-    net = transformers.GPT2LMHeadModel(config)
+    net = transformers.GPT2LMHeadModel(config).double()
     ids = torch.randint(0, 50, (6, 8))
     labels = ids.clone()
     labels[:2, 5:] = -100
@@ -95,4 +95,4 @@ def test_the_trainer_of_hugging_face(tmp_path):
     data = [{"input_ids": row, "labels": target} for row, target in zip(ids, labels, strict=True)]
     trainer_class(net, args, train_dataset=data).train()
     for mine, theirs in zip(net.parameters(), reference.parameters(), strict=True):
-        assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+        assert torch.allclose(mine, theirs, rtol=1e-9, atol=1e-11)

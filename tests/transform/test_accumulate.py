@@ -425,6 +425,10 @@ def nothing_guaranteed(self, before=None):
     return gf._transform.Guarantee()
 
 
+def zeros_in_the_own_type(params):
+    return {name: torch.zeros_like(value) for name, value in params.items()}
+
+
 MUTANTS = {
     "a mean of means": (Accumulate, "apply", mean_of_means, check_split),
     "one batch too late": (Accumulate, "apply", one_too_late, check_split),
@@ -434,7 +438,7 @@ MUTANTS = {
     "divided by batches too": (type(gf.sum()), "of_totals", over_batches, lambda: check_split("sum")),
     "one storage for result and state": (Accumulate, "_given", shared, check_purity),
     "the old state changed": (Accumulate, "apply", in_place, check_purity),
-    "sums in half types": (_accumulate, "wide", lambda dtype: dtype, check_half_types),
+    "sums in half types": (_accumulate, "zeros", zeros_in_the_own_type, check_half_types),
     "zeros for what was not asked": (Accumulate, "_given", every_parameter, check_some_parameters),
     "nothing guaranteed": (Accumulate, "guarantee", nothing_guaranteed, check_guarantee),
 }

@@ -183,7 +183,7 @@ MUTANTS = {
     "a write to the input": (How, "own", in_place, lambda: test_batch.check_pure("global")),
     "the state overwritten": (How, "own_state", in_place, lambda: test_batch.check_pure("ema")),
     "the average handed out": (_average, "_copy", the_state_itself, lambda: test_batch.check_pure("ema")),
-    "nothing refused": (_clips, "check_finite", lambda call, norms: None, lambda: test_batch.check_raises("global")),
+    "nothing refused": (_norms, "check_finite", lambda call, norms: None, lambda: test_batch.check_raises("global")),
     "AGC with a norm a parameter": (_adaptive, "unit_norms", whole, test_batch.check_agc),
     "AGC by input": (_adaptive, "unit_norms", columns, test_batch.check_agc),
     "entries rather than the step": (_nonfinite, "zero_unless", entries_only, test_batch.check_skipping),

@@ -8,24 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._errors import message, one_of
+from ..._errors import check_int, message, one_of
 from ..._tree import Tensors
 from .._chain import BatchStage
 from .._guarantee import SAMPLES, Guarantee, times
 from .._numbers import NOT_NEGATIVE, POSITIVE, SHARE, Number, Range, at, check_number, counted, counting, fixed, shown
 from .._protocol import Grads, State
-from .._stage import How, check_grads, check_params
+from .._stage import How, check_grads, check_params, picked
 from ._clips import norm_facts, shown_policy
 from ._norms import (
     POLICIES,
-    check_finite,
-    check_names,
+    measured,
     multiply,
     of_norms,
     parameter_norm,
     shrinking,
     unit_norms,
-    zero_entries,
     zero_unless,
 )
 
@@ -54,17 +52,11 @@ class AdaptiveGradientClip(BatchStage):
         call = f"{self!r}.update(grads, state, params)"
         clipping = at(call, "clipping", self.clipping, POSITIVE, state)
         values, weights = check_grads(self, grads), check_params(self, params)
-        check_names(call, values, weights)
-        out = how.own(values.values())
-        if self.nonfinite == "zero":
-            zero_entries(out)
-        norms = [unit_norms(value) for value in out]
-        if self.nonfinite == "raise":
-            check_finite(call, dict(zip(values, norms, strict=True)))
+        weights_of = [weight.detach() for weight in picked(self, weights, values)]
+        out, norms = measured(call, values, how, self.nonfinite, unit_norms)
         factors = []
-        for name, norm in zip(values, norms, strict=True):
-            limit = clipping * unit_norms(weights[name].detach()).clamp(min=self.eps)
-            factors.append(shrinking(norm, limit))
+        for weight, norm in zip(weights_of, norms, strict=True):
+            factors.append(shrinking(norm, clipping * unit_norms(weight).clamp(min=self.eps)))
         for value, factor in zip(out, factors, strict=True):
             value.mul_(factor.to(torch.promote_types(value.dtype, torch.float32)))
         if self.nonfinite == "skip":
@@ -141,12 +133,7 @@ class ClipByEma(BatchStage):
         """One factor for all entries, from norms of steps before."""
         call = f"{self!r}.update(grads, state)"
         values = check_grads(self, grads)
-        out = how.own(values.values())
-        if self.nonfinite == "zero":
-            zero_entries(out)
-        norms = [parameter_norm(value) for value in out]
-        if self.nonfinite == "raise":
-            check_finite(call, dict(zip(values, norms, strict=True)))
+        out, norms = measured(call, values, how, self.nonfinite, parameter_norm)
         norm = of_norms(norms).to(state["mean"].device)
         limit = self._limit(call, state)
         factor = shrinking(norm, limit)
@@ -248,10 +235,7 @@ def clip_by_ema(
     check_number(call, "decay", decay, SHARE, schedule=False)
     if z_score is not None:
         check_number(call, "z_score", z_score, NOT_NEGATIVE)
-    if not isinstance(warmup, int) or isinstance(warmup, bool):
-        raise TypeError(message(call, got=f"warmup={warmup!r}", expected="an integer"))
-    if warmup < 1:
-        raise ValueError(message(call, got=f"warmup={warmup!r}", expected="an integer >= 1"))
+    check_int(call, "warmup", warmup, 1)
     one_of(call, "nonfinite", nonfinite, POLICIES)
     limit = None if z_score is None else fixed(z_score)
     return ClipByEma(2.0 if factor is None else fixed(factor), float(decay), limit, warmup, nonfinite)

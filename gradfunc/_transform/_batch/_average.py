@@ -5,16 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..._tree import Tensors, wide
+from ..._tree import Tensors, zeros
 from .._chain import BatchStage
 from .._foreach import add_, multiply_
 from .._numbers import SHARE, Number, at, check_flag, check_number, counted, fixed, shown
 from .._protocol import Grads, State
-from .._stage import How, check_grads
-from ._norms import check_names
+from .._stage import How, check_grads, picked
 
 
 @dataclass(frozen=True, repr=False)
@@ -27,16 +25,14 @@ class Ema(BatchStage):
 
     def init(self, params: Tensors, /) -> State:
         """The average, the count of updates, and with `debias` the sum of the weights in the average."""
-        zeros = {k: torch.zeros_like(v, dtype=wide(v.dtype)).detach() for k, v in params.items()}
-        return {"ema": zeros, "count": 0, **({"weight": 0.0} if self.debias else {})}
+        return {"ema": zeros(params), "count": 0, **({"weight": 0.0} if self.debias else {})}
 
     def apply(self, grads: Any, state: State, params: Tensors | None, how: How, /) -> tuple[Grads, State]:
         """Old times decay plus new times the rest."""
         call = f"{self!r}.update(grads, state)"
         decay = at(call, "decay", self.decay, SHARE, state)
         values = check_grads(self, grads)
-        check_names(call, values, state["ema"])
-        means = how.own_state([state["ema"][name] for name in values])
+        means = how.own_state(picked(self, state["ema"], values))
         means = add_(multiply_(means, decay), list(values.values()), 1 - decay)
         after = {**counted(state), "ema": {**state["ema"], **dict(zip(values, means, strict=True))}}
         out = [_copy(mean, value, how) for mean, value in zip(means, values.values(), strict=True)]

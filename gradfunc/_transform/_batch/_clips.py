@@ -17,7 +17,7 @@ from .._numbers import NORM, NOT_NEGATIVE, Number, Range, at, check_number, coun
 from .._protocol import Grads, State
 from .._said import Facts
 from .._stage import How, check_grads
-from ._norms import POLICIES, check_finite, multiply, of_norms, parameter_norm, shrinking, zero_entries, zero_unless
+from ._norms import POLICIES, measured, multiply, of_norms, parameter_norm, shrinking, zero_unless
 
 _LIMIT = Range("a number > 0", lambda x: x > 0)
 _NONE = "inf clips nothing."
@@ -111,12 +111,7 @@ class ClipByGlobalNorm(BatchStage):
         call = f"{self!r}.update(grads, state)"
         limit = at(call, "max_norm", self.max_norm, NORM, state)
         values = check_grads(self, grads)
-        out = how.own(values.values())
-        if self.nonfinite == "zero":
-            zero_entries(out)
-        norms = [parameter_norm(value) for value in out]
-        if self.nonfinite == "raise":
-            check_finite(call, dict(zip(values, norms, strict=True)))
+        out, norms = measured(call, values, how, self.nonfinite, parameter_norm)
         norm = of_norms(norms)
         factor = shrinking(norm, limit, self.eps)
         multiply(out, factor)
@@ -190,12 +185,7 @@ class ClipByParameterNorm(BatchStage):
         call = f"{self!r}.update(grads, state)"
         limit = at(call, "max_norm", self.max_norm, NORM, state)
         values = check_grads(self, grads)
-        out = how.own(values.values())
-        if self.nonfinite == "zero":
-            zero_entries(out)
-        norms = [parameter_norm(value) for value in out]
-        if self.nonfinite == "raise":
-            check_finite(call, dict(zip(values, norms, strict=True)))
+        out, norms = measured(call, values, how, self.nonfinite, parameter_norm)
         factors = [shrinking(norm, limit) for norm in norms]
         for value, factor in zip(out, factors, strict=True):
             value.mul_(factor)

@@ -11,8 +11,7 @@ from .._foreach import add, add_
 from .._guarantee import SAMPLES, Guarantee, times
 from .._numbers import FINITE, Number, at, check_number, counted, counting, fixed, shown
 from .._protocol import Grads, State
-from .._stage import How, check_grads, check_params
-from ._norms import check_names
+from .._stage import How, check_grads, check_params, picked
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,8 +36,7 @@ class AddDecayedWeights(BatchStage):
     def apply(self, grads: Any, state: State, params: Tensors | None, how: How, /) -> tuple[Grads, State]:
         """Every entry."""
         values, weights, rate = check_grads(self, grads), check_params(self, params), self.rate(state)
-        check_names(f"{self!r}.update(grads, state, params)", values, weights)
-        given, others = list(values.values()), [weights[name].detach() for name in values]
+        given, others = list(values.values()), [weight.detach() for weight in picked(self, weights, values)]
         if given and how.owned and not any(value.requires_grad for value in given):
             out = add_(given, others, rate)
         else:

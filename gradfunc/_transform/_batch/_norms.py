@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from ..._errors import message
 from ..._swap import levels
 from ..._tree import row_norms
+from .._stage import How
 
 POLICIES = ("raise", "skip", "zero", "keep")
 
@@ -20,6 +21,23 @@ def parameter_norm(value: Tensor) -> Tensor:
         return row_norms({"": value[None]})[0]
     norm: Tensor = torch.linalg.vector_norm(value, dtype=torch.float64)
     return norm
+
+
+def measured(
+    call: str,
+    values: Mapping[str, Tensor],
+    how: How,
+    nonfinite: str,
+    norm_of: Callable[[Tensor], Tensor],
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Gradients that may be overwritten and their norms, by the policy for what is not finite ("zero", "raise")."""
+    out = how.own(values.values())
+    if nonfinite == "zero":
+        zero_entries(out)
+    norms = [norm_of(value) for value in out]
+    if nonfinite == "raise":
+        check_finite(call, dict(zip(values, norms, strict=True)))
+    return out, norms
 
 
 def of_norms(norms: Sequence[Tensor]) -> Tensor:
@@ -71,12 +89,6 @@ def zero_unless(kept: Tensor, values: Iterable[Tensor]) -> None:
     """All entries become 0 unless `kept`, in place and without asking what it is."""
     for value in values:
         value.masked_fill_(~kept.to(value.device), 0.0)
-
-
-def check_names(call: str, values: Iterable[str], known: Mapping[str, Tensor]) -> None:
-    """Raise ValueError for gradients of something unknown."""
-    if extra := [name for name in values if name not in known]:
-        raise ValueError(message(call, got=f"gradients of {extra}", expected=f"gradients of some of {list(known)}"))
 
 
 def check_finite(call: str, norms: Mapping[str, Tensor]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..._errors import kind_of, message
 from ..._per_sample import PerSampleGrads
 from ..._swap import levels
-from ..._tree import Tensors, wide
+from ..._tree import Tensors, zeros
 from ..._weights import total
 from .._chain import Chain, Stage
 from .._guarantee import NOTHING, SAMPLES, Guarantee
@@ -42,10 +42,9 @@ class Accumulate(Stage[PerSampleGrads, Grads]):
 
     def init(self, params: Tensors, /) -> State:
         """Nothing gathered."""
-        zeros = {name: torch.zeros_like(value, dtype=wide(value.dtype)).detach() for name, value in params.items()}
         device = next(iter(params.values())).device if params else None
         weight = torch.zeros((), dtype=torch.float64, device=device)
-        return {"count": 0, "totals": zeros, "weight": weight, "seen": dict.fromkeys(params, False)}
+        return {"count": 0, "totals": zeros(params), "weight": weight, "seen": dict.fromkeys(params, False)}
 
     def apply(self, grads: Any, state: State, params: Tensors | None, how: How, /) -> tuple[Grads | None, State]:
         """None, or the result of all batches since the last."""

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..._errors import message
+from ..._errors import check_int
 from .._numbers import NOT_NEGATIVE, POSITIVE, check_number
 from .._said import Facts
 from ._gram import OfGram
@@ -83,10 +83,7 @@ def geometric_median(
         (tensor(True), tensor(True))
     """
     call = "gf.geometric_median(...)"
-    if not isinstance(max_iterations, int) or isinstance(max_iterations, bool):
-        raise TypeError(message(call, got=f"max_iterations={max_iterations!r}", expected="an int"))
-    if max_iterations < 1:
-        raise ValueError(message(call, got=f"max_iterations={max_iterations!r}", expected="an int >= 1"))
+    check_int(call, "max_iterations", max_iterations, 1)
     check_number(call, "tolerance", tolerance, NOT_NEGATIVE, schedule=False)
     check_number(call, "smoothing", smoothing, POSITIVE, schedule=False)
     check_options(call, nonfinite, on_zero_weight)

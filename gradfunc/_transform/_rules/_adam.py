@@ -15,11 +15,11 @@ from .._foreach import add_
 from .._landing import Landing
 from .._numbers import NOT_NEGATIVE, Number, check_flag, check_number, counted, fixed
 from .._protocol import Grads, State, Updates
-from .._stage import How, check_grads, check_params
+from .._stage import How, check_grads, check_params, picked
 from ._descend import Descend
 from ._named import Named, spelt
 from ._scale_by_adam import ScaleByAdam, check_adam, quick
-from ._slots import dense, picked
+from ._slots import dense
 
 
 @dataclass(frozen=True, repr=False)

@@ -9,15 +9,15 @@ from torch import Tensor
 
 from ..._errors import message, one_of
 from ..._per_sample import PerSampleGrads
-from ..._tree import Tensors, wide
+from ..._tree import Tensors, wide, zeros
 from ..._weights import ratio, total
 from .._chain import Stage
 from .._numbers import NOT_NEGATIVE, Number, at, check_number, count_of, fixed
 from .._protocol import State, Updates
-from .._stage import How, check_rows
+from .._stage import How, check_rows, picked
 from ._named import spelt
 from ._scale_by_adam import averages, check_adam, direction
-from ._slots import picked, put, typed, zeros
+from ._slots import put, typed
 
 
 @dataclass(frozen=True, repr=False)

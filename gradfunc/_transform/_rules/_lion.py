@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..._tree import Tensors
+from ..._tree import Tensors, zeros
 from .._batch import AddDecayedWeights
 from .._chain import BatchStage, chain
 from .._foreach import lerp, lerp_
 from .._numbers import NOT_NEGATIVE, Number, check_number, fixed
 from .._protocol import Grads, State
 from .._signs import signs
-from .._stage import How, check_grads
+from .._stage import How, check_grads, picked
 from ._descend import Descend
 from ._named import Named, spelt
 from ._scale_by_adam import check_betas
-from ._slots import picked, put, typed, zeros
+from ._slots import put, typed
 
 
 @dataclass(frozen=True, repr=False)

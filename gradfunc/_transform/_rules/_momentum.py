@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..._errors import message
-from ..._tree import Tensors
+from ..._tree import Tensors, zeros
 from .._chain import BatchStage
 from .._foreach import add, add_, lerp, lerp_, multiply_
 from .._numbers import FINITE, NOT_NEGATIVE, check_flag, check_number, count_of
 from .._protocol import Grads, State
-from .._stage import How, check_grads
-from ._slots import picked, put, typed, zeros
+from .._stage import How, check_grads, picked
+from ._slots import put, typed
 
 
 @dataclass(frozen=True, repr=False)

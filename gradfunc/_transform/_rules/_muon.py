@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._errors import message, one_of
+from ..._errors import check_int, message, one_of
 from ..._tree import Tensors
 from .._batch import AddDecayedWeights
 from .._chain import BatchStage, chain
@@ -158,8 +158,5 @@ def polar(matrix: Tensor, steps: int) -> Tensor:
 
 
 def _check(call: str, ns_steps: object, precision: object) -> None:
-    if not isinstance(ns_steps, int) or isinstance(ns_steps, bool):
-        raise TypeError(message(call, got=f"ns_steps={ns_steps!r}", expected="an int >= 1"))
-    if ns_steps < 1:
-        raise ValueError(message(call, got=f"ns_steps={ns_steps!r}", expected="an int >= 1"))
+    check_int(call, "ns_steps", ns_steps, 1)
     one_of(call, "precision", precision, PRECISIONS)

@@ -13,12 +13,12 @@ from torch.optim.adam import adam as torch_adam
 
 from ..._errors import message
 from ..._swap import levels
-from ..._tree import Tensors
+from ..._tree import Tensors, zeros
 from .._chain import BatchStage
 from .._numbers import NOT_NEGATIVE, SHARE, check_flag, check_number, count_of
 from .._protocol import Grads, State
-from .._stage import How, check_grads
-from ._slots import dense, picked, put, typed, zeros
+from .._stage import How, check_grads, picked
+from ._slots import dense, put, typed
 
 # Where torch has Adam in one pass over memory.
 FUSED_DEVICES = ("cpu", "cuda")

@@ -16,8 +16,7 @@ from .._chain import Rule
 from .._landing import Landing
 from .._numbers import NOT_NEGATIVE, Number, at, check_number, count_of, shown
 from .._protocol import State, Updates
-from .._stage import How, check_grads, check_params
-from ._slots import picked
+from .._stage import How, check_grads, check_params, picked
 
 REFUSED = {
     "LBFGS": "it evaluates the loss again within a step",
