@@ -1,7 +1,9 @@
 """Random numbers: generators forked; draws refused, recorded, replayed; draws keyed by (seed, step, sample, use)."""
 
+from ._forked import drawing_from as drawing_from
 from ._forked import forked as forked
 from ._forked import generator_states as generator_states
+from ._forked import mixed as mixed
 from ._forked import same_states as same_states
 from ._keyed import Draw as Draw
 from ._keyed import derived_key as derived_key
