@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +25,11 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ._tree import tensors_of
 
-ACTIVATIONS = (
-    "relu relu6 leaky_relu rrelu prelu elu selu celu gelu silu mish softplus softsign tanh tanhshrink sigmoid "
-    "logsigmoid hardtanh hardsigmoid hardswish hardshrink softshrink threshold"
-).split()
+ACTIVATIONS = [
+    *("relu", "relu6", "leaky_relu", "rrelu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus"),
+    *("softsign", "tanh", "tanhshrink", "sigmoid", "logsigmoid", "hardtanh", "hardsigmoid", "hardswish"),
+    *("hardshrink", "softshrink", "threshold"),
+]
 _KINDS = {
     getattr(place, name + end): kind
     for kind in ACTIVATIONS
@@ -37,7 +38,7 @@ _KINDS = {
     for place in (torch, F, Tensor, torch.special, torch._C._nn)
     if hasattr(place, name + end)
 }
-_ENTRYWISE = {"add", "sub", "mul", "div", "true_divide"}
+ENTRYWISE = {"add", "sub", "mul", "div", "true_divide"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,8 @@ class Use:
         names: every parameter that enters here, in the order of the model's.
         function: torch's name of what mixes them with data; a custom one's node in the graph.
         shape: of the output.
-        output: where it is in autograd's graph.
+        direct: whether these parameters enter as they are, and not through functions of parameters.
+        output: where it is in autograd's graph; None once `without_graph`.
         activation: the kind of the activation that follows, such as "relu"; None without.
         activated: where its output is, None without.
         value: what `note` gave for the output of the activation, or of the use where none follows.
@@ -62,7 +64,8 @@ class Use:
     names: tuple[str, ...]
     function: str
     shape: torch.Size
-    output: GradientEdge
+    direct: bool
+    output: GradientEdge | None
     activation: str | None
     activated: GradientEdge | None
     value: Any
@@ -73,7 +76,13 @@ class Use:
     @property
     def last(self) -> GradientEdge:
         """The output of the activation, or of the use where none follows."""
-        return self.output if self.activated is None else self.activated
+        edge = self.output if self.activated is None else self.activated
+        assert edge is not None
+        return edge
+
+    def without_graph(self) -> Use:
+        """The same without its places, so that the graph can go."""
+        return dataclasses.replace(self, output=None, activated=None)
 
 
 class Walk(TorchFunctionMode):
@@ -81,18 +90,19 @@ class Walk(TorchFunctionMode):
 
     Args:
         params: the tensors that the model is called with, which require grad.
-        note: called with each use's last tensor and the use's function, while its values are there; its answer is
-            kept, the tensor is not.
+        note: called with each use's last tensor and the use, while its values are there; its answer is kept, the
+            tensor is not.
 
     >>> w = torch.ones(3, 2, requires_grad=True)
-    >>> walk = Walk({"fc.weight": w}, lambda tensor, function: tensor.sum().item())
+    >>> walk = Walk({"fc.weight": w}, lambda tensor, use: tensor.sum().item())
     >>> out = walk.around(lambda x: F.relu(F.linear(x, w * 2)))(torch.ones(1, 2))
     >>> [(use.layer, use.function, use.activation, use.value) for use in walk.uses()]
     [('fc', 'linear', 'relu', 12.0)]
     """
 
-    def __init__(self, params: Mapping[str, Tensor], note: Callable[[Tensor, str], Any]) -> None:
+    def __init__(self, params: Mapping[str, Tensor], note: Callable[[Tensor, Use], Any]) -> None:
         super().__init__()
+        self._params = dict(params)
         self._order = list(params)
         self._note = note
         self._open: list[_Open] = []
@@ -130,8 +140,8 @@ class Walk(TorchFunctionMode):
         found = []
         for opened in self._open:
             met[opened.use.layer] += 1
-            counts = {"number": met[opened.use.layer], "of": total[opened.use.layer]}
-            found.append(dataclasses.replace(opened.use, value=opened.value, **counts))
+            number, of = met[opened.use.layer], total[opened.use.layer]
+            found.append(dataclasses.replace(opened.use, value=opened.value, number=number, of=of))
         self._open = []
         return tuple(found)
 
@@ -177,17 +187,19 @@ class Walk(TorchFunctionMode):
             if tensor.grad_fn is not None:
                 self._nodes[tensor.grad_fn] = known
 
-    def _use(self, name: str, origins: list[_Origin], out: Tensor, given: Iterable[Tensor] = ()) -> _Origin:
+    def _use(self, name: str, origins: list[_Origin], out: Tensor, given: Sequence[Tensor] = ()) -> _Origin:
         roots = frozenset[str]().union(*(origin.roots for origin in origins))
         sources = frozenset[int]().union(*(origin.sources for origin in origins))
         names = tuple(key for key in self._order if key in roots)
         layer, previous = _layer_of(names), self._open[max(sources)] if sources else None
         if previous is not None and previous.continues(name, names, given):
-            previous.extend(names, out, sorted(self._order.index(key) for key in (*previous.use.names, *names)), self)
+            previous.extend(tuple(key for key in self._order if key in (*previous.use.names, *names)), out)
             return _Origin(True, frozenset(), frozenset([max(sources)]))
         for index in sources:
             self._open[index].close(self._note)
-        use = Use(layer, names, name, out.shape, get_gradient_edge(out), None, None, None, tuple(sorted(sources)))
+        direct = all(any(self._params[key] is tensor for tensor in given) for key in names)
+        place = get_gradient_edge(out)
+        use = Use(layer, names, name, out.shape, direct, place, None, None, None, tuple(sorted(sources)))
         self._open.append(_Open(use, out))
         return _Origin(True, frozenset(), frozenset([len(self._open) - 1]))
 
@@ -250,10 +262,10 @@ class _Open:
             self.use = dataclasses.replace(self.use, activation=kind, activated=get_gradient_edge(out))
             self.tensor = out
 
-    def continues(self, name: str, names: tuple[str, ...], given: Iterable[Tensor]) -> bool:
+    def continues(self, name: str, names: tuple[str, ...], given: Sequence[Tensor]) -> bool:
         """Whether a scale or shift by other parameters of the same module belongs to this use."""
         return (
-            name.strip("_").removeprefix("i") in _ENTRYWISE
+            entrywise(name)
             and self.tensor is not None
             and self.use.activation is None
             and any(tensor is self.tensor for tensor in given)
@@ -261,18 +273,22 @@ class _Open:
             and all(_module_of(key) == _module_of(self.use.names[0]) for key in names)
         )
 
-    def extend(self, names: tuple[str, ...], out: Tensor, order: list[int], walk: Walk) -> None:
+    def extend(self, names: tuple[str, ...], out: Tensor) -> None:
         """It does: the output is the later one."""
-        every = tuple(walk._order[k] for k in order)
-        self.use = dataclasses.replace(self.use, names=every, shape=out.shape, output=get_gradient_edge(out))
+        self.use = dataclasses.replace(self.use, names=names, shape=out.shape, output=get_gradient_edge(out))
         self.tensor, self._entries = out, out.numel()
 
-    def close(self, note: Callable[[Tensor, str], Any]) -> None:
+    def close(self, note: Callable[[Tensor, Use], Any]) -> None:
         """Note the last tensor, and let go of it."""
         if self.tensor is not None:
             with torch.no_grad():
-                self.value = note(self.tensor.detach(), self.use.function)
+                self.value = note(self.tensor.detach(), self.use)
             self.tensor = None
+
+
+def entrywise(function: str) -> bool:
+    """Whether a function of this name adds or multiplies entry by entry."""
+    return function.strip("_").removeprefix("i") in ENTRYWISE
 
 
 def _layer_of(names: tuple[str, ...]) -> str:
