@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor
 from .._errors import check_int, kind_of, message
 
 LEVELS = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-_BLOCK = 1 << 16  # entries that are widened to float64 at a time on a CPU: they stay in its cache
+_BLOCK = 1 << 16  # entries at a time on a CPU, by numpy: they stay in the cache, and no thread waits for another
+_CHUNK = 1 << 24  # elsewhere
 _BARS = " ▁▂▃▄▅▆▇█"
 
 
@@ -110,7 +112,7 @@ def describe(
 def _described(flats: list[Tensor], sample: int, bins: int, seed: int) -> Distribution:
     count = sum(flat.numel() for flat in flats)
     found = _Sums.of(flats)
-    if not math.isfinite(found.squares):
+    if not math.isfinite(found.squares):  # a NaN or inf is among them, or a square is too large
         found = _Sums.of(flats, finite=True)
     scale, shift, largest = 1.0, 0.0, max(abs(found.low), abs(found.high)) if found.finite else 0.0
     if largest and not 1e-280 < found.squares < math.inf:  # the squares left the range of float64
@@ -156,27 +158,50 @@ class _Sums:
     @classmethod
     def of(cls, flats: list[Tensor], *, finite: bool = False, scale: float = 1.0, shift: float = 0.0) -> _Sums:
         """One pass. Unless `finite` entries are picked, all are taken to be."""
-        rows, count = [], 0
-        for block in _blocks(flats):
-            x = block[block.isfinite()] if finite else block
-            count += x.numel()
-            if x.numel():
-                zeros, (low, high) = x.numel() - torch.count_nonzero(x), torch.aminmax(x)
-                y = x.double() if scale == 1.0 and not shift else x.double() / scale - shift
-                rows.append(torch.stack([y.sum(), torch.dot(y, y), zeros.double(), low.double(), high.double()]).cpu())
+        rows = [row for block in _blocks(flats) if (row := _sums(block, finite, scale, shift)) is not None]
         if not rows:
             return cls(0, 0.0, 0.0, 0, math.nan, math.nan)
-        table = torch.stack(rows)
-        total, squares, zeros = table[:, :3].sum(0).tolist()
-        return cls(count, total, squares, int(zeros), table[:, 3].min().item(), table[:, 4].max().item())
+        counts, totals, squares, zeros, lows, highs = zip(*rows, strict=True)
+        return cls(sum(counts), sum(totals), sum(squares), sum(zeros), min(lows), max(highs))
 
 
-def _blocks(flats: list[Tensor]) -> Iterator[Tensor]:
-    """Some entries at a time."""
+def _blocks(flats: list[Tensor]) -> Iterator[Any]:
+    """Some entries at a time: arrays of numpy on a CPU, tensors elsewhere."""
     for flat in flats:
-        if flat.numel():
-            size = _BLOCK if flat.device.type == "cpu" else flat.numel()
-            yield from flat.split(size)
+        if flat.device.type == "cpu":
+            yield from (
+                part.float().numpy() if part.dtype == torch.bfloat16 else part.numpy()
+                for part in (flat.split(_BLOCK) if flat.numel() else ())
+            )
+        elif flat.numel():
+            yield from flat.split(_CHUNK)
+
+
+def _sums(x: Any, finite: bool, scale: float, shift: float) -> tuple[int, float, float, int, float, float] | None:
+    if isinstance(x, Tensor):
+        return _sums_on_device(x, finite, scale, shift)
+    x = x[np.isfinite(x)] if finite else x
+    if not x.size:
+        return None
+    with np.errstate(all="ignore"):
+        y = x.astype(np.float64)
+        if scale != 1.0 or shift:
+            y = y / scale - shift
+        total = float(y.sum())
+        np.multiply(y, y, out=y)
+        zeros = int(x.size) - int(np.count_nonzero(x))
+        return int(x.size), total, float(y.sum()), zeros, float(x.min()), float(x.max())
+
+
+def _sums_on_device(x: Tensor, finite: bool, scale: float, shift: float) -> Any:
+    x = x[x.isfinite()] if finite else x
+    if not x.numel():
+        return None
+    y = x.double() / scale - shift
+    low, high = torch.aminmax(x)
+    found = torch.stack([y.sum(), y.square().sum(), torch.count_nonzero(x).double(), low.double(), high.double()])
+    total, squares, nonzero, least, most = found.tolist()
+    return x.numel(), total, squares, x.numel() - int(nonzero), least, most
 
 
 def _flat(tensor: Tensor) -> Tensor:

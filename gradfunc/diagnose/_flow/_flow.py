@@ -42,11 +42,12 @@ def gradient_flow(
     passes.
 
     A layer is a use of parameters: whatever mixes them with data, with the activation that follows. *Comparable* are
-    those with a parameter of two dimensions or more that do not act entry by entry. The factor of a layer is
-    `|dL/da_{l-1}| / |dL/da_l|` of norms: independent of widths, sqrt(chi) with chi = gain^2 E[phi'^2] in theory
-    (Schoenholz et al. 2017, arXiv 1611.01232, section 4), with gain^2 = fan_in mean(w^2). Thresholds and their reasons
-    are in `gradfunc/diagnose/_flow/_verdict.py`. A net of few layers whose gradients at first and last are alike may
-    yet have lost them all: |gradient| / |weight| is judged as well.
+    those with a parameter of two dimensions or more that do not act entry by entry; norms directly behind one are
+    taken to be part of it. The factor of a layer is `|dL/da_{l-1}| / |dL/da_l|`, of norms: whatever the widths, it is
+    sqrt(chi), chi = gain^2 E[phi'^2], in theory (Schoenholz et al. 2017, arXiv 1611.01232, section 4), with
+    gain^2 = fan_in mean(w^2). Thresholds and their reasons are in `gradfunc/diagnose/_flow/_verdict.py`. Gradients of
+    parameters may be alike at the first layer and at the last, and yet all be lost: |gradient| / |weight| is judged
+    as well.
 
     Args:
         model: an `nn.Module` in the mode you train it in, a pure model, or `gf.stateless(...)`. Batch norms normalise
@@ -100,8 +101,9 @@ def gradient_flow(
 def _rows(
     passes: Passes, params: Tensors, said: Any, samples: _spread.Rows | None, lr: float | None
 ) -> tuple[FlowRow, ...]:
-    norms = [_norm(measured) for measured in passes.uses]
-    compared = [k for k, measured in enumerate(passes.uses) if _comparable(measured, params) and norms[k] is not None]
+    products = {k for k, measured in enumerate(passes.uses) if _is_product(measured, params)}
+    norms = [_norm(passes.uses[k]) for k in _ends(passes.uses, products)]
+    compared = [k for k in sorted(products) if norms[k] is not None]
     last = next((norms[k] for k in reversed(compared) if norms[k]), None)
     before = dict(zip(compared[1:], compared, strict=False))
 
@@ -163,9 +165,20 @@ def _theory_of(measured: Measured) -> float | None:
     return None
 
 
-def _comparable(measured: Measured, params: Tensors) -> bool:
+def _is_product(measured: Measured, params: Tensors) -> bool:
     use = measured.use
     return any(params[name].dim() >= 2 for name in use.names) and not entrywise(use.function)
+
+
+def _ends(uses: Sequence[Measured], products: set[int]) -> list[int]:
+    """Of each use, the last of the norms and scales that follow it directly, before any activation."""
+    ends = list(range(len(uses)))
+    for k in reversed(ends):
+        readers = [j for j in range(k + 1, len(uses)) if k in uses[j].use.sources]
+        if uses[k].use.activation is None and readers and readers[0] not in products:
+            first = readers[0]
+            ends[k] = ends[first] if uses[first].use.sources == (k,) else k
+    return ends
 
 
 def _norm(measured: Measured) -> float | None:

@@ -13,6 +13,7 @@ from ._spread import Spread
 from ._trend import Trend
 from ._verdict import worst
 
+_BARS = 7  # signs of a histogram
 _SHOWN = 40  # rows of a table; of longer ones, the first and the last half of these
 
 
@@ -38,7 +39,8 @@ class FlowRow:
         ratio: |gradient| / |weight|; None for weights of 0.
         update: rate times that, None without a rate.
         spread: how gradients of single samples differ in these parameters; None if not asked for.
-        norm: Euclidean norm of the activation gradient, None where none comes.
+        norm: Euclidean norm of the activation gradient, None where none comes; behind the norms and scales that
+            follow a product directly.
         change: `norm` over that of the last comparable layer; None for a layer that is not compared (norms, biases
             and scales on their own).
         factor: what `norm` is multiplied by on the way back through this layer and its activation, to the comparable
@@ -133,13 +135,13 @@ class FlowReport(Report):
         for row in self.rows:
             gradient = row.activation_gradient
             off = f"{row.dead:.0%}" if row.saturated is None else f"{row.dead:.0%} / {row.saturated:.0%}"
-            cells = [row.name, row.activation or "", number(row.activations.mean), number(row.activations.rms)]
-            cells += [row.activations.bars(), number(gradient.rms if gradient else None)]
-            cells += [gradient.bars() if gradient else "", number(row.factor), number(row.theory), off, row.verdict]
+            cells = [row.name, row.activation or "", number(row.activations.rms), row.activations.bars(_BARS)]
+            cells += [number(gradient.rms if gradient else None), gradient.bars(_BARS) if gradient else ""]
+            cells += [number(row.factor), number(row.theory), off, row.verdict]
             rows.append(cells)
-        head = ["layer", "activation", "mean", "RMS", "entries", "gradient", "entries", "factor", "theory", "dead"]
+        head = ["layer", "then", "RMS", "entries", "gradient", "entries", "factor", "theory", "dead"]
         note = (
-            "gradient: RMS of the loss's gradient with respect to the activations. factor: of that gradient's norm, on "
+            "RMS: of activations, and of the loss's gradient with respect to them. factor: of that gradient's norm, on "
             "the way back through the layer to the one before. dead: units that are 0 for every sample / flat entries."
         )
         title = f"Gradient flow ({self.batch_size} samples, loss {number(self.loss)})"
@@ -149,8 +151,8 @@ class FlowReport(Report):
         rows = []
         for row in self.rows:
             if row.use == 1:
-                cells = [row.layer, number(row.weights.rms), row.weights.bars(), number(row.gradient.rms)]
-                cells += [row.gradient.bars(), number(row.ratio)]
+                cells = [row.layer, number(row.weights.rms), row.weights.bars(_BARS), number(row.gradient.rms)]
+                cells += [row.gradient.bars(_BARS), number(row.ratio)]
                 cells += [number(row.update)] if self.lr is not None else []
                 rows.append([*cells, number(row.spread.signal_to_noise) if row.spread else "-"])
         head = ["layer", "weights", "entries", "gradient", "entries", "gradient / weight"]
