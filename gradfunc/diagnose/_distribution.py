@@ -1,0 +1,234 @@
+"""How the entries of tensors are distributed, in one pass that keeps no copy of them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._errors import check_int, kind_of, message
+
+LEVELS = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+_BLOCK = 1 << 16  # entries at a time on a CPU, by numpy: they stay in the cache, and no thread waits for another
+_CHUNK = 1 << 24  # elsewhere
+_BARS = " ▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """How entries are distributed. Made by `gf.diagnose.describe`.
+
+    Mean, deviation, RMS, extremes and zeros are those of all finite entries; quantiles and histogram are those of a
+    sample of positions, or of all finite entries where these are no more.
+
+    Attributes:
+        count: number of entries; of a complex tensor, real and imaginary parts.
+        mean: of the finite entries; NaN where there are none, as are the next four.
+        std: square root of the mean squared deviation (divided by the count).
+        rms: square root of the mean square.
+        low: smallest.
+        high: largest.
+        zero: share of entries that are exactly 0.
+        nonfinite: share that is NaN or infinite.
+        sampled: how many positions quantiles and histogram are of.
+        quantiles: `(level, value)` for the levels .01, .05, .25, .5, .75, .95, .99.
+        histogram: number of sampled entries in bins of equal width.
+        edges: where the first bin begins and the last one ends.
+    """
+
+    count: int
+    mean: float
+    std: float
+    rms: float
+    low: float
+    high: float
+    zero: float
+    nonfinite: float
+    sampled: int
+    quantiles: tuple[tuple[float, float], ...]
+    histogram: tuple[int, ...]
+    edges: tuple[float, float]
+
+    @property
+    def norm(self) -> float:
+        """Euclidean norm of the finite entries."""
+        finite = round(self.count * (1 - self.nonfinite))
+        return self.rms * math.sqrt(finite) if finite else 0.0
+
+    def bars(self, width: int = 10) -> str:
+        """The histogram as one line of text of this many signs."""
+        if not self.histogram:
+            return ""
+        width = min(width, len(self.histogram))
+        cuts = [k * len(self.histogram) // width for k in range(width + 1)]
+        heights = [sum(self.histogram[a:b]) / (b - a) for a, b in itertools.pairwise(cuts)]
+        top = max(heights)
+        return "".join(_BARS[math.ceil(8 * height / top)] for height in heights)
+
+
+def describe(
+    tensors: Tensor | Sequence[Tensor], *, sample: int = 10_000, bins: int = 30, seed: int = 0
+) -> Distribution:
+    """How the entries of a tensor, or of several together, are distributed.
+
+    Sums are taken in float64, block by block; a second pass is made only where entries are not finite, or their squares
+    leave the range of float64.
+
+    Args:
+        tensors: floating or complex, of any shape.
+        sample: the most positions that quantiles and the histogram are of, drawn with replacement.
+        bins: of the histogram, between the smallest and the largest sampled entry.
+        seed: of the sample.
+
+    Raises:
+        TypeError: not tensors, or of integers.
+        ValueError: `sample` or `bins` below 1.
+
+    Example:
+        >>> import gradfunc as gf
+        >>> found = gf.diagnose.describe(torch.tensor([0.0, 3.0, -3.0, 4.0, float("nan")]), bins=4)
+        >>> found.mean, round(found.rms, 3), found.zero, found.nonfinite, found.histogram
+        (1.0, 2.915, 0.2, 0.2, (1, 1, 0, 2))
+    """
+    call = "gf.diagnose.describe(tensors)"
+    check_int(call, "sample", sample, 1)
+    check_int(call, "bins", bins, 1)
+    check_int(call, "seed", seed, 0)
+    given = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    for tensor in given:
+        if not isinstance(tensor, Tensor) or not (tensor.is_floating_point() or tensor.is_complex()):
+            got = f"a tensor of {tensor.dtype}" if isinstance(tensor, Tensor) else kind_of(tensor)
+            raise TypeError(message(call, got=got, expected="floating or complex tensors"))
+    with torch.no_grad():
+        return _described([_flat(tensor) for tensor in given], sample, bins, seed)
+
+
+def _described(flats: list[Tensor], sample: int, bins: int, seed: int) -> Distribution:
+    count = sum(flat.numel() for flat in flats)
+    found = _Sums.of(flats)
+    if not math.isfinite(found.squares):  # a NaN or inf is among them, or a square is too large
+        found = _Sums.of(flats, finite=True)
+    scale, shift, largest = 1.0, 0.0, max(abs(found.low), abs(found.high)) if found.finite else 0.0
+    if largest and not 1e-280 < found.squares < math.inf:  # the squares left the range of float64
+        scale = largest
+        found = _Sums.of(flats, finite=True, scale=scale)
+    mean, rms, std = math.nan, math.nan, math.nan
+    if found.finite:
+        mean, square = found.total / found.finite, found.squares / found.finite
+        variance = square - mean**2
+        if variance < 1e-8 * square:  # cancelled: eight digits are left of sixteen
+            shift = mean
+            variance = _Sums.of(flats, finite=True, scale=scale, shift=shift).squares / found.finite
+        mean, rms, std = scale * mean, scale * math.sqrt(square), scale * math.sqrt(variance)
+    chosen = _sampled(flats, count, sample, seed)
+    quantiles, histogram, edges = _shape(chosen[chosen.isfinite()], bins)
+    return Distribution(
+        count=count,
+        mean=mean,
+        std=std,
+        rms=rms,
+        low=found.low,
+        high=found.high,
+        zero=found.zeros / count if count else 0.0,
+        nonfinite=(count - found.finite) / count if count else 0.0,
+        sampled=min(sample, count),
+        quantiles=quantiles,
+        histogram=histogram,
+        edges=edges,
+    )
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Over finite entries x: sums of `x / scale - shift` and its square; zeros and extremes of x itself."""
+
+    finite: int
+    total: float
+    squares: float
+    zeros: int
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, flats: list[Tensor], *, finite: bool = False, scale: float = 1.0, shift: float = 0.0) -> _Sums:
+        """One pass. Unless `finite` entries are picked, all are taken to be."""
+        rows = [row for block in _blocks(flats) if (row := _sums(block, finite, scale, shift)) is not None]
+        if not rows:
+            return cls(0, 0.0, 0.0, 0, math.nan, math.nan)
+        counts, totals, squares, zeros, lows, highs = zip(*rows, strict=True)
+        return cls(sum(counts), sum(totals), sum(squares), sum(zeros), min(lows), max(highs))
+
+
+def _blocks(flats: list[Tensor]) -> Iterator[Any]:
+    """Some entries at a time: arrays of numpy on a CPU, tensors elsewhere."""
+    for flat in flats:
+        if flat.device.type == "cpu":
+            yield from (
+                part.float().numpy() if part.dtype == torch.bfloat16 else part.numpy()
+                for part in (flat.split(_BLOCK) if flat.numel() else ())
+            )
+        elif flat.numel():
+            yield from flat.split(_CHUNK)
+
+
+def _sums(x: Any, finite: bool, scale: float, shift: float) -> tuple[int, float, float, int, float, float] | None:
+    if isinstance(x, Tensor):
+        return _sums_on_device(x, finite, scale, shift)
+    x = x[np.isfinite(x)] if finite else x
+    if not x.size:
+        return None
+    with np.errstate(all="ignore"):
+        y = x.astype(np.float64)
+        if scale != 1.0 or shift:
+            y = y / scale - shift
+        total = float(y.sum())
+        np.multiply(y, y, out=y)
+        zeros = int(x.size) - int(np.count_nonzero(x))
+        return int(x.size), total, float(y.sum()), zeros, float(x.min()), float(x.max())
+
+
+def _sums_on_device(x: Tensor, finite: bool, scale: float, shift: float) -> Any:
+    x = x[x.isfinite()] if finite else x
+    if not x.numel():
+        return None
+    y = x.double() / scale - shift
+    low, high = torch.aminmax(x)
+    found = torch.stack([y.sum(), y.square().sum(), torch.count_nonzero(x).double(), low.double(), high.double()])
+    total, squares, nonzero, least, most = found.tolist()
+    return x.numel(), total, squares, x.numel() - int(nonzero), least, most
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    tensor = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    return tensor.to_dense().reshape(-1) if tensor.layout != torch.strided else tensor.reshape(-1)
+
+
+def _sampled(flats: list[Tensor], count: int, sample: int, seed: int) -> Tensor:
+    """Sampled entries in float64, on the CPU; each position is as likely as any other."""
+    if count <= sample:
+        return torch.cat([flat.double().cpu() for flat in flats]) if flats else torch.empty(0, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    positions = torch.randint(count, (sample,), generator=generator)
+    parts, start = [], 0
+    for flat in flats:
+        inside = positions[(positions >= start) & (positions < start + flat.numel())] - start
+        parts.append(flat[inside.to(flat.device)].double().cpu())
+        start += flat.numel()
+    return torch.cat(parts)
+
+
+def _shape(x: Tensor, bins: int) -> tuple[tuple[tuple[float, float], ...], tuple[int, ...], tuple[float, float]]:
+    """Quantiles, histogram and its edges."""
+    if not x.numel():
+        return (), (), (math.nan, math.nan)
+    values = torch.quantile(x, torch.tensor(LEVELS, dtype=x.dtype)).tolist()
+    low, high = x.min().item(), x.max().item()
+    counts, _ = np.histogram(x.numpy(), bins, range=(low, high) if high > low else None)
+    return tuple(zip(LEVELS, values, strict=True)), tuple(int(n) for n in counts), (low, high)
