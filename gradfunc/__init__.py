@@ -90,6 +90,7 @@ gradient's own conditioning allows; what cancellation leaves of larger numbers i
 
 from . import audit as audit
 from . import bench as bench
+from . import diagnose as diagnose
 from . import hf as hf
 from . import losses as losses
 from . import models as models
