@@ -1,4 +1,4 @@
-"""Small models as functions: `init() -> params`, `apply(params, x)`. They enter through `gf.stateless` too."""
+"""The multilayer perceptron, and what every small model is."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._errors import message
-from ._tree import Tensors
+from .._errors import message
+from .._tree import Tensors
 
 
 @dataclass(frozen=True)
