@@ -99,6 +99,7 @@ from . import diagnose as diagnose
 from . import hf as hf
 from . import losses as losses
 from . import models as models
+from . import plot as plot
 from . import quantities as quantities
 from . import schedules as schedules
 from . import testing as testing
@@ -109,6 +110,8 @@ from ._bridge import load_params as load_params
 from ._cotangent import clip_cotangent as clip_cotangent
 from ._errors import EngineError as EngineError
 from ._errors import GradfuncWarning as GradfuncWarning
+from ._export import scalars as scalars
+from ._page import page as page
 from ._per_sample import PerSampleGrads as PerSampleGrads
 from ._per_sample import concatenate as concatenate
 from ._per_sample import per_sample_grads as per_sample_grads
