@@ -130,7 +130,9 @@ def test_the_ratio_to_the_weights_tells_what_no_change_over_depth_does():
     # Two layers; all gradients as small as the loss: what a change from layer to layer cannot show.
     module = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)).to(F64)
     x, y = torch.randn(16, 8, dtype=F64), torch.randn(16, 8, dtype=F64)
-    small = flow(module, lambda out, target, reduction="mean": 1e-9 * nn.MSELoss(reduction=reduction)(out, target), (x, y))
+    small = flow(
+        module, lambda out, target, reduction="mean": 1e-9 * nn.MSELoss(reduction=reduction)(out, target), (x, y)
+    )
     assert small.verdict == "vanishing"
     assert "|gradient| / |weight|" in small.rows[0].evidence
     assert flow(module, nn.MSELoss(), (x, 1e7 * y)).verdict == "exploding"
@@ -204,7 +206,12 @@ def test_a_broken_verdict_is_caught(mutant, monkeypatch):
     }
     broken[mutant]()
     caught = 0
-    for net in (Net(30, 32, nn.Tanh, 0.6, None, 1), Net(30, 32, nn.ReLU, 3.0, None, 1), Net(3, 32, nn.Tanh, 1.0, None, 1)):
+    for net in (
+        Net(12, 32, nn.Tanh, 0.6, None, 1),
+        Net(30, 32, nn.Tanh, 0.6, None, 1),
+        Net(30, 32, nn.ReLU, 3.0, None, 1),
+        Net(3, 32, nn.Tanh, 1.0, None, 1),
+    ):
         module, (x, y) = net.made()
         try:
             agrees(flow(module, nn.MSELoss(), (x, y)), module, x, y)
