@@ -33,6 +33,7 @@ NAMES = {
     },
     **{f"gf.bench.{name}": value for name, value in public(gf.bench).items()},
     **{f"gf.hf.{name}": value for name, value in public(gf.hf).items() if value.__module__ == "gradfunc.hf"},
+    **{f"gf.init.{name}": value for name, value in public(gf.init).items()},
     **{f"gf.weightings.{name}": value for name, value in public(gf.weightings).items()},
     **{f"gf.quantities.{name}": value for name, value in public(gf.quantities).items()},
     **{
@@ -48,6 +49,7 @@ NAMES = {
 }
 # Made by other functions, which have the example; internal helpers of the losses.
 MADE = {"gf.quantities.NoiseScale", "gf.losses.Whole", "gf.models.Pure", "gf.losses.class_weights"}
+MADE |= {"gf.init.InitReport", "gf.init.InitRow", "gf.init.Place"}
 MADE |= {"gf.testing.CheckReport", "gf.testing.CheckRow", "gf.bench.BenchReport", "gf.bench.BenchRow", "gf.bench.Case"}
 MADE |= {"gf.train.Fit", "gf.train.Stopped", "gf.train.Nonfinite", "gf.train.Checkpoint"}
 
