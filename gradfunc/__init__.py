@@ -91,6 +91,7 @@ gradient's own conditioning allows; what cancellation leaves of larger numbers i
 from . import audit as audit
 from . import bench as bench
 from . import hf as hf
+from . import init as init
 from . import losses as losses
 from . import models as models
 from . import quantities as quantities

@@ -40,6 +40,7 @@ NAMES = {
         for name, value in public(gf.schedules).items()
         if inspect.isfunction(value) and value.__module__ == "gradfunc.schedules"
     },
+    **{f"gf.init.{name}": value for name, value in public(gf.init).items()},
     **{f"gf.testing.{name}": value for name, value in public(gf.testing).items()},
     **{
         f"gf.models.{name}": value for name, value in public(gf.models).items() if value.__module__ == "gradfunc.models"
@@ -48,6 +49,7 @@ NAMES = {
 # Made by other functions, which have the example; internal helpers of the losses.
 MADE = {"gf.quantities.NoiseScale", "gf.losses.Whole", "gf.models.Pure", "gf.losses.class_weights"}
 MADE |= {"gf.testing.CheckReport", "gf.testing.CheckRow", "gf.bench.BenchReport", "gf.bench.BenchRow", "gf.bench.Case"}
+MADE |= {"gf.init.VarianceFactor", "gf.init.VariancePath"}
 
 
 @pytest.mark.parametrize("name", NAMES)
