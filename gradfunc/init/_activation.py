@@ -60,26 +60,29 @@ class Activation:
     def jumps(self) -> Array:
         """Where value or derivative jump, in order: of each cell of a fine grid the half that changes more, again.
 
-        Of several jumps in one cell (0.5% of its distance from 0, 1e-5 at least) one is found.
+        Of several jumps in one cell (0.5% of its distance from 0, 1e-5 at least) one is found at first; so again in
+        cells that halve towards those found.
         """
-        with np.errstate(over="ignore", invalid="ignore"):
-            return self._jumps()
-
-    def _jumps(self) -> Array:
         end = math.asinh(FARTHEST / 1e-3)
         grid = 1e-3 * np.sinh(np.linspace(-end, end, CELLS))
-        low, high = grid[:-1], grid[1:]
-        left = np.stack(self(low))
-        right = np.stack(self(high))
-        size = np.maximum(np.abs(left), np.abs(right)).max(axis=1, keepdims=True)
-        for _ in range(64):
-            middle = (low + high) / 2
-            between = np.stack(self(middle))
-            first = np.abs(between - left).max(axis=0) > np.abs(right - between).max(axis=0)
-            high, right = np.where(first, middle, high), np.where(first, between, right)
-            low, left = np.where(first, low, middle), np.where(first, left, between)
-        size = np.minimum(size, 1.0 + np.maximum(np.abs(left), np.abs(right)))
-        return np.unique(high[(np.abs(right - left) > 1e-9 * size).any(axis=0)])
+        found = self._jumps_between(grid)
+        near = np.abs(found) * 0.005 + 1e-5
+        beside = np.multiply.outer(near, 0.5 ** np.arange(40.0))
+        finer = np.unique(np.concatenate([grid, (found[:, None] + beside).ravel(), (found[:, None] - beside).ravel()]))
+        return self._jumps_between(finer) if len(found) else found
+
+    def _jumps_between(self, grid: Array) -> Array:
+        with np.errstate(over="ignore", invalid="ignore"):
+            low, high = grid[:-1], grid[1:]
+            left, right = np.stack(self(low)), np.stack(self(high))
+            for _ in range(64):
+                middle = (low + high) / 2
+                between = np.stack(self(middle))
+                first = np.abs(between - left).max(axis=0) > np.abs(right - between).max(axis=0)
+                high, right = np.where(first, middle, high), np.where(first, between, right)
+                low, left = np.where(first, low, middle), np.where(first, left, between)
+            size = 1.0 + np.maximum(np.abs(left), np.abs(right))
+            return np.unique(high[(np.abs(right - left) > 1e-9 * size).any(axis=0)])
 
 
 def _resolved(call: str, given: Any) -> tuple[str, Callable[[Tensor], Tensor]]:
@@ -87,10 +90,11 @@ def _resolved(call: str, given: Any) -> tuple[str, Callable[[Tensor], Tensor]]:
         one_of(call, "activation", given, NAMES, "Pass any other elementwise function as a callable.")
         return repr(given), (lambda x: x) if given in ("identity", "linear") else getattr(F, given)
     if isinstance(given, nn.Module):
-        state = {
-            name: value.detach().to("cpu", torch.float64, copy=True) if value.is_floating_point() else value.clone()
-            for name, value in [*given.named_parameters(), *given.named_buffers()]
-        }
+        with torch.inference_mode(False):
+            state = {
+                name: value.detach().to("cpu", torch.float64 if value.is_floating_point() else value.dtype, copy=True)
+                for name, value in [*given.named_parameters(), *given.named_buffers()]
+            }
         return type(given).__name__, lambda x: torch.func.functional_call(given, state, (x,))
     if callable(given):
         return getattr(given, "__name__", type(given).__name__), given
@@ -104,9 +108,7 @@ def _check_elementwise(call: str, phi: Activation) -> None:
         y = phi._function(x.clone())
         if not isinstance(y, Tensor) or y.shape != x.shape or y.dtype != x.dtype:
             said = f"{list(y.shape)} {y.dtype}" if isinstance(y, Tensor) else kind_of(y)
-            raise TypeError(
-                message(call, got=f"{said} from {phi.name} of a [4, 5] torch.float64", expected=expected)
-            )
+            raise TypeError(message(call, got=f"{said} from {phi.name} of a [4, 5] torch.float64", expected=expected))
         same = functools.partial(torch.allclose, rtol=1e-12, atol=0, equal_nan=True)
         if not same(phi._function(x.clone()), y):
             raise ValueError(message(call, got=f"{phi.name}, twice not the same", expected=expected))

@@ -28,14 +28,12 @@ class Moments:
         mean: `E[phi]`.
         square: `E[phi^2]`.
         slope: `E[phi'^2]`.
-        pull: `E[phi phi' z]`, which is `sqrt(q) d E[phi^2] / dq`.
         error: how far off `square` and `slope` may be, relatively; `mean` by as much of `sqrt(square)`.
     """
 
     mean: float
     square: float
     slope: float
-    pull: float
     error: float
 
 
@@ -59,7 +57,7 @@ def moments(call: str, phi: Activation, q: float) -> Moments:
         y, d = phi(std * z)
         y, d = y / size, d / steep
         density = np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
-        return np.stack([y, y * y, d * d, y * d * z], axis=1) * density[:, None]
+        return np.stack([y, y * y, d * d], axis=1) * density[:, None]
 
     if not (math.isfinite(size) and math.isfinite(steep)):
         raise _refused(call, phi, q, "values that are not finite")
@@ -72,11 +70,11 @@ def moments(call: str, phi: Activation, q: float) -> Moments:
     off = np.maximum(error, other_error) + np.abs(answer - other) + edge
     with np.errstate(invalid="ignore", divide="ignore"):
         least = np.array([math.sqrt(answer[1]), answer[1], answer[2]])
-        relative = np.where(off[:3] <= ABSOLUTE**2, 0.0, off[:3] / least)
+        relative = np.where(off <= ABSOLUTE**2, 0.0, off / least)
     if not bool((relative <= AGREED).all()):
         raise _refused(call, phi, q, f"a relative error of {np.max(relative):.0e}")
-    mean, square, slope, pull = (float(value) for value in answer)
-    return Moments(mean * size, square * size**2, slope * steep**2, pull * size * steep, float(relative.max()))
+    mean, square, slope = (float(value) for value in answer)
+    return Moments(mean * size, square * size**2, slope * steep**2, float(relative.max()))
 
 
 def _over_the_line(integrands: Callable[[Array], Array], ends: Array) -> tuple[Array, Array]:

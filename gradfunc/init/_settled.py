@@ -22,8 +22,9 @@ def next_variance(m: Moments, gain: float, bias: float) -> float:
 def settled(call: str, phi: Activation, gain: float, bias: float) -> float:
     """The limit of the variance from 1 on: 0, a stable fixed point, or inf for a homogeneous activation that grows.
 
-    From 1 the variance moves to the next fixed point in its direction, if the map is monotone on the way; it is where
-    it is larger the larger `|phi|`. A fixed point that the map oscillates away from is refused.
+    It is the next fixed point in the direction in which the variance moves from 1. None makes it oscillate for ever: as
+    `d log N(x; 0, q) / d log q >= -1/2`, so is that of the map, which thus steps beyond a fixed point by half its
+    distance at most.
     """
     value_at_zero, _ = phi.at_zero
 
@@ -47,22 +48,15 @@ def settled(call: str, phi: Activation, gain: float, bias: float) -> float:
             if far > LARGEST:
                 raise _no_limit(call, phi, gain, "grows without end")
     else:
-        # The floor's half is below the fixed point, as the variance after any other is at least the floor.
-        while far > max(SMALLEST, floor / 2):
+        while True:
             now, error = growth(far)
             if now > error:
                 break
+            if far <= SMALLEST and floor == 0:
+                return 0.0
             near, far = far if now < 0 else near, far / STEP
-        if far <= SMALLEST and floor == 0:
-            return 0.0
-        far = max(far, floor / 2)
-        if growth(far)[0] <= 0:
-            raise _no_limit(call, phi, gain, "is no monotone function of that before")
     low, high = sorted((math.log(near), math.log(far)))
-    q = math.exp(brentq(lambda t: growth(math.exp(t))[0], low, high, xtol=1e-13, rtol=1e-14))
-    if abs(gain**2 * moments(call, phi, q).pull / math.sqrt(q)) > 1:
-        raise _no_limit(call, phi, gain, f"oscillates around {q:.3g}")
-    return q
+    return float(math.exp(brentq(lambda t: growth(math.exp(t))[0], low, high, xtol=1e-13, rtol=1e-14)))
 
 
 def _no_limit(call: str, phi: Activation, gain: float, got: str) -> ValueError:

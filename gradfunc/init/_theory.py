@@ -77,8 +77,8 @@ def variance_factor(
         "batch"          backward^2 = E[phi'^2] / Var[phi]         (Yang et al. 2019, arXiv 1902.08129)
         "layer", "rms"   backward^2 = gain^2 E[phi'^2] / (gain^2 E[phi^2] + bias_variance)
 
-    The gain drops out without a bias, and with "batch" the bias does too, as it is the same for all samples. Expectations
-    are by adaptive quadrature in float64; phi' is what autograd gives.
+    The gain drops out without a bias, and with "batch" the bias does too, as it is the same for all samples.
+    Expectations are by adaptive quadrature in float64; phi' is what autograd gives.
 
     Neglected: that layers are finite, whose logarithms of variances spread, and shift, by O(depth / width); that a norm
     takes the gradient's part along 1 and x away, O(1 / batch) or O(1 / width) a layer. Under "batch" nothing holds the
@@ -97,7 +97,7 @@ def variance_factor(
     Raises:
         TypeError: what is no number or no activation.
         ValueError: an activation that is not elementwise or has no converging expectation; a gain or variance <= 0; a
-            variance beside a norm; no limit of the forward map, which grows or oscillates.
+            variance beside a norm; no limit of the forward map, which grows.
 
     Example:
         >>> import gradfunc as gf
@@ -155,9 +155,10 @@ def variance_path(
     phi = Activation(call, activation)
     if norm is not None:
         return VariancePath((_normalised(call, phi, gain, norm, bias),) * depth, (1.0,) * (depth + 1))
+    everywhere = moments(call, phi, 1.0) if phi.homogeneous else None
     variances, layers = [float(variance)], []
     for _ in range(depth):
-        layers.append(_factor(call, phi, gain, bias, variances[-1]))
+        layers.append(_factor(call, phi, gain, bias, variances[-1], everywhere))
         variances.append(variances[-1] * layers[-1].forward ** 2)
     return VariancePath(tuple(layers), tuple(variances))
 
@@ -195,10 +196,12 @@ def gain_for(
     return 1 / factor
 
 
-def _factor(call: str, phi: Activation, gain: float, bias: float, q: float) -> VarianceFactor:
+def _factor(
+    call: str, phi: Activation, gain: float, bias: float, q: float, everywhere: Moments | None = None
+) -> VarianceFactor:
     value, slope = phi.at_zero
     if phi.homogeneous:  # E[phi^2] is q times that at 1, and the slopes are the same
-        m = moments(call, phi, 1.0)
+        m = everywhere or moments(call, phi, 1.0)
         left = bias / q if q else 0.0
         return _result(gain**2 * m.square + left, gain**2 * m.slope, q, m.error)
     if q < LINEAR and value == 0:

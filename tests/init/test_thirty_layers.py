@@ -14,7 +14,7 @@ import gradfunc as gf
 from gradfunc._rounding import gamma, unit_roundoff
 from gradfunc.init import _moments, _settled, _theory
 
-DEPTH, WIDTH, BATCH, NETS = 30, 400, 600, 24
+DEPTH, WIDTH, BATCH, NETS = 30, 320, 480, 16
 GAINS = {"torch's default": 3**-0.5, "1": 1.0, "He": 2**0.5}
 PLAIN = [(activation, gain, None) for activation in ACTIVATIONS for gain in GAINS.values()]
 PLAIN += [(activation, 1.0, norm) for activation in ACTIVATIONS for norm in ("layer", "rms")]
@@ -44,8 +44,8 @@ def compare(found, expected, shift=None):
     """The mean of a log over nets against that of infinite width.
 
     Student's interval for the mean, whose rate of false alarms `wide_nets` states, and what finite width shifts. That
-    is of the order of the log's own variance s^2: a product of many averages is about lognormal, whose mean of logs lies
-    s^2 / 2 below the log of the mean, which for identity and relu is exact at any width; as much again for the
+    is of the order of the log's own variance s^2: a product of many averages is about lognormal, whose mean of logs
+    lies s^2 / 2 below the log of the mean, which for identity and relu is exact at any width; as much again for the
     curvature of the map in others. Both are O(depth / width). `shift` takes its place where another one rules.
     """
     for k in range(2):
@@ -71,7 +71,7 @@ def check_factor(case):
     compare(staying_nets(case), (2 * DEPTH * math.log(factor.forward), 2 * DEPTH * math.log(factor.backward)))
 
 
-@pytest.mark.parametrize("case", quick([STAYING[3], STAYING[6], STAYING[9]], STAYING), ids=str)
+@pytest.mark.parametrize("case", quick([STAYING[6], STAYING[9]], STAYING), ids=str)
 def test_thirty_layers_where_the_variance_stays(case):
     check_factor(case)
 
@@ -105,7 +105,7 @@ moments, following = _moments.moments, _settled.next_variance
 
 def phi_for_its_slope(call, phi, q):
     m = moments(call, phi, q)
-    return _moments.Moments(m.mean, m.square, m.square, m.pull, m.error)
+    return _moments.Moments(m.mean, m.square, m.square, m.error)
 
 
 MUTANTS = {
