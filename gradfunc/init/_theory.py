@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -12,49 +11,10 @@ from .._errors import check_int, message, one_of
 from ._activation import Activation
 from ._moments import AGREED, Moments, moments
 from ._settled import next_variance, settled
+from ._variance import VarianceFactor, VariancePath
 
 NORMS = (None, "batch", "layer", "rms")
 LINEAR = 1e-30  # a variance below which an activation that is 0 at 0 is its two slopes there
-
-
-@dataclass(frozen=True)
-class VarianceFactor:
-    """What one layer multiplies standard deviations by.
-
-    Attributes:
-        forward: that of the pre-activation.
-        backward: that of the gradient by it, `sqrt(chi)`, on the way back.
-        variance: of the pre-activation at which these hold: 0 or inf for the limits.
-        error: how far off the factors may be by the quadrature, relatively.
-    """
-
-    forward: float
-    backward: float
-    variance: float
-    error: float
-
-
-@dataclass(frozen=True)
-class VariancePath:
-    """Layer after layer, made by `variance_path`.
-
-    Attributes:
-        layers: the factors of each; `variance` is that of the pre-activation it takes.
-        variances: of the first pre-activation and those after each layer, one more than there are layers.
-    """
-
-    layers: tuple[VarianceFactor, ...]
-    variances: tuple[float, ...]
-
-    @property
-    def forward(self) -> float:
-        """The product over all layers."""
-        return math.prod(layer.forward for layer in self.layers)
-
-    @property
-    def backward(self) -> float:
-        """The product over all layers."""
-        return math.prod(layer.backward for layer in self.layers)
 
 
 def variance_factor(
