@@ -31,6 +31,7 @@ from ._nests import map_nests as map_nests
 from ._nests import map_tensors as map_tensors
 from ._nests import map_with_dims as map_with_dims
 from ._nests import others_of as others_of
+from ._nests import rows_of as rows_of
 from ._nests import same_structure as same_structure
 from ._nests import tensors_of as tensors_of
 from ._rows import At as At

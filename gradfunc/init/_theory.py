@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
-from .._errors import check_int, message, one_of
+from .._errors import NOT_NEGATIVE, POSITIVE, check_int, check_number, message, one_of
 from ._activation import Activation
 from ._moments import AGREED, Moments, moments
 from ._settled import next_variance, settled
 from ._variance import VarianceFactor, VariancePath
 
-NORMS = (None, "batch", "layer", "rms")
+NORMS: tuple[Any, ...] = (None, "batch", "layer", "rms")
 LINEAR = 1e-30  # a variance below which an activation that is 0 at 0 is its two slopes there
 
 
@@ -193,22 +194,13 @@ def _result(forward: float, backward: float, q: float, error: float) -> Variance
     return VarianceFactor(math.sqrt(forward), math.sqrt(backward), q, error)
 
 
-def _checked(call: str, gain: object, norm: object, variance: object, bias: object) -> float:
-    one_of(call, "norm", norm, NORMS)  # type: ignore[arg-type]
-    _number(call, "gain", gain)
-    given = _number(call, "bias_variance", bias, or_zero=True)
+def _checked(call: str, gain: object, norm: object, variance: object, bias: float) -> float:
+    one_of(call, "norm", norm, NORMS)
+    check_number(call, "gain", gain, POSITIVE)
+    check_number(call, "bias_variance", bias, NOT_NEGATIVE)
     if variance is not None:
-        _number(call, "variance", variance)
+        check_number(call, "variance", variance, POSITIVE)
         if norm is not None:
             got = f"variance={variance!r} with norm={norm!r}"
             raise ValueError(message(call, got=got, expected="no variance=: what is normalised has variance 1"))
-    return given
-
-
-def _number(call: str, name: str, value: object, or_zero: bool = False) -> float:
-    expected = f"a finite number {'>= 0' if or_zero else '> 0'}"
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(message(call, got=f"{name}={value!r}", expected=expected))
-    if not (math.isfinite(value) and (value > 0 or (or_zero and value == 0))):
-        raise ValueError(message(call, got=f"{name}={value!r}", expected=expected))
-    return float(value)
+    return float(bias)
