@@ -7,6 +7,9 @@ A scheme makes a tensor of a shape, from a generator or a key, and states mean a
     scheme.std((64, 32))                                      0.25
     gf.init.initialize(model, {r".*weight": scheme, r".*bias": gf.init.zeros()}, seed=0)
 
+Theory beside them: `variance_factor` is what a wide layer does to the size of signals and gradients,
+`variance_path` layers in a row, `gain_for` the gain that keeps it.
+
 Torch's functions of `torch.nn.init` do the drawing where it has them: the same generator gives the same bits. Draws are
 made on the CPU and moved; the global generators are left alone.
 """
@@ -36,6 +39,11 @@ from ._structured import dirac as dirac
 from ._structured import identity as identity
 from ._structured import orthogonal as orthogonal
 from ._structured import sparse as sparse
+from ._theory import gain_for as gain_for
+from ._theory import variance_factor as variance_factor
+from ._theory import variance_path as variance_path
+from ._variance import VarianceFactor as VarianceFactor
+from ._variance import VariancePath as VariancePath
 from ._variance_scaling import kaiming_normal as kaiming_normal
 from ._variance_scaling import kaiming_uniform as kaiming_uniform
 from ._variance_scaling import lecun_normal as lecun_normal
