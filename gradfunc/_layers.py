@@ -39,6 +39,10 @@ _KINDS = {
     if hasattr(place, name + end)
 }
 ENTRYWISE = {"add", "sub", "mul", "div", "true_divide"}
+_SAME_ENTRIES = {
+    *("dropout", "dropout_", "alpha_dropout", "view", "reshape", "flatten", "unflatten", "contiguous", "clone", "T"),
+    *("transpose", "permute", "movedim", "squeeze", "unsqueeze", "to", "type", "float", "double", "half", "bfloat16"),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +58,10 @@ class Use:
         output: where it is in autograd's graph; None once `without_graph`.
         activation: the kind of the activation that follows, such as "relu"; None without.
         activated: where its output is, None without.
+        phi: the activation as a function of one tensor; None without, or where it takes other tensors.
         value: what `note` gave for the output of the activation, or of the use where none follows.
         sources: indices of the uses whose outputs this one reads, through whatever has no parameters.
+        straight: whether there is one, and nothing behind it but its activation, dropout, and changes of shape or type.
         number: which use of the layer it is, from 1.
         of: how many uses the layer has.
     """
@@ -68,8 +74,10 @@ class Use:
     output: GradientEdge | None
     activation: str | None
     activated: GradientEdge | None
+    phi: Callable[[Tensor], Tensor] | None
     value: Any
     sources: tuple[int, ...]
+    straight: bool
     number: int = 1
     of: int = 1
 
@@ -106,6 +114,7 @@ class Walk(TorchFunctionMode):
         self._order = list(params)
         self._note = note
         self._open: list[_Open] = []
+        self._phi: Callable[[Tensor], Tensor] | None = None  # of the call that runs
         self._known: Any = WeakTensorKeyDictionary()
         self._nodes: dict[Any, _Origin] = {}
         for name, param in params.items():
@@ -162,7 +171,10 @@ class Walk(TorchFunctionMode):
         made = [written] if name == "__setitem__" else tensors_of(out)
         made = [t for t in made if isinstance(t, Tensor) and not torch._C._functorch.is_functorch_wrapped_tensor(t)]
         if origins and made:
+            if kind is not None and len(given) == 1:
+                self._phi = functools.partial(_applied, func, args[1:], kwargs)
             self._place(name, kind, origins, given, made)
+            self._phi = None
         if written is not None and written._base is not None:
             self._known[written._base] = self._known.get(written, _NOTHING)
         return out
@@ -177,8 +189,10 @@ class Walk(TorchFunctionMode):
             sources = frozenset[int]().union(*(origin.sources for origin in origins))
             made_of = frozenset[str]().union(*(origin.roots for origin in origins))
             origin = _Origin(data, frozenset() if data else made_of, sources)
+            attached = False
             if kind is not None and sources and graded:
-                self._open[max(sources)].activate(kind, graded[0])
+                attached = self._open[max(sources)].activate(kind, graded[0], self._phi)
+            origin = dataclasses.replace(origin, straight=_straight(origins) and (attached or name in _SAME_ENTRIES))
         for tensor in made:
             # what autograd does not see is data or a constant, whatever it was made of
             roots = origin.roots if tensor.requires_grad else frozenset[str]()
@@ -194,14 +208,15 @@ class Walk(TorchFunctionMode):
         layer, previous = _layer_of(names), self._open[max(sources)] if sources else None
         if previous is not None and previous.continues(name, names, given):
             previous.extend(tuple(key for key in self._order if key in (*previous.use.names, *names)), out)
-            return _Origin(True, frozenset(), frozenset([max(sources)]))
+            return _Origin(True, frozenset(), frozenset([max(sources)]), straight=True)
         for index in sources:
             self._open[index].close(self._note)
         direct = all(any(self._params[key] is tensor for tensor in given) for key in names)
         place = get_gradient_edge(out)
-        use = Use(layer, names, name, out.shape, direct, place, None, None, None, tuple(sorted(sources)))
+        reads = tuple(sorted(sources))
+        use = Use(layer, names, name, out.shape, direct, place, None, None, None, None, reads, _straight(origins))
         self._open.append(_Open(use, out))
-        return _Origin(True, frozenset(), frozenset([len(self._open) - 1]))
+        return _Origin(True, frozenset(), frozenset([len(self._open) - 1]), straight=True)
 
     def _origin(self, tensor: Tensor) -> _Origin | None:
         """What is known of a tensor; one that came past the mode (a custom function's) is placed by its graph."""
@@ -237,12 +252,14 @@ class _Origin:
     """Of a tensor: whether data is in it; the parameters it is made of alone; the uses whose outputs it carries on.
 
     `graded` is whether it required grad when it was met: a custom function's output does so only once that is left.
+    `straight` is as of `Use`.
     """
 
     data: bool = False
     roots: frozenset[str] = frozenset()
     sources: frozenset[int] = frozenset()
     graded: bool = False
+    straight: bool = False
 
 
 _NOTHING = _Origin()
@@ -256,11 +273,13 @@ class _Open:
         self.tensor: Tensor | None = tensor
         self._entries = tensor.numel()
 
-    def activate(self, kind: str, out: Tensor) -> None:
-        """An activation follows; the first one counts, if it is of the whole output."""
-        if self.use.activation is None and out.numel() == self._entries:
-            self.use = dataclasses.replace(self.use, activation=kind, activated=get_gradient_edge(out))
-            self.tensor = out
+    def activate(self, kind: str, out: Tensor, phi: Callable[[Tensor], Tensor] | None) -> bool:
+        """An activation follows; the first one counts, if it is of the whole output. Whether this one does."""
+        if self.use.activation is not None or out.numel() != self._entries:
+            return False
+        self.use = dataclasses.replace(self.use, activation=kind, activated=get_gradient_edge(out), phi=phi)
+        self.tensor = out
+        return True
 
     def continues(self, name: str, names: tuple[str, ...], given: Sequence[Tensor]) -> bool:
         """Whether a scale or shift by other parameters of the same module belongs to this use."""
@@ -284,6 +303,17 @@ class _Open:
             with torch.no_grad():
                 self.value = note(self.tensor.detach(), self.use)
             self.tensor = None
+
+
+def _straight(origins: list[_Origin]) -> bool:
+    sourced = [origin for origin in origins if origin.sources]
+    return len(sourced) == 1 and sourced[0].straight
+
+
+def _applied(func: Any, others: tuple[Any, ...], options: dict[str, Any], tensor: Tensor) -> Tensor:
+    """The same call on another tensor, which it may not write to."""
+    out: Tensor = func(tensor.clone(), *others, **options)
+    return out
 
 
 def entrywise(function: str) -> bool:
