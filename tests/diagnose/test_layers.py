@@ -233,4 +233,4 @@ def test_a_walk_keeps_no_tensor_of_the_pass():
 
 
 def test_the_table_of_activations_has_no_name_that_torch_lacks():
-    assert set(_layers.ACTIVATIONS) == set(_layers._KINDS.values())
+    assert set(_layers.ACTIVATIONS) == set(_layers.KINDS.values())
