@@ -33,6 +33,7 @@ Files, in the order in which data flows (a row imports only rows below it; `pypr
     _reduce         reductions by name                  models      small models as functions
     _bridge         values back to a module: .grad for torch's optimisers, parameters to be kept
     _zoo/           small modules, one for each thing that goes wrong with per-sample gradients
+    init/           how parameters begin: schemes that state their variance, by rules, drawn by (seed, name)
     _per_sample/    PerSampleGrads, the value; per_sample_grads: the choice of engine and of chunks
     _certificate    what must hold between the answers of per-sample gradients
     _engines/       factored, vmap(grad), loop, rows of cotangents; kept, selected and joined rows
@@ -97,6 +98,7 @@ from . import audit as audit
 from . import bench as bench
 from . import diagnose as diagnose
 from . import hf as hf
+from . import init as init
 from . import losses as losses
 from . import models as models
 from . import plot as plot

@@ -17,6 +17,7 @@ from .._errors import check_int, kind_of, message
 LEVELS = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _BLOCK = 1 << 16  # entries at a time on a CPU, by numpy: they stay in the cache, and no thread waits for another
 _CHUNK = 1 << 24  # elsewhere
+_Row = tuple[int, float, float, int, float, float]  # what _Sums adds up
 _BARS = " ▁▂▃▄▅▆▇█"
 
 
@@ -127,7 +128,7 @@ def _described(flats: list[Tensor], sample: int, bins: int, seed: int) -> Distri
             variance = _Sums.of(flats, finite=True, scale=scale, shift=shift).squares / found.finite
         mean, rms, std = scale * mean, scale * math.sqrt(square), scale * math.sqrt(variance)
     chosen = _sampled(flats, count, sample, seed)
-    quantiles, histogram, edges = _shape(chosen[chosen.isfinite()], bins)
+    quantiles, histogram, edges = _shape(chosen[np.isfinite(chosen)], bins)
     return Distribution(
         count=count,
         mean=mean,
@@ -177,7 +178,7 @@ def _blocks(flats: list[Tensor]) -> Iterator[Any]:
             yield from flat.split(_CHUNK)
 
 
-def _sums(x: Any, finite: bool, scale: float, shift: float) -> tuple[int, float, float, int, float, float] | None:
+def _sums(x: Any, finite: bool, scale: float, shift: float) -> _Row | None:
     if isinstance(x, Tensor):
         return _sums_on_device(x, finite, scale, shift)
     x = x[np.isfinite(x)] if finite else x
@@ -190,10 +191,11 @@ def _sums(x: Any, finite: bool, scale: float, shift: float) -> tuple[int, float,
         total = float(y.sum())
         np.multiply(y, y, out=y)
         zeros = int(x.size) - int(np.count_nonzero(x))
-        return int(x.size), total, float(y.sum()), zeros, float(x.min()), float(x.max())
+        low, high, squares = float(x.min()), float(x.max()), float(y.sum())
+        return int(x.size), total, squares, zeros, low, high
 
 
-def _sums_on_device(x: Tensor, finite: bool, scale: float, shift: float) -> Any:
+def _sums_on_device(x: Tensor, finite: bool, scale: float, shift: float) -> _Row | None:
     x = x[x.isfinite()] if finite else x
     if not x.numel():
         return None
@@ -210,25 +212,30 @@ def _flat(tensor: Tensor) -> Tensor:
     return tensor.to_dense().reshape(-1) if tensor.layout != torch.strided else tensor.reshape(-1)
 
 
-def _sampled(flats: list[Tensor], count: int, sample: int, seed: int) -> Tensor:
-    """Sampled entries in float64, on the CPU; each position is as likely as any other."""
+def _sampled(flats: list[Tensor], count: int, sample: int, seed: int) -> Any:
+    """Sampled entries in float64, an array; each position is as likely as any other."""
+    if not count:
+        return np.empty(0)
     if count <= sample:
-        return torch.cat([flat.double().cpu() for flat in flats]) if flats else torch.empty(0, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(seed)
-    positions = torch.randint(count, (sample,), generator=generator)
+        return np.concatenate([flat.double().cpu().numpy() for flat in flats])
+    positions = np.sort(np.random.default_rng(seed).integers(count, size=sample))
     parts, start = [], 0
     for flat in flats:
-        inside = positions[(positions >= start) & (positions < start + flat.numel())] - start
-        parts.append(flat[inside.to(flat.device)].double().cpu())
+        first, last = np.searchsorted(positions, (start, start + flat.numel()))
+        inside = positions[first:last] - start
+        if flat.device.type == "cpu" and flat.dtype != torch.bfloat16:
+            parts.append(flat.numpy()[inside].astype(np.float64))
+        else:
+            parts.append(flat[torch.from_numpy(inside).to(flat.device)].double().cpu().numpy())
         start += flat.numel()
-    return torch.cat(parts)
+    return np.concatenate(parts)
 
 
-def _shape(x: Tensor, bins: int) -> tuple[tuple[tuple[float, float], ...], tuple[int, ...], tuple[float, float]]:
+def _shape(x: Any, bins: int) -> tuple[tuple[tuple[float, float], ...], tuple[int, ...], tuple[float, float]]:
     """Quantiles, histogram and its edges."""
-    if not x.numel():
+    if not x.size:
         return (), (), (math.nan, math.nan)
-    values = torch.quantile(x, torch.tensor(LEVELS, dtype=x.dtype)).tolist()
-    low, high = x.min().item(), x.max().item()
-    counts, _ = np.histogram(x.numpy(), bins, range=(low, high) if high > low else None)
-    return tuple(zip(LEVELS, values, strict=True)), tuple(int(n) for n in counts), (low, high)
+    values = np.quantile(x, LEVELS).tolist()
+    low, high = float(x.min()), float(x.max())
+    counts, _ = np.histogram(x, bins, range=(low, high) if high > low else None)
+    return tuple(zip(LEVELS, values, strict=True)), tuple(counts.tolist()), (low, high)

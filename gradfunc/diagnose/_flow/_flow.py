@@ -20,6 +20,7 @@ from .._distribution import Distribution, describe
 from . import _spread
 from ._measure import CALL, Measured, Passes, measure
 from ._report import FlowReport, FlowRow, verdict_of
+from ._theory import theory_of
 from ._trend import trend
 from ._verdict import Evidence, judge, ratio
 
@@ -33,6 +34,7 @@ def gradient_flow(
     quantile_sample: int = 10_000,
     bins: int = 30,
     per_sample: bool = False,
+    theory: bool = False,
     seed: int = 0,
 ) -> FlowReport:
     """Activations and gradients of a model layer by layer, and where they vanish, explode, die or saturate.
@@ -58,7 +60,9 @@ def gradient_flow(
         quantile_sample: the most positions that quantiles and histograms are of; everything else is of all entries.
         bins: of histograms.
         per_sample: whether to look at gradients of single samples too (`gf.per_sample_grads`), for `spread`. It costs
-            one to two plain passes more.
+            some ten plain passes: a new function of the losses is planned and verified each time.
+        theory: whether to set `gf.init.variance_factor` beside the factors of layers for which it holds: linear and
+            convolutional ones in a row. It takes tens of milliseconds a layer.
         seed: of samples of positions, and of draws in the model (dropout).
 
     Raises:
@@ -75,7 +79,7 @@ def gradient_flow(
         >>> report.verdict, report.rows[0].layer, report.rows[0].activation, report.trend.factor < 0.25
         ('vanishing', '0', 'sigmoid', True)
     """
-    _check(lr, quantile_sample, bins, per_sample)
+    _check(lr, quantile_sample, bins, per_sample=per_sample, theory=theory)
     problem, _ = asked_problem(CALL, model, criterion, batch, dtype=None, device=None, batch_size=None, seed=seed)
     _refuse_nan(problem)
     said = functools.partial(describe, sample=quantile_sample, bins=bins, seed=abs(seed))
@@ -84,7 +88,7 @@ def gradient_flow(
     if per_sample:
         samples, failed = attempt(lambda: _spread.rows(problem, seed))
         notes += [] if failed is None else [f"no spread of samples: {failed}"]
-    rows = _rows(passes, problem.model.params, said, samples, lr)
+    rows = _rows(passes, problem.model.params, said, samples, lr, theory)
     norms = [row.norm for row in rows if row.change is not None]
     return FlowReport(
         loss=passes.loss,
@@ -99,10 +103,11 @@ def gradient_flow(
 
 
 def _rows(
-    passes: Passes, params: Tensors, said: Any, samples: _spread.Rows | None, lr: float | None
+    passes: Passes, params: Tensors, said: Any, samples: _spread.Rows | None, lr: float | None, theory: bool
 ) -> tuple[FlowRow, ...]:
     products = {k for k, measured in enumerate(passes.uses) if _is_product(measured, params)}
-    norms = [_norm(passes.uses[k]) for k in _ends(passes.uses, products)]
+    ends = _ends(passes.uses, products)
+    norms = [_norm(passes.uses[k]) for k in ends]
     compared = [k for k in sorted(products) if norms[k] is not None]
     last = next((norms[k] for k in reversed(compared) if norms[k]), None)
     before = dict(zip(compared[1:], compared, strict=False))
@@ -149,7 +154,9 @@ def _rows(
                 change=change,
                 factor=_quotient(norms[before[k]], norm) if k in before else None,
                 gain=measured.gain,
-                theory=_theory_of(measured),
+                theory=attempt(functools.partial(theory_of, passes.uses, k, before[k], ends, params))[0]
+                if theory and k in before
+                else None,
                 units=seen.units,
                 dead=seen.dead,
                 saturated=seen.saturated,
@@ -158,11 +165,6 @@ def _rows(
             )
         )
     return tuple(rows)
-
-
-def _theory_of(measured: Measured) -> float | None:
-    """The factor that theory gives for a layer and its activation, None where it has none."""
-    return None
 
 
 def _is_product(measured: Measured, params: Tensors) -> bool:
@@ -194,13 +196,14 @@ def _nonfinite(*found: Distribution | None) -> tuple[str, ...]:
     return tuple(name for name, values in zip(said, found, strict=True) if values is not None and values.nonfinite)
 
 
-def _check(lr: float | None, sample: int, bins: int, per_sample: bool) -> None:
+def _check(lr: float | None, sample: int, bins: int, **switches: bool) -> None:
     if lr is not None and (isinstance(lr, bool) or not isinstance(lr, (int, float)) or not 0 < lr < math.inf):
         raise ValueError(message(CALL, got=f"lr={lr!r}", expected="a positive number, or None"))
     check_int(CALL, "quantile_sample", sample, 1)
     check_int(CALL, "bins", bins, 1)
-    if not isinstance(per_sample, bool):
-        raise TypeError(message(CALL, got=f"per_sample={per_sample!r}", expected="True or False"))
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise TypeError(message(CALL, got=f"{name}={value!r}", expected="True or False"))
 
 
 def _refuse_nan(problem: Problem) -> None:

@@ -18,6 +18,9 @@ from ...audit._losses import Losses
 class Spread:
     """Of the gradients of samples at one layer, per unit of weight, `u_i = g_i / w_i`, with shares `p_i = w_i / sum w`.
 
+    A sample's loss is what the criterion gives under `reduction="none"`, summed over its elements, with weight 1; or
+    what a criterion that carries weights says.
+
     Attributes:
         trace: `sum p_i |u_i|^2 - |mean|^2`, the summed variance of one sample's gradient.
         signal_to_noise: `|mean| / sqrt(trace)`; inf where samples agree.
