@@ -136,6 +136,38 @@ def test_jordan_blocks_are_found_behind_a_change_of_basis(size):
     assert [(row.multiplicity, row.chain) for row in report.growth[1:]] == [(1, 1)] * 3
 
 
+def test_complex_and_long_jordan_chains():
+    c, s = 0.8 * math.cos(0.5), 0.8 * math.sin(0.5)
+    turn = torch.tensor([[c, -s], [s, c]], dtype=F64)
+    w = torch.kron(torch.eye(2, dtype=F64), turn) + torch.diag(torch.ones(2, dtype=F64), 2)
+    q = torch.linalg.qr(drawn(4, seed=5))[0]
+    report = gf.diagnose.recurrence(q @ w @ q.T, steps=60)
+    # over the complex numbers it is two blocks [[z, 1], [0, z]], z = 0.8 exp(0.5i)
+    want = math.log(np.linalg.norm([[0.8**60, 60 * 0.8**59], [0.0, 0.8**60]], 2))
+    assert len(report.growth) == 2
+    for row in report.growth:
+        assert (row.multiplicity, row.chain) == (2, 2)
+        assert abs(row.log_closed - want) <= 1e-8
+        assert abs(row.log_measured - want) <= 1e-10
+        assert abs(abs(row.turns) - math.degrees(0.5)) <= 1e-8
+    for w in (torch.ones(20, 20, dtype=F64).triu(), torch.ones(20, 20, dtype=F64).tril()):
+        (row,) = gf.diagnose.recurrence(w, steps=60).growth
+        assert (row.multiplicity, row.chain) == (20, 20)
+        want = math.log(np.linalg.norm(np.linalg.matrix_power(w.numpy(), 60), 2))
+        assert abs(row.log_closed - want) <= 1e-8
+        assert abs(row.log_measured - want) <= 1e-10
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_entries_near_the_ends_of_the_range(scale):
+    (row,) = gf.diagnose.recurrence(scale * torch.tensor([[1.0, 1.0], [0.0, 1.0]], dtype=F64), steps=3).growth
+    want = 3 * math.log(scale) + math.log(np.linalg.norm([[1.0, 3.0], [0.0, 1.0]], 2))
+    assert (row.multiplicity, row.chain) == (2, 2)
+    assert row.modulus == pytest.approx(scale, rel=1e-12)
+    assert row.log_closed == pytest.approx(want, rel=1e-12)
+    assert row.log_measured == pytest.approx(want, rel=1e-12)
+
+
 def test_equal_eigenvalues_with_eigenvectors_are_not_defective():
     report = gf.diagnose.recurrence(0.7 * torch.eye(4, dtype=F64), steps=20)
     (row,) = report.growth

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import math
 import resource
@@ -276,6 +277,15 @@ def test_hooks_on_parameters_are_clipping_afterwards_also_in_plain_torch(name):
     assert abs(found["on the state"].angle - found["after"].angle) > 1
 
 
+def test_hooks_by_norm_are_each_parameters_own():
+    module, _, x, target = layer("GRU, two layers")
+    found = rows(gf.diagnose.recurrence(module, last, (x, target), clip_norm=1e-2))
+    assert found["on parameters"].equals == "after, each parameter"
+    assert found["after, each parameter"].norm == pytest.approx(1e-2 * math.sqrt(8), rel=1e-12)  # 8 tensors
+    assert found["after"].norm == pytest.approx(1e-2, rel=1e-12)
+    assert found["after"].equals is None
+
+
 def check_state_clip():
     """Against a loop over torch's cell with hooks on the state of every step, h_0 to h_T."""
     cell, xs, target = cell_problem("RNNCell")
@@ -400,7 +410,8 @@ def test_a_thousand_hidden_units_over_512_steps_in_memory():
     assert report.residual <= 1e-3
     # All Jacobians would be 2 GiB in float32; what is held is states, gates, and some copies of the weight's 4 MiB.
     assert grown <= 2**30
-    one = torch.linalg.matrix_norm(torch.diag(1 - net(x[:1])[1][0, 0] ** 2) @ net.weight_hh_l0, 2)
+    w = net.weight_hh_l0.detach()
+    one = torch.linalg.matrix_norm(torch.diag(1 - net(x[:1])[1][0, 0].detach() ** 2) @ w, 2)
     assert report.step_norms[0, -1] == pytest.approx(float(one), rel=1e-4)
 
 
@@ -423,6 +434,31 @@ def test_nothing_is_left_behind():
     assert first.to_dict() == gf.diagnose.recurrence(module, last, (x, target)).to_dict()
 
 
+def test_draws_of_other_layers_repeat_and_are_its_own():
+    net = nn.Sequential(nn.Dropout(0.5), nn.RNN(D, H, batch_first=True))
+    for criterion, batch in ((last, (X, Y)), (None, X)):
+        before = torch.random.get_rng_state()
+        first = gf.diagnose.recurrence(net, criterion, batch)
+        assert torch.equal(torch.random.get_rng_state(), before)
+        assert first.to_dict() == gf.diagnose.recurrence(net, criterion, batch).to_dict()
+
+
+def test_a_model_in_eval_mode_may_hold_batch_norms():
+    assert gf.diagnose.recurrence(Normed().eval(), last, (X, Y)).size == H
+
+
+def test_linear_nets_vanish_as_well_and_a_sigmoid_adds_a_quarter_at_most():
+    xs = torch.randn(2, 40, 3, generator=torch.Generator().manual_seed(1), dtype=F64)
+    make = functools.partial(gf.models.rnn, 3, 8, dtype=F64)
+    plain = gf.diagnose.recurrence(make(activation=lambda z: z), None, xs)
+    bent = gf.diagnose.recurrence(make(activation=torch.sigmoid), None, xs)
+    assert plain.vanishes
+    assert bent.vanishes
+    norm = float(torch.linalg.matrix_norm(make().init()["w_hh"], 2))
+    assert float(plain.step_norms.max()) == pytest.approx(norm, rel=1e-12)
+    assert float(bent.step_norms.max()) <= norm / 4
+
+
 X, Y = torch.randn(B, T, D), torch.zeros(B, H)
 
 
@@ -442,6 +478,15 @@ class Loop(nn.Module):
 
     def forward(self, x):
         return (self.cell(x[:, 0])[:, None],)
+
+
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.rnn = nn.BatchNorm1d(T), nn.RNN(D, H, batch_first=True)
+
+    def forward(self, x):
+        return self.rnn(self.norm(x))
 
 
 class Packed(nn.Module):
@@ -479,6 +524,7 @@ BAD = {
         run(nn.RNN(D, H, batch_first=True, bidirectional=True), X, None), ValueError, "a bidirectional layer",
     ),
     "dropout": (run(nn.RNN(D, H, 2, dropout=0.5, batch_first=True)), ValueError, "dropout between layers"),
+    "batch statistics": (run(Normed()), ValueError, "normalises by the statistics of the batch"),
     "time for batch": (run(nn.RNN(D, H), X, None), ValueError, "runs 7 sequences for 3 samples"),
     "NaN": (run(nn.RNN(D, H, batch_first=True), poisoned()), ValueError, "sample 1 that is not finite at step 4"),
     "steps": (run(nn.RNN(D, H, batch_first=True), steps=3), TypeError, "with steps="),
