@@ -71,8 +71,9 @@ def recurrence(
     so do the same as clipping after; on the state, whose cotangent `gf.clip_cotangent` clips at every step.
 
     Cost, dense: T Jacobians and 2 T singular value decompositions of `[n, n]` a sample. With n above `dense` (or beyond
-    256 MiB of Jacobians) matrix-free: some 40 pushes and pulls through T steps for each power of 2 below T; memory is that
-    of a backward pass and T linearised steps (an `nn.RNN` of 1024 over 512 steps: half a minute, below 1 GiB). Nothing of the model changes; no hook is left.
+    256 MiB of Jacobians) matrix-free: some 40 pushes and pulls through T steps for each power of 2 below T; memory is
+    that of a backward pass and T linearised steps (an `nn.RNN` of 1024 over 512 steps: half a minute, below 1 GiB).
+    Nothing of the model changes; no hook is left.
 
     Args:
         system: what is iterated, in the mode it is used in; dropout between layers is refused.
