@@ -480,6 +480,11 @@ class Loop(nn.Module):
         return (self.cell(x[:, 0])[:, None],)
 
 
+class Other(nn.RNNCell):
+    def forward(self, x, h):
+        return h
+
+
 class Normed(nn.Module):
     def __init__(self):
         super().__init__()
@@ -516,6 +521,7 @@ BAD = {
     "no recurrence": (run(nn.Linear(D, H), X, None), ValueError, "a model without a recurrent layer"),
     "two layers": (run(Twice()), ValueError, "two recurrent layers"),
     "a cell in a loop": (run(Loop()), ValueError, "calls a cell"),
+    "a cell of one's own": (run(Other(D, H), X, None), TypeError, "missing 1 required positional argument"),
     "packed": (run(Packed()), ValueError, "a packed sequence"),
     "two directions": (
         run(nn.RNN(D, H, batch_first=True, bidirectional=True), None, None), TypeError, "no batch",

@@ -20,7 +20,7 @@ from ._linear_report import LinearRecurrence
 from ._products import dense as dense_products
 from ._products import matrix_free
 from ._report import RecurrenceReport
-from ._system import CALL, System, cell_step, of_model, of_step
+from ._system import CALL, CELLS, System, cell_step, of_model, of_step
 from ._tape import Tape
 
 ENTRIES = 1 << 25  # of all Jacobians of one sample at once: 256 MiB in float64
@@ -128,7 +128,7 @@ def recurrence(
 
 
 def _read(system: Any, criterion: Any, batch: Any, params: Any, state: Any) -> System:
-    if isinstance(system, nn.RNNCellBase):
+    if isinstance(system, nn.RNNCellBase) and type(system) in CELLS:  # a subclass may step otherwise
         _only(CALL, "a cell", params=params)
         step, own, zero = cell_step(system)
         return of_step(step, own, _start(zero if state is None else state), criterion, batch)
