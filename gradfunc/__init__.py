@@ -26,12 +26,14 @@ Files, in the order in which data flows (a row imports only rows below it; `pypr
     cli/            parse, call one function, print; one command a file
     bench/          what per-sample gradients cost, as a ratio to one plain backward pass
     testing/        are these gradients right, on this model: certificate, checks, slopes layer by layer
+    train/          a small training loop: any chain, a history, checkpoints
     audit/          why sum, mean and per-sample gradients disagree: estimators, verdicts, causes
     _transform/     stages and chains of them: clips, reductions, rules, make_step; what a stage guarantees
     quantities/     research quantities, one pure function each
     _reduce         reductions by name                  models      small models as functions
     _bridge         values back to a module: .grad for torch's optimisers, parameters to be kept
     _zoo/           small modules, one for each thing that goes wrong with per-sample gradients
+    init/           how parameters begin: schemes that state their variance, by rules, drawn by (seed, name)
     _per_sample/    PerSampleGrads, the value; per_sample_grads: the choice of engine and of chunks
     _certificate    what must hold between the answers of per-sample gradients
     _engines/       factored, vmap(grad), loop, rows of cotangents; kept, selected and joined rows
@@ -58,6 +60,10 @@ Draws inside a loss are Philox numbers named by (seed, step, sample, use); `use`
 count lives in the seed of the forked CPU generator, which activation checkpointing saves and restores by itself, so
 a region that runs again in the backward pass draws again what it drew. What torch alone can draw belongs to a chunk
 under vmap; "auto" then takes the loop, where it belongs to the sample.
+
+A training is a place (parameters, state, counts) that one line of the loop replaces by the next, so that what stops it
+finds it between two steps. Order and draws are functions of (seed, epoch, step, sample), so a checkpoint is that place
+and the history. What a capture function asks of a step that is not at hand is computed again, as it was.
 
 The factored engine intercepts nothing. Its forward pass is one vmapped call of the loss (or the batch's own), behind
 which torch leaves an ordinary graph: every differentiable use of a parameter is an edge of it. Which sample owns an
@@ -92,11 +98,13 @@ from . import audit as audit
 from . import bench as bench
 from . import diagnose as diagnose
 from . import hf as hf
+from . import init as init
 from . import losses as losses
 from . import models as models
 from . import quantities as quantities
 from . import schedules as schedules
 from . import testing as testing
+from . import train as train
 from . import weightings as weightings
 from ._bridge import assign_grads as assign_grads
 from ._bridge import load_params as load_params

@@ -33,6 +33,7 @@ NAMES = {
     },
     **{f"gf.bench.{name}": value for name, value in public(gf.bench).items()},
     **{f"gf.hf.{name}": value for name, value in public(gf.hf).items() if value.__module__ == "gradfunc.hf"},
+    **{f"gf.init.{name}": value for name, value in public(gf.init).items()},
     **{f"gf.weightings.{name}": value for name, value in public(gf.weightings).items()},
     **{f"gf.quantities.{name}": value for name, value in public(gf.quantities).items()},
     **{
@@ -40,13 +41,17 @@ NAMES = {
         for name, value in public(gf.schedules).items()
         if inspect.isfunction(value) and value.__module__ == "gradfunc.schedules"
     },
+    **{f"gf.train.{name}": value for name, value in public(gf.train).items()},
     **{f"gf.testing.{name}": value for name, value in public(gf.testing).items()},
     **{f"gf.models.{name}": value for name, value in public(gf.models).items()},
     **{f"gf.diagnose.{name}": value for name, value in public(gf.diagnose).items()},
 }
 # Made by other functions, which have the example; internal helpers of the losses.
 MADE = {"gf.quantities.NoiseScale", "gf.losses.Whole", "gf.models.Pure", "gf.losses.class_weights"}
+MADE |= {"gf.quantities.Eigenpair"}
+MADE |= {"gf.init.InitReport", "gf.init.InitRow", "gf.init.Place", "gf.init.VarianceFactor", "gf.init.VariancePath"}
 MADE |= {"gf.testing.CheckReport", "gf.testing.CheckRow", "gf.bench.BenchReport", "gf.bench.BenchRow", "gf.bench.Case"}
+MADE |= {"gf.train.Fit", "gf.train.Stopped", "gf.train.Nonfinite", "gf.train.Checkpoint"}
 MADE |= {"gf.models.Recurrent", "gf.diagnose.Growth", "gf.diagnose.LinearRecurrence", "gf.diagnose.RecurrenceReport"}
 MADE |= {"gf.diagnose.MemoryCapacity", "gf.diagnose.Remedy", "gf.diagnose.RemedyReport"}
 

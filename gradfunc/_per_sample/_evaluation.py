@@ -35,7 +35,7 @@ from .._errors import message
 from .._factors import tensors
 from .._swap import Scans
 from .._tree import At, Selection, Tensors, count, wide
-from .._weights import check_weights
+from .._weights import Weighted, check_weights
 from ._chunks import Chunks
 from ._live import readable
 from ._scales import Scales
@@ -92,6 +92,18 @@ class Evaluation:
         watched = () if kept else versions(self.watched)
         made = self._made(engine, reason, values, held, chunks, watched)
         return replace(made, _held=versions(tensors(values.grads)))
+
+    def losses(self, engine: str) -> Weighted:
+        """Losses and weights alone, by forward passes in chunks."""
+        source = self._source(engine)
+        chunks = Chunks.choose(self.options.chunk_size, self.calls[0].params, source.size)
+        whole = slice(0, source.size)
+        parts: list[tuple[At, Block]] = []
+        for at in [whole] if 0 < source.size <= chunks.size else source.plan(chunks.size):
+            parts += chunks.computed(self.call, source.values, at, source.size)
+        values = _values(parts, self.calls[0].params)
+        check_weights(self.call, values.weights)
+        return Weighted(values.losses, values.weights)
 
     def live(self, engine: str, reason: str, chunk: int, *, rows: bool = True) -> PerSampleGrads:
         """The gradients with the derivative that the tensors given to the call carry; without `rows`, losses alone.

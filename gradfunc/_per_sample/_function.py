@@ -17,6 +17,7 @@ from .._engines import Call, Draws, Noticed, limitation
 from .._errors import GradfuncWarning, kind_of, message, one_of
 from .._swap import levels, transforms
 from .._tree import Group, Selection, check_selection, read_batch, read_groups, selected, tensors_of
+from .._weights import Weighted
 from ._cannot import cannot
 from ._chunks import Chunks
 from ._differentiable import Origin, Want, refuse
@@ -81,6 +82,29 @@ class PerSampleGradsFunction:
             do = "The batch runs as one, so its draws depend on seed and step alone."
             raise ValueError(message(call, got="an index beside batched=True", expected="index=None", do=do))
         return dataclasses.replace(self, step=step, index=index)
+
+    def losses(self, params: Mapping[str, Tensor], /, *args: Any, **kwargs: Any) -> Weighted:
+        """The losses alone, by a forward pass: numerators and weights `[B]` of the batch `args, kwargs`, without graph.
+
+        Raises:
+            As the call itself.
+
+        Example:
+            >>> import torch, gradfunc as gf
+            >>> f = gf.per_sample_grads(lambda p, x: (p["w"] * x).sum())
+            >>> f.losses({"w": torch.ones(2)}, torch.arange(6.0).reshape(3, 2)).numerator
+            tensor([1., 5., 9.])
+        """
+        run = self.evaluation(params, args, kwargs)
+        looped = self.options.engine == "loop" or "vmap" in self._learnt.refused
+        for engine in ("loop",) if looped else ("vmap", "loop"):
+            try:
+                with torch.no_grad():
+                    return run.losses(engine)
+            except Exception as error:
+                if engine == "loop" or run.limit(error) is None:
+                    raise
+        raise AssertionError("the loop answers or raises")
 
     def unverified(self) -> PerSampleGradsFunction:
         """The same function, for tools that check its answers themselves."""

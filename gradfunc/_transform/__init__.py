@@ -74,5 +74,6 @@ from ._same import scale as scale
 from ._same import stateless_transform as stateless_transform
 from ._states import flatten_state as flatten_state
 from ._states import unflatten_state as unflatten_state
+from ._step import StepFunction as StepFunction
 from ._step import apply_updates as apply_updates
 from ._step import make_step as make_step

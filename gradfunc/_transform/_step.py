@@ -95,28 +95,44 @@ class StepFunction:
             call = "gf.make_step(loss, step)(params, state, ..., index=...)"
             raise ValueError(message(call, got="an index and no step", expected="step= beside index="))
         f = self.f if step is None else self.f.at(step, index)
+        return self.advance([self.rows(f, params, args, kwargs)], state, params)
+
+    @property
+    def gives(self) -> Any:
+        """What the chain gives: Updates, or Grads."""
+        return places(self.step)[1]
+
+    def advance(self, rows: list[PerSampleGrads], state: State, params: Tensors) -> tuple[Tensors, State, StepReport]:
+        """The rows of one batch, alone in a list that is left empty, through the chain."""
         # no name here holds the rows: they are free as soon as the chain has reduced them
         if isinstance(self.step, AnyStage):
-            how = How(
-                [] if self.report else None, owned=True, donate=self.donate, lands=places(self.step)[1] is Updates
-            )
-            out, state = self.step.apply(self._rows(f, params, args, kwargs), state, params, how)
+            how = How([] if self.report else None, owned=True, donate=self.donate, lands=self.gives is Updates)
+            out, state = self.step.apply(rows.pop(), state, params, how)
             report, owned = report_of(how), self.step.fresh and not levels()
         else:
-            out, state = self.step.update(self._rows(f, params, args, kwargs), state, params)
+            out, state = self.step.update(rows.pop(), state, params)
             report, owned = StepReport(), False
-        if places(self.step)[1] is not Updates:
+        if self.gives is not Updates:
             return out, state, report
         return _applied(params, out, owned=owned), state, report
 
-    def _rows(
-        self, f: PerSampleGradsFunction, params: Tensors, args: tuple[Any, ...], kwargs: dict[str, Any]
+    def rows(
+        self,
+        f: PerSampleGradsFunction,
+        params: Tensors,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        spent: bool = True,
     ) -> PerSampleGrads:
-        """Rows that no later backward pass asks for: a state must not hold on to the batches of all steps before."""
+        """Rows that no later backward pass asks for: a state must not hold on to the batches of all steps before.
+
+        `spent` where nobody asks them once the chain has reduced them.
+        """
         if levels():  # a transform of torch.func differentiates what is around the step
             return f(params, *args, **kwargs)
         with torch.no_grad():
-            g, spent = f(params, *args, **kwargs), _keeps_none(self.step)
+            g, spent = f(params, *args, **kwargs), spent and _keeps_none(self.step)
             return dataclasses.replace(g, _spent=spent, _held=() if spent else g._held)
 
 

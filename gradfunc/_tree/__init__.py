@@ -8,6 +8,7 @@ from ._batch import Batch as Batch
 from ._batch import Group as Group
 from ._batch import read_batch as read_batch
 from ._batch import read_groups as read_groups
+from ._batch import splatted as splatted
 from ._flat import Tensors as Tensors
 from ._flat import add as add
 from ._flat import dot as dot
@@ -31,6 +32,7 @@ from ._nests import map_nests as map_nests
 from ._nests import map_tensors as map_tensors
 from ._nests import map_with_dims as map_with_dims
 from ._nests import others_of as others_of
+from ._nests import rows_of as rows_of
 from ._nests import same_structure as same_structure
 from ._nests import tensors_of as tensors_of
 from ._rows import At as At

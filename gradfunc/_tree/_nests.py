@@ -41,6 +41,17 @@ def map_tensors(fn: Callable[[Tensor], Any], tree: Any) -> Any:
     return pytree.tree_map(lambda leaf: fn(leaf) if isinstance(leaf, Tensor) else leaf, tree)
 
 
+def rows_of(tree: Any, index: Tensor) -> Any:
+    """Some samples of a batch, `index` `[b]` on the CPU; what `gf.static` marks belongs to all."""
+
+    def each(leaf: Any) -> Any:
+        if isinstance(leaf, Ragged):
+            return Ragged(tuple(leaf.samples[i] for i in index.tolist()))
+        return leaf[index.to(leaf.device)] if isinstance(leaf, Tensor) else leaf
+
+    return pytree.tree_map(each, tree)
+
+
 def copy_of(tensor: Tensor) -> Tensor:
     """A copy that shares neither storage nor graph, but requires gradients where the original does."""
     copied = tensor.detach().clone()

@@ -128,7 +128,11 @@ def recurrence(
 
 
 def _read(system: Any, criterion: Any, batch: Any, params: Any, state: Any) -> System:
-    if isinstance(system, nn.RNNCellBase) and type(system) in CELLS:  # a subclass may step otherwise
+    if isinstance(system, nn.RNNCellBase):
+        if type(system) not in CELLS:
+            do = "Give its step: step(params, h, x)."
+            got, expected = f"a {type(system).__name__}, which may step otherwise", "one of torch's own cells"
+            raise TypeError(message(CALL, got=got, expected=expected, do=do))
         _only(CALL, "a cell", params=params)
         step, own, zero = cell_step(system)
         return of_step(step, own, _start(zero if state is None else state), criterion, batch)

@@ -1,0 +1,261 @@
+"""A training on disk: one file in the format of safetensors, replaced as a whole, read without running any code."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .._errors import message
+from .._tree import Tensors
+from ._history import History, Series
+
+FORMAT = "gradfunc checkpoint 1"
+
+
+class CheckpointError(OSError):
+    """A checkpoint that cannot be written or read. The message says which file, why, and what to do.
+
+    Attributes:
+        fit: for one that `gf.train.fit` could not write: what training had reached, to be saved elsewhere; else None.
+
+    Example:
+        >>> import gradfunc as gf
+        >>> try:
+        ...     gf.train.load_checkpoint("no/such/file.safetensors")
+        ... except gf.train.CheckpointError as error:
+        ...     print(str(error)[:41])
+        gf.train.load_checkpoint('no/such/file.sa
+    """
+
+    def __init__(self, text: str, fit: Any = None) -> None:
+        super().__init__(text)
+        self.fit = fit
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a training stands.
+
+    Attributes:
+        params: `{name: tensor}`.
+        state: of the chain, flat: `gf.unflatten_state(state, like=step.init(params))` is the chain's own.
+        history: what was seen so far.
+        step: updates made, which is the number of the next one.
+        epoch: of the next batch.
+        batch: how many batches of that epoch are done.
+        generators: states of the loader's own generators, when that epoch began.
+        identity: what a run that goes on must have in common.
+    """
+
+    params: Tensors
+    state: Tensors
+    history: History
+    step: int
+    epoch: int
+    batch: int
+    generators: tuple[Tensor, ...] = ()
+    identity: Mapping[str, Any] | None = None
+
+
+def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
+    """Write `checkpoint` to `path`: whole, or not at all.
+
+    A file beside it is written and synced, then takes its place, so that at any moment `path` is the old checkpoint or
+    the new one. Tensors are written as they are, in the format of safetensors, with a checksum (SHA-256).
+
+    Raises:
+        CheckpointError: it cannot be written; what was there is as it was.
+
+    Example:
+        >>> import os, tempfile, torch, gradfunc as gf
+        >>> fit = gf.train.fit(lambda p, x: (p["w"] - x).square(), gf.mean() >> gf.sgd(0.1), {"w": torch.zeros(())},
+        ...                    torch.ones(4))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "run.safetensors")
+        ...     gf.train.save_checkpoint(path, fit.checkpoint())
+        ...     bool(gf.train.load_checkpoint(path).params["w"] == fit.params["w"])
+        True
+    """
+    call, target = f"gf.train.save_checkpoint({str(path)!r}, ...)", Path(path)
+    tensors, facts = _flat(checkpoint)
+    facts["sha256"] = _digest(tensors, facts)
+    data = safetensors.torch.save(tensors, metadata={"gradfunc": FORMAT, "facts": json.dumps(facts)})
+    try:
+        _replace(target, data)
+    except OSError as error:
+        do = "What was there before is as it was; free some space or choose another path."
+        got = f"{type(error).__name__}: {error.strerror or error}"
+        raise CheckpointError(message(call, got=got, expected="a file that can be written", do=do)) from error
+
+
+def load_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Checkpoint:
+    """Read what `gf.train.fit` or `gf.train.save_checkpoint` wrote. The file is data: nothing in it is run.
+
+    Args:
+        path: of the file.
+        device: where the tensors go.
+
+    Raises:
+        CheckpointError: no such file, no checkpoint, or one whose bytes are not those that were written.
+
+    Example:
+        >>> import os, tempfile, torch, gradfunc as gf
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "run.safetensors")
+        ...     fit = gf.train.fit(lambda p, x: (p["w"] - x).square(), gf.mean() >> gf.adam(0.1),
+        ...                        {"w": torch.zeros(())}, torch.ones(64), checkpoint=path)
+        ...     saved = gf.train.load_checkpoint(path)
+        >>> saved.step, sorted(saved.state)[:2]
+        (2, ['adam/scale_by_adam/count', 'adam/scale_by_adam/exp_avg/w'])
+    """
+    call = f"gf.train.load_checkpoint({str(path)!r})"
+    do = "The file is left as it is. Take another checkpoint, or begin anew at another path."
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:  # missing, no such format, cut short
+        text = " ".join(str(error).split())
+        raise CheckpointError(
+            message(call, got=f"{type(error).__name__}: {text}", expected="a checkpoint", do=do)
+        ) from error
+    if metadata.get("gradfunc") != FORMAT:
+        got = f"a file of safetensors that says {metadata.get('gradfunc')!r}"
+        raise CheckpointError(message(call, got=got, expected=f"{FORMAT!r}", do=do))
+    try:
+        facts = json.loads(metadata["facts"])
+        if facts.pop("sha256") != _digest(tensors, facts):
+            raise ValueError("its bytes are not those that were written (SHA-256)")
+        return _read(tensors, facts, torch.device(device))
+    except (KeyError, ValueError, TypeError) as error:
+        raise CheckpointError(message(call, got=f"a corrupt file: {error}", expected="a checkpoint", do=do)) from error
+
+
+def check_writable(call: str, path: Path) -> None:
+    """Raise CheckpointError unless a file can be made there, before anything is computed."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(21, "Is a directory")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        got = f"checkpoint={str(path)!r} ({type(error).__name__}: {error.strerror or error})"
+        do = "Nothing was run. Make the folder, or choose another path."
+        raise CheckpointError(
+            message(call, got=got, expected="a file in a folder that can be written", do=do)
+        ) from error
+
+
+def _replace(path: Path, data: bytes) -> None:
+    _swept(path)
+    partial = path.parent / f"{_prefix(path)}{os.getpid()}"
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def _prefix(path: Path) -> str:
+    """Of files on the way: of this checkpoint, on this machine."""
+    return f".{path.name}.partial-{platform.node()}-"
+
+
+def _swept(path: Path) -> None:
+    """Take away what a process left that was killed while it wrote."""
+    for partial in path.parent.glob(f"{glob.escape(_prefix(path))}*"):
+        owner = partial.name.removeprefix(_prefix(path))
+        if owner.isdigit() and not _alive(int(owner)):
+            with contextlib.suppress(OSError):
+                partial.unlink()
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # signal 0 asks, and sends nothing
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
+def _sync(folder: Path) -> None:
+    """So that the new name outlives a loss of power, where the system can say so of a folder."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _flat(checkpoint: Checkpoint) -> tuple[Tensors, dict[str, Any]]:
+    """Tensors by name, and what is no tensor, JSON-ready."""
+    tensors = {f"params/{name}": value for name, value in checkpoint.params.items()}
+    tensors |= {f"state/{name}": value for name, value in checkpoint.state.items()}
+    tensors |= {f"generator/{k}": value for k, value in enumerate(checkpoint.generators)}
+    texts: dict[str, Any] = {}
+    for name, (steps, values) in checkpoint.history.series.items():
+        tensors[f"steps/{name}"] = torch.from_numpy(steps)
+        if isinstance(values, np.ndarray):
+            tensors[f"history/{name}"] = torch.from_numpy(values)
+        else:
+            texts[name] = values
+    # copies: the format takes neither shared storage nor other layouts
+    flat = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+    facts = {
+        "step": checkpoint.step,
+        "epoch": checkpoint.epoch,
+        "batch": checkpoint.batch,
+        "identity": None if checkpoint.identity is None else dict(checkpoint.identity),
+        "texts": texts,
+        "order": list(tensors),
+    }
+    return flat, facts
+
+
+def _read(tensors: Tensors, facts: dict[str, Any], device: torch.device) -> Checkpoint:
+    kinds: dict[str, Tensors] = {"params": {}, "state": {}, "generator": {}, "steps": {}, "history": {}}
+    for name in facts["order"]:
+        kind, _, rest = name.partition("/")
+        kinds[kind][rest] = tensors[name]
+    series = {
+        name: Series(
+            steps.numpy(), kinds["history"][name].numpy() if name in kinds["history"] else facts["texts"][name]
+        )
+        for name, steps in kinds["steps"].items()
+    }
+    params, state = ({name: value.to(device) for name, value in kinds[kind].items()} for kind in ("params", "state"))
+    generators = tuple(kinds["generator"].values())
+    step, epoch, batch = (int(facts[name]) for name in ("step", "epoch", "batch"))
+    return Checkpoint(params, state, History(series), step, epoch, batch, generators, facts["identity"])
+
+
+def _digest(tensors: Tensors, facts: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
