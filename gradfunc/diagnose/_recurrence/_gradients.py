@@ -48,7 +48,8 @@ class Clipped:
 def through_time(system: System) -> tuple[Tensor, list[Tensor]]:
     """`dL_i / dh_t` of every sample: their norms `[B, T + 1]` in float64, and the cotangents `[B, n]` themselves."""
     tape = Tape(lambda z: z if z.requires_grad else z.detach().requires_grad_())
-    out = system.run({name: value.detach() for name, value in system.params.items()}, tape)
+    with torch.enable_grad():
+        out = system.run({name: value.detach() for name, value in system.params.items()}, tape)
     assert out is not None  # a criterion was given
     found = torch.autograd.grad(out.numerator.sum(), tape.states, allow_unused=True, materialize_grads=True)
     norms = torch.stack([torch.linalg.vector_norm(g, dim=1, dtype=torch.float64) for g in found], 1)
@@ -60,20 +61,21 @@ def gradient(system: System, *, tap: Tap | None = None, hooks: dict[str, Hook] |
     leaves = {name: value.detach().requires_grad_() for name, value in system.params.items()}
     for name, hook in (hooks or {}).items():
         leaves[name].register_hook(hook)
-    out = system.run(leaves, Tape(tap))
-    assert out is not None  # a criterion was given
-    loss = out.numerator.sum() / out.weight.sum()
+    with torch.enable_grad():
+        out = system.run(leaves, Tape(tap))
+        assert out is not None  # a criterion was given
+        loss = out.numerator.sum() / out.weight.sum()
     found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
     return dict(zip(leaves, found, strict=True))
 
 
 def clippings(system: System, clip: Clip, share: Callable[[Tensors], float] | None = None) -> tuple[Clipped, ...]:
-    """None, after the backward pass, by hooks on parameters, on the cotangent of every state."""
+    """None, after the backward pass, by hooks on parameters, on every state; what is not finite stays so."""
     limit, by_value = clip.limit, clip.kind == "value"
     plain = gradient(system)
 
     def own(g: Tensor) -> Tensor:
-        stage = clip_by_value(limit) if by_value else clip_by_parameter_norm(limit)
+        stage = clip_by_value(limit) if by_value else clip_by_parameter_norm(limit, nonfinite="keep")
         grads = Grads({"g": g})
         return stage.update(grads, stage.init(grads))[0]["g"]
 
@@ -89,8 +91,8 @@ def clippings(system: System, clip: Clip, share: Callable[[Tensors], float] | No
     if by_value:
         found["after"] = after(clip_by_value(limit))
     else:
-        found["after"] = after(clip_by_global_norm(limit))
-        found["after, each parameter"] = after(clip_by_parameter_norm(limit))
+        found["after"] = after(clip_by_global_norm(limit, nonfinite="keep"))
+        found["after, each parameter"] = after(clip_by_parameter_norm(limit, nonfinite="keep"))
     found["on parameters"] = gradient(system, hooks=dict.fromkeys(system.params, own))
     found["on the state"] = gradient(system, tap=tap)
     rows: list[Clipped] = []
@@ -102,9 +104,8 @@ def clippings(system: System, clip: Clip, share: Callable[[Tensors], float] | No
 
 
 def angle(a: Tensors, b: Tensors) -> float:
-    """In degrees; NaN if one of them is 0."""
-    lengths = norm(a) * norm(b)
-    if not lengths:
+    """In degrees; NaN if one of them is 0 or not finite."""
+    if not all(0 < norm(x) < math.inf for x in (a, b)):
         return math.nan
     units = [{k: v.double() / norm(x) for k, v in x.items()} for x in (a, b)]
     # 2 atan2(|a - b|, |a + b|) of unit vectors is exact near 0 and 180 degrees, where acos loses half of the digits

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -32,7 +31,7 @@ class Jacobians(Protocol):
         """`J v`, `[n]` or columns `[n, k]`."""
 
     def pull(self, t: int, u: Tensor) -> Tensor:
-        """`J^T u`, `[n]`."""
+        """`J^T u`, likewise."""
 
     def dense(self, t: int) -> Tensor:
         """`[n, n]` in float64."""
@@ -68,39 +67,75 @@ class Constant:
         return self.matrix
 
 
+class _Linear(NamedTuple):
+    """One step, linearised: two graphs that backward passes go through again and again."""
+
+    at: Tensor
+    out: Tensor
+    cotangent: Tensor
+    pulled: Tensor  # J^T cotangent, in the graph of the cotangent
+
+
 class OfTape:
-    """Those of one sample's trajectory, by torch.func."""
+    """Those of one sample's trajectory, by autograd.
+
+    `J v` is the derivative of `u -> J^T u`, a backward pass through a backward pass: forward-mode derivatives would do
+    with one, but not every operation has them. Graphs are kept: some vectors of n a step.
+    """
 
     def __init__(self, tape: Tape) -> None:
         """The tape of a batch of one."""
         self._states = [state[0].detach() for state in tape.states]
-        self._steps: Sequence[Callable[[Tensor], Tensor]] = tape.steps
+        self._steps = tape.steps
         self.size, self.steps, self.like = self._states[0].shape[0], len(tape.steps), self._states[0]
-
-    def _step(self, t: int) -> Callable[[Tensor], Tensor]:
-        return lambda z: self._steps[t](z[None])[0]
+        self._kept: dict[int, _Linear] = {}
 
     def push(self, t: int, v: Tensor) -> Tensor:
-        """Forward-mode derivatives, all columns at once."""
-        at, step = self._states[t], self._step(t)
-
-        def along(v: Tensor) -> Tensor:
-            out: Tensor = torch.func.jvp(step, (at,), (v,))[1]
-            return out
-
-        out: Tensor = along(v) if v.dim() == 1 else torch.func.vmap(along, in_dims=1, out_dims=1)(v)
-        return out
+        """All columns at once."""
+        step = self._linear(t)
+        return _product(step.pulled, step.cotangent, v)
 
     def pull(self, t: int, u: Tensor) -> Tensor:
         """One backward pass of one step."""
-        (out,) = torch.func.vjp(self._step(t), self._states[t])[1](u)
-        found: Tensor = out
-        return found
+        step = self._linear(t)
+        return _product(step.out, step.at, u)
 
     def dense(self, t: int) -> Tensor:
         """One backward pass of one step an entry of the state, batched."""
-        out: Tensor = torch.func.jacrev(self._step(t))(self._states[t]).detach().double()
-        if not out.isfinite().all():
+        at, out = self._forward(t)
+        found = _product(out, at, torch.eye(self.size, dtype=at.dtype, device=at.device)).T.double()
+        if not found.isfinite().all():
             got = f"a Jacobian of step {t + 1} that is not finite"
             raise ValueError(message("gf.diagnose.recurrence(system, ...)", got=got, expected="a differentiable step"))
-        return out
+        return found
+
+    def _forward(self, t: int) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            at = self._states[t].clone().requires_grad_()
+            out: Tensor = self._steps[t](at[None])[0]
+        return at, out
+
+    def _linear(self, t: int) -> _Linear:
+        if t not in self._kept:
+            at, out = self._forward(t)
+            with torch.enable_grad():
+                cotangent = torch.zeros_like(out, requires_grad=True)
+                pulled = torch.zeros_like(at)
+                if out.requires_grad:
+                    (pulled,) = torch.autograd.grad(
+                        out, at, cotangent, create_graph=True, allow_unused=True, materialize_grads=True
+                    )
+            self._kept[t] = _Linear(at, out, cotangent, pulled)
+        return self._kept[t]
+
+
+def _product(out: Tensor, at: Tensor, v: Tensor) -> Tensor:
+    """`(d out / d at)^T v`, of a vector or of columns; 0 where out depends on nothing."""
+    if not out.requires_grad:
+        return torch.zeros_like(v)
+    batched = v.dim() == 2
+    (found,) = torch.autograd.grad(
+        out, at, v.T if batched else v, retain_graph=True, is_grads_batched=batched, allow_unused=True,
+        materialize_grads=True,
+    )  # fmt: skip
+    return found.T if batched else found

@@ -36,9 +36,9 @@ def linear(
     n = len(w)
     h, g = (_vector(n, v, name, seed + k) for k, (v, name) in enumerate(((state, "state"), (cotangent, "cotangent"))))
     forward = Constant(w.T.contiguous(), steps)
-    small = n <= limit
+    small = n <= max(limit, 2)
     numbers = w.numpy()
-    found = eigen(numbers.T, steps) if small else _few(numbers, exponents, steps, seed)
+    found = eigen(numbers.T, steps) if small else _few(numbers, min(exponents, n - 2), steps, seed)
     products = dense(forward) if small else matrix_free(forward, seed)
     basis = torch.as_tensor(found.dominating).to(torch.complex128)
     system = _system(w, h, g, steps)

@@ -100,8 +100,8 @@ class LinearRecurrence(Report):
 
     @property
     def ok(self) -> bool:
-        """Whether gradients neither vanish nor explode within T steps."""
-        return not (self.vanishes or self.explodes)
+        """Whether gradients neither vanish nor explode within T steps, as far as could be told."""
+        return not (self.vanishes or self.explodes or bool(self.log_norms.isnan().any()))
 
     def parts(self) -> Sequence[Table | str]:
         """Tables in reading order."""

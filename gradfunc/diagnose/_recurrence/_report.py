@@ -34,7 +34,7 @@ class RecurrenceReport(Report):
         lags: k, from 0.
         log_growth: `[S, len(lags)]`, log of `|dh_T / dh_{T-k}|_2`.
         log_spectrum: `[S, n]`, log of the singular values of `dh_T / dh_0`; below `n u` times the largest, rounding.
-        residual: the largest relative one of these norms; 0 where dense.
+        residual: the largest relative one of these norms; 0 where dense, inf where one did not converge and is NaN.
         exponents: `[S, k]`, the k largest Lyapunov exponents per step along the sample's own trajectory, descending.
         warmup: steps before they are counted.
         gradients: `[B, T + 1]`, `|dL_i / dh_t|` by t, through readout and recurrence; None without a criterion.
@@ -98,7 +98,7 @@ class RecurrenceReport(Report):
 
     @property
     def ok(self) -> bool:
-        """Whether gradients neither vanish nor explode within T steps."""
+        """Whether gradients neither vanish nor explode within T steps, as far as could be told."""
         return not (self.vanishes or self.explodes or bool(self.log_growth.isnan().any()))
 
     def parts(self) -> Sequence[Table | str]:

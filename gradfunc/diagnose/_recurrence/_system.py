@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from ... import _recurrent
 from ..._errors import kind_of, message
 from ..._problem import Problem, read
+from ..._random import forked
 from ..._stateless import Stateless, stateless
 from ..._tree import Tensors
 from ..._weights import Weighted
+from ...audit._case import devices_of
 from ...audit._losses import Losses
 from ...models import Pure
 from ._operators import OnTape
@@ -43,19 +45,18 @@ class System:
 
 def of_model(model: Any, criterion: Any, batch: Any) -> System:
     """A module, or model, that calls one recurrent layer of torch."""
-    return _of_problem(_problem(model, criterion, batch), criterion is not None)
+    problem = _problem(model, criterion, batch)
+    if layers := problem.model.batch_stat_layers():
+        got = f"layer {layers[0]}, which normalises by the statistics of the batch"
+        raise ValueError(message(CALL, got=got, expected="samples that do not meet", do="Call model.eval() first."))
+    return _of_problem(problem, criterion is not None)
 
 
 def _of_problem(problem: Problem, judged: bool) -> System:
     def run(params: Tensors, tape: Tape) -> Weighted | None:
         watch = OnTape(CALL, tape)
-        losses = Losses(problem)
         with watch:
-            if judged:
-                out = losses.rows(params, *losses.tensors)
-            else:
-                problem.output(lambda *args, **kwargs: problem.model(params, *args, **kwargs))
-                out = None
+            out = _forward(problem, params, judged)
         if not watch.seen:
             do = "Give a step function step(params, h, x), or a square matrix."
             expected = "a model that calls nn.RNN, nn.GRU or nn.LSTM"
@@ -102,11 +103,7 @@ def of_step(step: Callable[..., Any], params: Mapping[str, Tensor], state: Any, 
         def run(params: Tensors, tape: Tape) -> Weighted | None:
             tapes.append(tape)
             try:
-                if criterion is None:
-                    problem.output(lambda *args, **kwargs: problem.model(params, *args, **kwargs))
-                    return None
-                losses = Losses(problem)
-                return losses.rows(params, *losses.tensors)
+                return _forward(problem, params, criterion is not None)
             finally:
                 tapes.pop()
 
@@ -129,6 +126,16 @@ def cell_step(cell: nn.RNNCellBase) -> tuple[Callable[..., Any], Tensors, Any]:
 
     zero = cell.weight_hh.detach().new_zeros(cell.hidden_size)
     return step, model.params, (zero, zero.clone()) if isinstance(cell, nn.LSTMCell) else zero
+
+
+def _forward(problem: Problem, params: Tensors, judged: bool) -> Weighted | None:
+    """One loss a sample, if there is a criterion; what is drawn is the same in every pass of as many samples."""
+    with forked(0, devices=devices_of(problem)):
+        if judged:
+            losses = Losses(problem)
+            return losses.rows(params, *losses.tensors)
+        problem.output(lambda *args, **kwargs: problem.model(params, *args, **kwargs))
+        return None
 
 
 def _problem(model: Any, criterion: Any, batch: Any) -> Problem:
