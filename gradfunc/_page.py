@@ -34,7 +34,7 @@ td:first-child { white-space: nowrap; }
 td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
 .note, figcaption, footer { color: #595959; font-size: .85rem; }
 figure { margin: 2rem 0; }
-figure svg { display: block; width: auto; height: auto; max-width: 100%; min-width: min(40rem, 100vw * 3); }
+figure svg { display: block; width: auto; height: auto; max-width: 100%; min-width: var(--least); }
 footer { margin-top: 3rem; border-top: 1px solid #e3e3e3; }
 code { overflow-wrap: anywhere; }
 @media print {
@@ -57,16 +57,14 @@ _TEMPLATE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=
 </head>
 <body>
 <h1>{{ title }}</h1>
-<div class="verdict{{ '' if ok else ' fault' }}">
-<b>{{ 'Fine.' if ok else 'A fault was found.' }}</b>
-{{ verdict }}
-</div>
+<div class="verdict{{ '' if ok else ' fault' }}"><b>{{ 'Fine.' if ok else 'A fault was found.' }}</b>{{ verdict }}</div>
 {% for figure in figures %}
 <figure id="figure-{{ figure.name }}">
-<div class="wide" role="img" aria-label="{{ figure.title }}">
+<div class="wide" role="img" style="--least: {{ figure.least }}rem"
+ aria-label="{{ figure.title }}. {{ figure.reading }}">
 {{ figure.svg }}
 </div>
-<figcaption>{{ figure.title }}. {{ figure.caption }}</figcaption>
+<figcaption>Figure {{ loop.index }}. {{ figure.title }}.</figcaption>
 </figure>
 {% endfor %}
 {% for part in parts %}
@@ -158,8 +156,10 @@ def page(
 
 def _drawn(k: int, name: str, figure: Figure) -> dict[str, Any]:
     title = " ".join(figure.get_suptitle().split())
-    caption = str(figure.get_label())
-    return {"name": name, "title": title, "caption": caption, "svg": Markup(_inline(plot.svg(figure), f"f{k}-"))}
+    svg = Markup(_inline(plot.svg(figure), f"f{k}-"))
+    # no smaller than its text can be read at: on a narrow screen it is scrolled
+    return {"name": name, "title": title, "reading": figure.get_label(), "svg": svg,
+            "least": round(5.2 * figure.get_figwidth())}  # fmt: skip
 
 
 def _inline(svg: str, prefix: str) -> str:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from .._report import Report, Table, findings, jsonable, number
+from .._stateless import Stateless, stateless
 from ..audit._demo import digits
+from ..init import Scheme, initialize, kaiming_normal, normal, zeros
+from ..models import block
 from ._flow import FlowReport, gradient_flow
 
 WIDTH, DEPTH = 100, 5
@@ -19,39 +22,34 @@ WIDTH, DEPTH = 100, 5
 
 @dataclass(frozen=True)
 class Case:
-    """One network: its name, the activation, how weights begin, whether it normalises, what theory and we expect.
+    """One network.
 
     Attributes:
-        factor: of the gradient's norm a layer, in the limit of wide layers at the start; None where it depends on the
-            data.
+        name: of the activation, and of what is not as torch has it.
+        activation: of every block.
+        begin: how weights begin; None as torch begins them.
+        norm: of `gf.models.block`.
+        factor: of the gradient's norm a layer, in the limit of wide layers, at the start.
         verdict: what must be found.
     """
 
     name: str
-    activation: Callable[[], nn.Module]
-    begin: Callable[[torch.Tensor], Any] | None
-    normalised: bool
-    factor: float | None
+    activation: Callable[[Tensor], Tensor]
+    begin: Scheme | None
+    norm: str | None
+    factor: float
     verdict: str
-
-
-def _he(weight: torch.Tensor) -> None:
-    nn.init.kaiming_normal_(weight, nonlinearity="relu")
-
-
-def _unit(weight: torch.Tensor) -> None:
-    nn.init.normal_(weight)
 
 
 # Factors: sqrt(chi), chi = gain^2 E[phi'^2] (Schoenholz et al. 2017); sqrt(pi / (pi - 1)) for batch norms before a ReLU
 # (Yang et al. 2019).
 CASES = (
-    Case("sigmoid", nn.Sigmoid, None, False, 0.141, "vanishing"),
-    Case("tanh", nn.Tanh, None, False, 0.577, "healthy"),
-    Case("ReLU", nn.ReLU, None, False, 0.408, "healthy"),
-    Case("ReLU, He", nn.ReLU, _he, False, 1.0, "healthy"),
-    Case("ReLU, batch norm", nn.ReLU, None, True, 1.211, "healthy"),
-    Case("ReLU, N(0, 1)", nn.ReLU, _unit, False, 7.071, "exploding"),
+    Case("sigmoid", torch.sigmoid, None, None, 0.141, "vanishing"),
+    Case("tanh", torch.tanh, None, None, 0.577, "healthy"),
+    Case("ReLU", torch.relu, None, None, 0.408, "healthy"),
+    Case("ReLU, He", torch.relu, kaiming_normal(nonlinearity="relu"), None, 1.0, "healthy"),
+    Case("ReLU, batch norm", torch.relu, None, "batch", 1.211, "healthy"),
+    Case("ReLU, N(0, 1)", torch.relu, normal(), None, 7.071, "exploding"),
 )
 
 
@@ -107,25 +105,12 @@ def demo(*, batch_size: int = 128, seed: int = 0, progress: Callable[[str], None
     return FlowDemo(flows)
 
 
-def network(case: Case, seed: int) -> nn.Sequential:
-    """Of named blocks; global draws are left as they were."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = nn.Sequential()
-        for name, module in _modules(case):
-            net.add_module(name, module)
-        return net
-
-
-def _modules(case: Case) -> Iterator[tuple[str, nn.Module]]:
-    sizes = [64, *[WIDTH] * DEPTH]
-    for k, (a, b) in enumerate(itertools.pairwise(sizes)):
-        linear = nn.Linear(a, b)
-        if case.begin is not None:
-            case.begin(linear.weight)
-            nn.init.zeros_(linear.bias)
-        yield f"linear{k}", linear
-        if case.normalised:
-            yield f"norm{k}", nn.BatchNorm1d(b)
-        yield f"act{k}", case.activation()
-    yield "head", nn.Linear(WIDTH, 10)
+def network(case: Case, seed: int) -> Stateless:
+    """Five blocks and a head, its own draws."""
+    model = stateless(
+        block(64, layers=DEPTH, width=WIDTH, activation=case.activation, norm=case.norm, outputs=10, seed=seed)
+    )
+    if case.begin is None:
+        return model
+    params = initialize(model.params, {r"h.*weight": case.begin, r"h.*bias": zeros()}, seed=seed)
+    return dataclasses.replace(model, params=params)
