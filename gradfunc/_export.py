@@ -74,7 +74,7 @@ def _joined(history: History) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
     for name in history:
         values = history[name]
         if isinstance(values, np.ndarray):
-            yield name, values
+            yield name, _array(values)
             continue
         each = [dict(_walk(name, value)) for value in values]
         for key in each[0] if each else ():

@@ -38,6 +38,6 @@ def flow(
             found: Report = _flow_demo.demo(batch_size=batch_size or 128, seed=seed, progress=note)
         else:
             made, criterion, batch = load_problem("flow", model, batch_size)
-            found = gradient_flow(made, criterion, batch, lr=lr, per_sample=per_sample, seed=seed)
+            found = gradient_flow(made, criterion, batch, lr=lr, per_sample=per_sample, theory=True, seed=seed)
     keep(found, save)
     return show(found, json, report)

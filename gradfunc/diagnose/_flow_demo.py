@@ -101,7 +101,7 @@ def demo(*, batch_size: int = 128, seed: int = 0, progress: Callable[[str], None
     flows = {}
     for case in CASES:
         note(case.name)
-        flows[case.name] = gradient_flow(network(case, seed), criterion, batch, seed=seed)
+        flows[case.name] = gradient_flow(network(case, seed), criterion, batch, theory=True, seed=seed)
     return FlowDemo(flows)
 
 

@@ -89,7 +89,7 @@ def schemes(reports: Mapping[str, FlowReport]) -> Figure:
     for report in reports.values():
         _check(call, report)
     most = max(len(report.rows) for report in reports.values())
-    width = float(np.clip(1.2 + len(reports) * (1.2 + 0.12 * most), 7.0, 18.0))
+    width = float(np.clip(1.2 + len(reports) * (1.3 + 0.07 * most), 7.0, 16.0))
     figure = new(width, 8.0)
     grid = figure.subplots(3, len(reports), sharey="row", squeeze=False)
     for column, (name, report) in zip(grid.T, reports.items(), strict=True):

@@ -53,7 +53,7 @@ def through_time(report: Either | Mapping[str, Either]) -> Figure:
     figure = new(8.0, 4.8)
     axes = figure.subplots()
     for k, (name, one) in enumerate(every.items()):
-        _growth(axes, one, f"{name}: " if name else "", PALETTE[LINES[k % len(LINES)]], alone=len(every) == 1)
+        _growth(axes, one, f"{name}: " if name else "", k, alone=len(every) == 1)
     share = next(iter(every.values())).share
     for limit in (math.log10(share), -math.log10(share)):
         axes.axhline(limit, color=GREY, linewidth=0.7, linestyle=(0, (1, 3)))
@@ -142,7 +142,8 @@ def remedies(report: RemedyReport) -> Figure:
     return say(figure, told + other, "Bars: closed forms; for gated models the direct path, gates held as they are.")
 
 
-def _growth(axes: Axes, report: Either, name: str, colour: str, *, alone: bool) -> None:
+def _growth(axes: Axes, report: Either, name: str, k: int, *, alone: bool) -> None:
+    colour = PALETTE[LINES[k % len(LINES)]]
     lags = np.array(report.lags, dtype=float)
     if isinstance(report, LinearRecurrence):
         logs = report.log_norms.numpy() / TENS
@@ -160,11 +161,12 @@ def _growth(axes: Axes, report: Either, name: str, colour: str, *, alone: bool) 
         rate = float(report.exponents[:, 0].median())
         rates = {f"exp({short(rate)} k), Lyapunov exponent": rate}
         gradients = None if report.gradients is None else report.gradients.flip(1).numpy()
-    axes.plot(lags, _drawable(logs), color=colour, label=f"{name}|dh_T/dh_T-k|", gid="growth")
+    axes.plot(lags, _drawable(logs), color=colour, label=f"{name}|dh_T/dh_T-k|", gid=f"growth-{k}")
     for (label, rate), dash in zip(rates.items(), ("--", "-."), strict=False):
         if math.isfinite(rate):
             line = PALETTE["black"] if alone else colour
-            axes.plot(lags, rate * lags / TENS, dash, color=line, linewidth=1, label=name + label, gid="theory")
+            axes.plot(lags, rate * lags / TENS, dash, color=line, linewidth=1, label=name + label,
+                      gid=f"theory-{k}{dash}")  # fmt: skip
     if alone and gradients is not None:
         with np.errstate(divide="ignore", invalid="ignore"):
             relative = np.log10(gradients / gradients[..., :1])
@@ -181,7 +183,9 @@ def _drawable(logs: Any) -> np.ndarray:
 def _window(axes: Axes, share: float) -> tuple[float, float]:
     """All that was measured and both limits; theory may leave the picture."""
     values: list[np.ndarray] = [
-        np.asarray(line.get_ydata(), dtype=float) for line in axes.lines if line.get_gid() in ("growth", "gradient")
+        np.asarray(line.get_ydata(), dtype=float)
+        for line in axes.lines
+        if str(line.get_gid()).startswith(("growth", "gradient"))
     ]
     finite = np.concatenate([value[np.isfinite(value)] for value in values])
     low, high = min([1.3 * share, *finite]), max([-1.3 * share, *finite])

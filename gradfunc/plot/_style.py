@@ -80,12 +80,15 @@ def style() -> Iterator[None]:
 
 
 def drawing(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """A function that draws, in this style."""
+    """A function that draws, in this style; where things stand is settled once, whatever is done with the figure."""
 
     @functools.wraps(draw)
     def inside(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with style():
-            return draw(*args, **kwargs)
+            figure = draw(*args, **kwargs)
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+            return figure
 
     return inside
 
@@ -93,8 +96,9 @@ def drawing(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 def new(width: float, height: float) -> Figure:
     """An empty figure of this many inches, known to no global list of figures."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.06))
 
 
 def say(figure: Figure, finding: str, how_to_read: str) -> Figure:

@@ -25,10 +25,14 @@ def violins(axes: Axes, found: Mapping[int, Distribution | None], colour: str) -
     """
     from matplotlib.collections import PolyCollection
 
+    spec = axes.get_subplotspec()
+    place = 0 if spec is None else spec.num1  # names in a figure are each of one thing
     there = [(k, d) for k, d in found.items() if d is not None and d.histogram]
     outlines = [_outline(k, d) for k, d in there]
     axes.add_collection(
-        PolyCollection(outlines, facecolors=colour, edgecolors=colour, alpha=0.45, linewidths=0.8, gid="violins")
+        PolyCollection(
+            outlines, facecolors=colour, edgecolors=colour, alpha=0.45, linewidths=0.8, gid=f"violins-{place}"
+        )
     )
     if there:
         at = [k for k, _ in there]
@@ -38,7 +42,14 @@ def violins(axes: Axes, found: Mapping[int, Distribution | None], colour: str) -
         axes.vlines(at, low, high, colors=PALETTE["black"], linewidth=0.7)
         axes.vlines(at, first, third, colors=PALETTE["black"], linewidth=2.2 if len(found) < 25 else 1.3)
         axes.plot(
-            at, middle, "o", color="white", markeredgecolor=PALETTE["black"], markersize=2.6, mew=0.7, gid="medians"
+            at,
+            middle,
+            "o",
+            color="white",
+            markeredgecolor=PALETTE["black"],
+            markersize=2.6,
+            mew=0.7,
+            gid=f"medians-{place}",
         )
     for k, d in found.items():
         if d is None or not d.histogram:
