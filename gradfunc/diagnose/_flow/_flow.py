@@ -116,19 +116,22 @@ def _rows(
     def of(names: tuple[str, ...]) -> tuple[Distribution, Distribution]:
         return said([params[name] for name in names]), said([passes.gradients[name] for name in names])
 
-    rows = []
+    rows, changes = [], []
     for k, measured in enumerate(passes.uses):
         use, seen = measured.use, measured.activation
         weights, gradient = of(measured.weights)
         quotient = ratio(gradient.norm, weights.norm)
         norm = norms[k]
         change = norm / last if k in compared and last and norm is not None else None
+        changes += [] if change is None else [change]
         evidence = Evidence(
             nonfinite=_nonfinite(seen.values, measured.gradient, weights, gradient),
             dead=seen.dead,
             units=seen.units,
             saturated=seen.saturated,
             change=change,
+            least=min(changes, default=1.0),
+            most=max(changes, default=1.0),
             ratio=quotient,
             reached=gradient.norm > 0,
             lr=lr,
