@@ -17,7 +17,7 @@ from gradfunc.diagnose._flow import _flow, _verdict
 
 flow = gf.diagnose.gradient_flow
 F64 = torch.float64
-DRAWN = 586650905  # drawn once the thresholds were fixed
+DRAWN = 382789046  # drawn once the thresholds were fixed
 NETS = 60
 ACTIVATIONS = [nn.Identity, nn.Tanh, nn.ReLU, nn.Sigmoid, nn.GELU, nn.ELU, nn.LeakyReLU, nn.SELU, nn.SiLU, nn.Softplus]
 
