@@ -27,10 +27,11 @@ Files, in the order in which data flows (a row imports only rows below it; `pypr
     bench/          what per-sample gradients cost, as a ratio to one plain backward pass
     testing/        are these gradients right, on this model: certificate, checks, slopes layer by layer
     train/          a small training loop: any chain, a history, checkpoints
+    diagnose/       what goes wrong with gradients: through time, and what each remedy does
     audit/          why sum, mean and per-sample gradients disagree: estimators, verdicts, causes
     _transform/     stages and chains of them: clips, reductions, rules, make_step; what a stage guarantees
     quantities/     research quantities, one pure function each
-    _reduce         reductions by name                  models      small models as functions
+    _reduce         reductions by name                  models/     small models as functions
     _bridge         values back to a module: .grad for torch's optimisers, parameters to be kept
     _zoo/           small modules, one for each thing that goes wrong with per-sample gradients
     init/           how parameters begin: schemes that state their variance, by rules, drawn by (seed, name)

@@ -2,6 +2,7 @@
 
 _distribution  how the entries of tensors are distributed, in one streaming pass
 _flow          gradients from layer to layer: passes, rows, thresholds, report
+_recurrence    gradients through time: growth, vanishing, memory, clipping; the remedies
 """
 
 from ._distribution import Distribution as Distribution
@@ -9,3 +10,12 @@ from ._distribution import describe as describe
 from ._flow import FlowReport as FlowReport
 from ._flow import FlowRow as FlowRow
 from ._flow import gradient_flow as gradient_flow
+from ._recurrence import Growth as Growth
+from ._recurrence import LinearRecurrence as LinearRecurrence
+from ._recurrence import MemoryCapacity as MemoryCapacity
+from ._recurrence import RecurrenceReport as RecurrenceReport
+from ._recurrence import Remedy as Remedy
+from ._recurrence import RemedyReport as RemedyReport
+from ._recurrence import memory_capacity as memory_capacity
+from ._recurrence import recurrence as recurrence
+from ._recurrence import remedies as remedies
