@@ -27,6 +27,7 @@ class Walk(TorchFunctionMode):
         params: the tensors that the model is called with, which require grad.
         note: called with each use's last tensor and the use, while its values are there; its answer is kept, the
             tensor is not.
+        before: the last tensor is the one before the activation.
 
     >>> w = torch.ones(3, 2, requires_grad=True)
     >>> walk = Walk({"fc.weight": w}, lambda tensor, use: tensor.sum().item())
@@ -35,11 +36,13 @@ class Walk(TorchFunctionMode):
     [('fc', 'linear', 'relu', 12.0)]
     """
 
-    def __init__(self, params: Mapping[str, Tensor], note: Callable[[Tensor, Use], Any]) -> None:
+    def __init__(
+        self, params: Mapping[str, Tensor], note: Callable[[Tensor, Use], Any], *, before: bool = False
+    ) -> None:
         super().__init__()
         self._params = dict(params)
         self._order = list(params)
-        self._note = note
+        self._note, self._before = note, before
         self._open: list[Open] = []
         self._phi: Callable[[Tensor], Tensor] | None = None  # of the call that runs
         self._known: Any = WeakTensorKeyDictionary()
@@ -118,7 +121,7 @@ class Walk(TorchFunctionMode):
             origin = _Origin(data, frozenset() if data else made_of, sources)
             attached, whole = False, _whole(name, origins)
             if kind is not None and graded and any(origin.whole for origin in origins):
-                attached = self._open[max(sources)].activate(kind, graded[0], self._phi)
+                attached = self._activate(self._open[max(sources)], kind, graded[0])
             straight = _straight(origins) and (attached or name in SAME_ENTRIES)
             origin = dataclasses.replace(origin, straight=straight, whole=whole)
         for tensor in made:
@@ -128,6 +131,11 @@ class Walk(TorchFunctionMode):
             self._known[tensor] = known
             if tensor.grad_fn is not None:
                 self._nodes[tensor.grad_fn] = known
+
+    def _activate(self, opened: Open, kind: str, out: Tensor) -> bool:
+        if self._before:
+            opened.close(self._note)
+        return opened.activate(kind, out, self._phi)
 
     def _use(self, name: str, origins: list[_Origin], out: Tensor, given: Sequence[Tensor] = ()) -> _Origin:
         roots = frozenset[str]().union(*(origin.roots for origin in origins))
@@ -171,7 +179,7 @@ class Walk(TorchFunctionMode):
         """Note what is about to be overwritten."""
         for opened in self._open:
             shares = opened.tensor is not None and _storage(opened.tensor) == _storage(written)
-            if shares and not (by_activation and opened.tensor is written):
+            if shares and (self._before or not (by_activation and opened.tensor is written)):
                 opened.close(self._note)
 
 
