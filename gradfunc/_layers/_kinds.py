@@ -27,6 +27,8 @@ SAME_ENTRIES = {
     *("transpose", "permute", "movedim", "squeeze", "unsqueeze", "to", "type", "float", "double", "half", "bfloat16"),
 }
 
+NORMS = {"batch_norm", "layer_norm", "rms_norm", "group_norm", "instance_norm", "normalize", "local_response_norm"}
+
 
 def entrywise(function: str) -> bool:
     """Whether a function of this name adds or multiplies entry by entry."""

@@ -71,6 +71,7 @@ class Open:
         self.use, self.value = use, None
         self.tensor: Tensor | None = tensor
         self._entries = tensor.numel()
+        self._noted = False
 
     def activate(self, kind: str, out: Tensor, phi: Callable[[Tensor], Tensor] | None) -> bool:
         """An activation follows; the first one counts, if it is of the whole output. Whether this one does."""
@@ -98,10 +99,11 @@ class Open:
 
     def close(self, note: Callable[[Tensor, Use], Any]) -> None:
         """Note the last tensor, and let go of it."""
-        if self.tensor is not None:
+        if self.tensor is not None and not self._noted:
             with torch.no_grad():
                 self.value = note(self.tensor.detach(), self.use)
-            self.tensor = None
+            self._noted = True
+        self.tensor = None
 
 
 def layer_of(names: tuple[str, ...]) -> str:

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .._tree import tensors_of
-from ._kinds import KINDS, SAME_ENTRIES, applied, in_place, name_of
+from ._kinds import KINDS, NORMS, SAME_ENTRIES, applied, in_place, name_of
 from ._use import Open, Use, layer_of
 
 
@@ -27,6 +27,7 @@ class Walk(TorchFunctionMode):
         params: the tensors that the model is called with, which require grad.
         note: called with each use's last tensor and the use, while its values are there; its answer is kept, the
             tensor is not.
+        before: the last tensor is the one before the activation.
 
     >>> w = torch.ones(3, 2, requires_grad=True)
     >>> walk = Walk({"fc.weight": w}, lambda tensor, use: tensor.sum().item())
@@ -35,11 +36,13 @@ class Walk(TorchFunctionMode):
     [('fc', 'linear', 'relu', 12.0)]
     """
 
-    def __init__(self, params: Mapping[str, Tensor], note: Callable[[Tensor, Use], Any]) -> None:
+    def __init__(
+        self, params: Mapping[str, Tensor], note: Callable[[Tensor, Use], Any], *, before: bool = False
+    ) -> None:
         super().__init__()
         self._params = dict(params)
         self._order = list(params)
-        self._note = note
+        self._note, self._before = note, before
         self._open: list[Open] = []
         self._phi: Callable[[Tensor], Tensor] | None = None  # of the call that runs
         self._known: Any = WeakTensorKeyDictionary()
@@ -116,10 +119,11 @@ class Walk(TorchFunctionMode):
             sources = frozenset[int]().union(*(origin.sources for origin in origins))
             made_of = frozenset[str]().union(*(origin.roots for origin in origins))
             origin = _Origin(data, frozenset() if data else made_of, sources)
-            attached = False
-            if kind is not None and sources and graded:
-                attached = self._open[max(sources)].activate(kind, graded[0], self._phi)
-            origin = dataclasses.replace(origin, straight=_straight(origins) and (attached or name in SAME_ENTRIES))
+            attached, whole = False, _whole(name, origins)
+            if kind is not None and graded and any(origin.whole for origin in origins):
+                attached = self._activate(self._open[max(sources)], kind, graded[0])
+            straight = _straight(origins) and (attached or name in SAME_ENTRIES)
+            origin = dataclasses.replace(origin, straight=straight, whole=whole)
         for tensor in made:
             # what autograd does not see is data or a constant, whatever it was made of
             roots = origin.roots if tensor.requires_grad else frozenset[str]()
@@ -128,6 +132,11 @@ class Walk(TorchFunctionMode):
             if tensor.grad_fn is not None:
                 self._nodes[tensor.grad_fn] = known
 
+    def _activate(self, opened: Open, kind: str, out: Tensor) -> bool:
+        if self._before:
+            opened.close(self._note)
+        return opened.activate(kind, out, self._phi)
+
     def _use(self, name: str, origins: list[_Origin], out: Tensor, given: Sequence[Tensor] = ()) -> _Origin:
         roots = frozenset[str]().union(*(origin.roots for origin in origins))
         sources = frozenset[int]().union(*(origin.sources for origin in origins))
@@ -135,7 +144,7 @@ class Walk(TorchFunctionMode):
         layer, previous = layer_of(names), self._open[max(sources)] if sources else None
         if previous is not None and previous.continues(name, names, given):
             previous.extend(tuple(key for key in self._order if key in (*previous.use.names, *names)), out)
-            return _Origin(True, frozenset(), frozenset([max(sources)]), straight=True)
+            return _Origin(True, frozenset(), frozenset([max(sources)]), straight=True, whole=True)
         for index in sources:
             self._open[index].close(self._note)
         direct = all(any(self._params[key] is tensor for tensor in given) for key in names)
@@ -143,7 +152,7 @@ class Walk(TorchFunctionMode):
         reads = tuple(sorted(sources))
         use = Use(layer, names, name, out.shape, direct, place, None, None, None, None, reads, _straight(origins))
         self._open.append(Open(use, out))
-        return _Origin(True, frozenset(), frozenset([len(self._open) - 1]), straight=True)
+        return _Origin(True, frozenset(), frozenset([len(self._open) - 1]), straight=True, whole=True)
 
     def _origin(self, tensor: Tensor) -> _Origin | None:
         """What is known of a tensor; one that came past the mode (a custom function's) is placed by its graph."""
@@ -170,7 +179,7 @@ class Walk(TorchFunctionMode):
         """Note what is about to be overwritten."""
         for opened in self._open:
             shares = opened.tensor is not None and _storage(opened.tensor) == _storage(written)
-            if shares and not (by_activation and opened.tensor is written):
+            if shares and (self._before or not (by_activation and opened.tensor is written)):
                 opened.close(self._note)
 
 
@@ -179,7 +188,7 @@ class _Origin:
     """Of a tensor: whether data is in it; the parameters it is made of alone; the uses whose outputs it carries on.
 
     `graded` is whether it required grad when it was met: a custom function's output does so only once that is left.
-    `straight` is as of `Use`.
+    `straight` is as of `Use`. An activation of a tensor that is `whole` is one of the last use's output.
     """
 
     data: bool = False
@@ -187,9 +196,22 @@ class _Origin:
     sources: frozenset[int] = frozenset()
     graded: bool = False
     straight: bool = False
+    whole: bool = False
 
 
 _NOTHING = _Origin()
+
+
+def _whole(name: str, origins: list[_Origin]) -> bool:
+    """Whether the result is the last use's output but for its shape, a norm without parameters, or a skip added."""
+    sourced = [origin for origin in origins if origin.sources]
+    if name in SAME_ENTRIES or name in NORMS:
+        return len(sourced) == 1 and sourced[0].whole
+    if name.strip("_") not in ("add", "iadd", "radd"):
+        return False
+    last = max((max(origin.sources) for origin in sourced), default=-1)
+    carrying = [origin for origin in sourced if last in origin.sources]
+    return len(carrying) == 1 and carrying[0].whole
 
 
 def _straight(origins: list[_Origin]) -> bool:

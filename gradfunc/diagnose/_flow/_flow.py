@@ -47,9 +47,13 @@ def gradient_flow(
     those with a parameter of two dimensions or more that do not act entry by entry; norms directly behind one are
     taken to be part of it. The factor of a layer is `|dL/da_{l-1}| / |dL/da_l|`, of norms: whatever the widths, it is
     sqrt(chi), chi = gain^2 E[phi'^2], in theory (Schoenholz et al. 2017, arXiv 1611.01232, section 4), with
-    gain^2 = fan_in mean(w^2). Thresholds and their reasons are in `gradfunc/diagnose/_flow/_verdict.py`. Gradients of
-    parameters may be alike at the first layer and at the last, and yet all be lost: |gradient| / |weight| is judged
-    as well.
+    gain^2 = fan_in mean(w^2).
+
+    A layer is "vanishing" where the gradient at it and at every layer before is below 1/100 of that at the last one, is
+    exactly 0, or is lost in float32 beside the weights (lr |gradient| / |weight| < 2^-24, lr = 1 unless given);
+    "exploding" where it is above 100 times, or a step replaces the weights (lr |gradient| / |weight| > 1, lr = 1/1000
+    unless given); "dead" where more than 90 % of units are 0 for every sample, "saturated" where more than half of the
+    entries are flat. `gradfunc/diagnose/_flow/_verdict.py` has the reasons. The net's verdict is its worst layer's.
 
     Args:
         model: an `nn.Module` in the mode you train it in, a pure model, or `gf.stateless(...)`. Batch norms normalise
@@ -116,19 +120,22 @@ def _rows(
     def of(names: tuple[str, ...]) -> tuple[Distribution, Distribution]:
         return said([params[name] for name in names]), said([passes.gradients[name] for name in names])
 
-    rows = []
+    rows, changes = [], []
     for k, measured in enumerate(passes.uses):
         use, seen = measured.use, measured.activation
         weights, gradient = of(measured.weights)
         quotient = ratio(gradient.norm, weights.norm)
         norm = norms[k]
         change = norm / last if k in compared and last and norm is not None else None
+        changes += [] if change is None else [change]
         evidence = Evidence(
             nonfinite=_nonfinite(seen.values, measured.gradient, weights, gradient),
             dead=seen.dead,
             units=seen.units,
             saturated=seen.saturated,
             change=change,
+            least=min(changes, default=1.0),
+            most=max(changes, default=1.0),
             ratio=quotient,
             reached=gradient.norm > 0,
             lr=lr,
