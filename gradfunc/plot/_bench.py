@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from .._errors import kind_of, message
 from ..bench import BenchReport, BenchRow
 from ..bench._report import quartiles
-from ._style import GREY, PALETTE, drawing, elided, new, say, short
+from ._style import GREY, PALETTE, drawing, elided, new, round_numbers, say, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +49,7 @@ def costs(report: BenchReport) -> Figure:
     figure = new(8.0, 1.6 + sum(0.25 * count + 0.75 for count in counts))
     grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=[count + 0.5 for count in counts])
     low, high = min([1.0, *middles]), max([1.0, *middles])
-    ticks = _ticks(low, high)
+    ticks = round_numbers(low / 1.3, 2.2 * high)
     for axes, (workload, rows) in zip(grid[:, 0], panels.items(), strict=True):
         _panel(axes, rows)
         axes.tick_params(labelbottom=True)
@@ -62,14 +61,6 @@ def costs(report: BenchReport) -> Figure:
     axes.set_xlabel("time over that of one plain backward pass")
     how = f"Bars: medians of {report.rounds} rounds; whiskers: quartiles. Line at 1: the plain backward pass."
     return say(figure, _title(report), how)
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5 of every decade; of more than three decades, 1."""
-    digits = (1, 2, 5) if high < 1000 * low else (1,)
-    every = [digit * 10.0**k for k in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-             for digit in digits]  # fmt: skip
-    return [x for x in every if low / 1.3 <= x <= 2.2 * high]
 
 
 def _panel(axes: Axes, rows: list[BenchRow]) -> None:

@@ -141,6 +141,7 @@ def gradient_norms(report: FlowReport) -> Figure:
     below.set_ylabel("|gradient| / |weight|")
     for axes in (above, below):
         _shade(axes, rows)
+        axes.grid(axis="x", visible=False)
     _say_verdicts(above, rows)
     named_layers(below, [row.name for row in rows])
     below.set_xlabel("layer, in forward order")
@@ -183,6 +184,7 @@ def _of(row: FlowRow, panel: str) -> Distribution | None:
 
 def _panel(axes: Axes, rows: Sequence[FlowRow], panel: str) -> None:
     _shade(axes, rows)
+    axes.grid(axis="x", visible=False)
     found = {k: _of(row, panel) for k, row in enumerate(rows) if row.use == 1 or panel == "activations"}
     violins(axes, found, PALETTE[PANELS[panel]])
 

@@ -138,6 +138,13 @@ def decades(low: float, high: float, most: int = 8) -> list[int]:
     return list(range(first, last + step, step))
 
 
+def round_numbers(low: float, high: float) -> list[float]:
+    """Those between two positive numbers that are 1, 2 or 5 in their decade; over more than three decades, 1."""
+    digits = (1, 2, 5) if high < 1000 * low else (1,)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [x for k in powers for digit in digits if low <= (x := float(f"{digit}e{k}")) <= high]
+
+
 def logarithmic(axis: Any, low: float, high: float, most: int = 8) -> None:
     """Ticks for an axis on which logarithms to the base 10 are drawn."""
     ticks = decades(low, high, most)
@@ -152,4 +159,3 @@ def named_layers(axes: Axes, names: Sequence[str]) -> None:
     upright = len(labels) < 13 and sum(len(label) + 2 for label in labels) < 66  # of a figure seven inches wide
     axes.set_xticks(list(shown), labels, rotation=0 if upright else 90)
     axes.set_xlim(-0.7, len(names) - 0.3)
-    axes.grid(axis="x", visible=False)

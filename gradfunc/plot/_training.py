@@ -10,7 +10,7 @@ import numpy as np
 
 from .._errors import kind_of, message, one_of
 from ..train import History
-from ._style import LIGHT, PALETTE, SEQUENTIAL, drawing, elided, new, power_of_ten, say, short
+from ._style import LIGHT, PALETTE, SEQUENTIAL, drawing, elided, new, round_numbers, say, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -121,7 +121,9 @@ def flow_over_training(history: History, series: str = "flow", *, of: str = "gra
     axes.set_xlabel("step")
     axes.set_ylabel("layer, first on top")
     bar = figure.colorbar(mesh, ax=axes, label=SHARED[of][1])
-    bar.ax.yaxis.set_major_formatter(lambda x, _: power_of_ten(x) if x == round(x) else short(10.0**x))
+    if logs.count():
+        ticks = round_numbers(10 ** float(logs.min()), 10 ** float(logs.max()))
+        bar.set_ticks([math.log10(x) for x in ticks], labels=[short(x) for x in ticks])
     return say(figure, _moved(names, values, of, steps), "Colour: by decades. Grey: 0, or none.")
 
 
