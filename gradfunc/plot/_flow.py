@@ -157,7 +157,7 @@ def finding(report: FlowReport) -> str:
         return f"Gradient flow: {told}"
     factor, interval = report.trend.factor, report.trend.interval
     if interval and interval[0] <= 1 <= interval[1]:
-        return f"Gradients keep their norm from layer to layer (factor {short(factor)}): {told}"
+        return f"Gradients change by a factor {short(factor)} a layer, not told from 1: {told}"
     return f"Gradients {'shrink' if factor < 1 else 'grow'} by a factor {short(factor)} a layer: {told}"
 
 

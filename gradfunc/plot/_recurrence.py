@@ -60,6 +60,8 @@ def through_time(report: Either | Mapping[str, Either]) -> Figure:
     low, high = _window(axes, math.log10(share))
     logarithmic(axes.yaxis, low, high)
     axes.set_ylim(low, high)
+    longest = max(one.steps for one in every.values())
+    axes.set_xlim(-0.02 * longest, 1.02 * longest)
     axes.set_xlabel("lag k, steps back from T")
     axes.set_ylabel("|dh_T/dh_T-k|")
     axes.legend(fontsize=7)
@@ -161,14 +163,15 @@ def _growth(axes: Axes, report: Either, name: str, k: int, *, alone: bool) -> No
         rate = float(report.exponents[:, 0].median())
         rates = {f"exp({short(rate)} k), Lyapunov exponent": rate}
         gradients = None if report.gradients is None else report.gradients.flip(1).numpy()
-    axes.plot(lags, _drawable(logs), color=colour, label=f"{name}|dh_T/dh_T-k|", gid=f"growth-{k}")
+    axes.plot(lags, _drawable(logs), color=colour, label=f"{name}|dh_T/dh_T-k|", gid=f"growth-{k}",
+              marker="o" if len(lags) < 12 else "", markersize=3)  # fmt: skip
     for (label, rate), dash in zip(rates.items(), ("--", "-."), strict=False):
         if math.isfinite(rate):
             line = PALETTE["black"] if alone else colour
             axes.plot(lags, rate * lags / TENS, dash, color=line, linewidth=1, label=name + label,
                       gid=f"theory-{k}{dash}")  # fmt: skip
     if alone and gradients is not None:
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(all="ignore"):
             relative = np.log10(gradients / gradients[..., :1])
         relative = np.nanmedian(relative, 0) if relative.ndim > 1 else relative
         axes.plot(range(len(relative)), _drawable(relative), ":", color=PALETTE["orange"], linewidth=2,
@@ -196,7 +199,7 @@ def _told(report: Either) -> str:
     logs: Any = report.log_norms if isinstance(report, LinearRecurrence) else report.log_growth.median(0).values
     words = [word for word, is_so in (("explode", report.explodes), ("vanish", report.vanishes)) if is_so]
     if not words:
-        return f"neither vanish nor explode in {report.steps} steps"
+        return f"neither vanish nor explode in {report.steps} step{'s' * (report.steps > 1)}"
     peak, at = float(logs.max()) / TENS, report.lags[int(logs.argmax())]
     size = short(10**peak) if peak < 300 else f"1e{round(peak)}"
     if not report.vanishes:
@@ -230,6 +233,8 @@ def _where(report: LinearRecurrence) -> str:
     every = sum(row.multiplicity for row in report.growth)
     if not count and on:
         return f"{on} of {every} eigenvalues {'lies' if on == 1 else 'lie'} on the unit circle, none outside"
+    if every == 1 and not count:
+        return f"The eigenvalue lies inside of the unit circle, at {short(report.spectral_radius)}"
     if not count:
         return f"All {every} eigenvalues lie inside of the unit circle, the largest at {short(report.spectral_radius)}"
     tens = report.growth[0].log_closed / TENS

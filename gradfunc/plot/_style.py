@@ -126,6 +126,24 @@ def elided(name: str, most: int = 26) -> str:
     return f"{name[:head]}…{name[len(name) - (most - 1 - head) :]}"
 
 
+def told_apart(names: Sequence[str], most: int = 26) -> list[str]:
+    """Names of at most this length; of long ones, what all begin and end with is left out first."""
+    if len(names) < 2 or all(len(name) <= most for name in names):
+        return [elided(name, most) for name in names]
+    head = _alike(names)
+    rest = [name[head:] for name in names]
+    tail = _alike([name[::-1] for name in rest])
+    head, tail = head if head > 2 else 0, tail if tail > 2 else 0
+    apart = [f"{'…' * (head > 0)}{name[head : len(name) - tail]}{'…' * (tail > 0)}" for name in names]
+    return [elided(name, most) for name in apart]
+
+
+def _alike(names: Sequence[str]) -> int:
+    """How many letters all of them begin with."""
+    differ = (k for k, letters in enumerate(zip(*names, strict=False)) if len(set(letters)) > 1)
+    return next(differ, min(map(len, names)))
+
+
 def power_of_ten(exponent: float) -> str:
     """`10⁻³`, for an axis of logarithms."""
     return "10" + str(round(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
@@ -155,7 +173,7 @@ def named_layers(axes: Axes, names: Sequence[str]) -> None:
     """Names along x; of many, some."""
     every = max(1, math.ceil(len(names) / 64))
     shown = range(0, len(names), every)
-    labels = [elided(names[k]) for k in shown]
+    labels = [told_apart(names)[k] for k in shown]
     upright = len(labels) < 13 and sum(len(label) + 2 for label in labels) < 66  # of a figure seven inches wide
     axes.set_xticks(list(shown), labels, rotation=0 if upright else 90)
     axes.set_xlim(-0.7, len(names) - 0.3)

@@ -10,7 +10,7 @@ import numpy as np
 
 from .._errors import kind_of, message, one_of
 from ..train import History
-from ._style import LIGHT, PALETTE, SEQUENTIAL, drawing, elided, new, round_numbers, say, short
+from ._style import LIGHT, PALETTE, SEQUENTIAL, drawing, elided, new, round_numbers, say, short, told_apart
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,7 +115,7 @@ def flow_over_training(history: History, series: str = "flow", *, of: str = "gra
     axes.set_facecolor(LIGHT)
     mesh = axes.pcolormesh(_edges(steps), np.arange(len(names) + 1) - 0.5, logs, cmap=SEQUENTIAL, rasterized=False)
     every = max(1, math.ceil(len(names) / 60))
-    axes.set_yticks(range(0, len(names), every), [elided(name) for name in names[::every]])
+    axes.set_yticks(range(0, len(names), every), told_apart(names)[::every])
     axes.invert_yaxis()
     axes.grid(visible=False)
     axes.set_xlabel("step")

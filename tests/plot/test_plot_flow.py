@@ -48,7 +48,7 @@ def test_the_title_says_what_was_found():
     grows = dataclasses.replace(report, trend=dataclasses.replace(report.trend, factor=2.5, interval=(2.0, 3.0)))
     assert title(gf.plot.flow(grows)).startswith("Gradients grow by a factor 2.5 a layer")
     keeps = dataclasses.replace(report, trend=dataclasses.replace(report.trend, factor=0.98, interval=(0.9, 1.1)))
-    assert title(gf.plot.flow(keeps)).startswith("Gradients keep their norm from layer to layer (factor 0.98)")
+    assert title(gf.plot.flow(keeps)).startswith("Gradients change by a factor 0.98 a layer, not told from 1: ")
     single = dataclasses.replace(report, trend=None, verdict="healthy")
     assert title(gf.plot.flow(single)) == "Gradient flow: healthy"
 
