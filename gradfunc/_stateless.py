@@ -93,6 +93,29 @@ class Stateless:
         out = self._apply(self._filled(params), *args, **kwargs)
         return map_with_dims(call, _removed, out, self.out_dims)
 
+    def bind(self, params: Mapping[str, Tensor]) -> Stateless:
+        """The same model with these parameters in place of `params`: for tools that take a model.
+
+        Raises:
+            KeyError: other names than those of `params`.
+            ValueError: another shape.
+
+        Example:
+            >>> import gradfunc as gf
+            >>> model = gf.stateless(torch.nn.Linear(3, 2))
+            >>> zero = model.bind({name: torch.zeros_like(value) for name, value in model.params.items()})
+            >>> zero(zero.params, torch.ones(1, 3))
+            tensor([[0., 0.]])
+        """
+        if params.keys() != self.params.keys():
+            got = f"parameters {_some(sorted(params))}"
+            raise KeyError(message("model.bind(params)", got=got, expected=f"{_some(sorted(self.params))}"))
+        for name, value in self.params.items():
+            if params[name].shape != value.shape:
+                got = f"'{name}' of shape {tuple(params[name].shape)}"
+                raise ValueError(message("model.bind(params)", got=got, expected=f"{tuple(value.shape)}"))
+        return dataclasses.replace(self, params={name: params[name].detach() for name in self.params})
+
     def buffers_after(self, params: Mapping[str, Tensor], /, *args: Any, **kwargs: Any) -> Tensors:
         """The buffers that a forward pass of the batch changes, as it leaves them: `{name: tensor}`.
 

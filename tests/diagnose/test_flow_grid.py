@@ -72,7 +72,9 @@ def test_theory_is_that_of_the_blocks(grid):
     path = gf.init.variance_path("sigmoid", 3**-0.5, 4, variance=1 / 3 + 1 / 18, bias_variance=1 / 90)
     assert sigmoid.theory == pytest.approx(math.prod(f.backward for f in path.layers[1:]) ** (1 / 3), rel=1e-12)
     assert grid.row(activation="relu", init="He", norm=None, depth=4).theory == pytest.approx(1, rel=1e-9)
-    assert grid.row(activation="relu", norm="batch", depth=4).theory == pytest.approx(math.sqrt(math.pi / (math.pi - 1)), rel=1e-9)
+    assert grid.row(activation="relu", norm="batch", depth=4).theory == pytest.approx(
+        math.sqrt(math.pi / (math.pi - 1)), rel=1e-9
+    )
     assert grid.row(activation="relu", init="He", norm="layer", depth=4).theory == pytest.approx(1, rel=1e-9)
     assert all(row.theory is None and row.factor is None and row.total == 1 for row in grid.rows if row.depth == 1)
 

@@ -179,7 +179,7 @@ def flow_grid(
         if progress is not None:
             progress(f"{name}, {said}, norm {norm}, depth {depth}, width {width}")
         net = stateless(block(n_features, layers=depth, width=width, activation=phi, norm=norm))
-        model = dataclasses.replace(net, params=_params(net.params, scheme, norm, seed))
+        model = net.bind(_params(net.params, scheme, norm, seed))
         flow = gradient_flow(model, F.binary_cross_entropy_with_logits, (x, y), seed=seed)
         theory = _theory(phi, scheme, norm, depth, width, n_features)
         rows.append(_row(flow, (name, said, norm, depth, width), theory))
