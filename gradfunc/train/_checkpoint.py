@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import hashlib
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,15 +91,13 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
         ...     bool(gf.train.load_checkpoint(path).params["w"] == fit.params["w"])
         True
     """
-    call, target = f"gf.train.save_checkpoint({str(path)!r}, ...)", Path(path)
-    tensors, facts = _flat(checkpoint)
-    facts["sha256"] = _digest(tensors, facts)
-    data = safetensors.torch.save(tensors, metadata={"gradfunc": FORMAT, "facts": json.dumps(facts)})
+    call = f"gf.train.save_checkpoint({str(path)!r}, ...)"
     try:
-        _replace(target, data)
-    except OSError as error:
+        _replace(_target(path), _bytes(checkpoint))
+    except (OSError, LookupError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        # OSError: the file cannot be written; the others: no file can hold that
         do = "What was there before is as it was; free some space or choose another path."
-        got = f"{type(error).__name__}: {error.strerror or error}"
+        got = f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
         raise CheckpointError(message(call, got=got, expected="a file that can be written", do=do)) from error
 
 
@@ -142,19 +140,21 @@ def load_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "
         if facts.pop("sha256") != _digest(tensors, facts):
             raise ValueError("its bytes are not those that were written (SHA-256)")
         return _read(tensors, facts, torch.device(device))
-    except (KeyError, ValueError, TypeError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(message(call, got=f"a corrupt file: {error}", expected="a checkpoint", do=do)) from error
 
 
 def check_writable(call: str, path: Path) -> None:
     """Raise CheckpointError unless a file can be made there, before anything is computed."""
     try:
-        if path.is_dir():
-            raise IsADirectoryError(21, "Is a directory")
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        got = f"checkpoint={str(path)!r} ({type(error).__name__}: {error.strerror or error})"
+        target = _target(path)
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        partial = _partial(target)  # whose name is the longer one
+        partial.open("wb").close()
+        partial.unlink()
+    except (OSError, ValueError) as error:  # a ValueError: no name of a file
+        got = f"checkpoint={str(path)!r} ({type(error).__name__}: {getattr(error, 'strerror', None) or error})"
         do = "Nothing was run. Make the folder, or choose another path."
         raise CheckpointError(
             message(call, got=got, expected="a file in a folder that can be written", do=do)
@@ -163,7 +163,7 @@ def check_writable(call: str, path: Path) -> None:
 
 def _replace(path: Path, data: bytes) -> None:
     _swept(path)
-    partial = path.parent / f"{_prefix(path)}{os.getpid()}"
+    partial = _partial(path)
     try:
         with open(partial, "wb") as file:
             file.write(data)
@@ -174,6 +174,15 @@ def _replace(path: Path, data: bytes) -> None:
         partial.unlink(missing_ok=True)
         raise
     _sync(path.parent)
+
+
+def _target(path: str | os.PathLike[str]) -> Path:
+    """The file itself, where `path` is a link to it."""
+    return Path(os.path.realpath(path))
+
+
+def _partial(path: Path) -> Path:
+    return path.parent / f"{_prefix(path)}{os.getpid()}"
 
 
 def _prefix(path: Path) -> str:
@@ -210,6 +219,12 @@ def _sync(folder: Path) -> None:
             os.close(descriptor)
 
 
+def _bytes(checkpoint: Checkpoint) -> bytes:
+    tensors, facts = _flat(checkpoint)
+    facts["sha256"] = _digest(tensors, facts)
+    return safetensors.torch.save(tensors, metadata={"gradfunc": FORMAT, "facts": json.dumps(facts)})
+
+
 def _flat(checkpoint: Checkpoint) -> tuple[Tensors, dict[str, Any]]:
     """Tensors by name, and what is no tensor, JSON-ready."""
     tensors = {f"params/{name}": value for name, value in checkpoint.params.items()}
@@ -222,8 +237,13 @@ def _flat(checkpoint: Checkpoint) -> tuple[Tensors, dict[str, Any]]:
             tensors[f"history/{name}"] = torch.from_numpy(values)
         else:
             texts[name] = values
-    # copies: the format takes neither shared storage nor other layouts
-    flat = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+    # copies: the format takes neither shared storage nor other layouts, and not all complex numbers
+    paired = [name for name, value in tensors.items() if value.is_complex()]
+    pairs = {name: torch.view_as_real(tensors[name].detach().resolve_conj()) for name in paired}
+    flat = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in {**tensors, **pairs}.items()
+    }
     facts = {
         "step": checkpoint.step,
         "epoch": checkpoint.epoch,
@@ -231,6 +251,7 @@ def _flat(checkpoint: Checkpoint) -> tuple[Tensors, dict[str, Any]]:
         "identity": None if checkpoint.identity is None else dict(checkpoint.identity),
         "texts": texts,
         "order": list(tensors),
+        "complex": paired,
     }
     return flat, facts
 
@@ -239,7 +260,8 @@ def _read(tensors: Tensors, facts: dict[str, Any], device: torch.device) -> Chec
     kinds: dict[str, Tensors] = {"params": {}, "state": {}, "generator": {}, "steps": {}, "history": {}}
     for name in facts["order"]:
         kind, _, rest = name.partition("/")
-        kinds[kind][rest] = tensors[name]
+        value = tensors[name]
+        kinds[kind][rest] = torch.view_as_complex(value) if name in facts["complex"] else value
     series = {
         name: Series(
             steps.numpy(), kinds["history"][name].numpy() if name in kinds["history"] else facts["texts"][name]
