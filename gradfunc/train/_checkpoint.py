@@ -76,7 +76,8 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
     """Write `checkpoint` to `path`: whole, or not at all.
 
     A file beside it is written and synced, then takes its place, so that at any moment `path` is the old checkpoint or
-    the new one. Tensors are written as they are, in the format of safetensors, with a checksum (SHA-256).
+    the new one. Tensors are written as they are, in the format of safetensors, with a checksum (SHA-256), and come
+    back laid out in memory as they were, on which sums depend in their last bits.
 
     Raises:
         CheckpointError: it cannot be written; what was there is as it was.
@@ -238,12 +239,11 @@ def _flat(checkpoint: Checkpoint) -> tuple[Tensors, dict[str, Any]]:
         else:
             texts[name] = values
     # copies: the format takes neither shared storage nor other layouts, and not all complex numbers
-    paired = [name for name, value in tensors.items() if value.is_complex()]
-    pairs = {name: torch.view_as_real(tensors[name].detach().resolve_conj()) for name in paired}
-    flat = {
-        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, value in {**tensors, **pairs}.items()
-    }
+    copies = {name: value.detach().cpu().resolve_conj().clone() for name, value in tensors.items()}
+    strides = {name: list(value.stride()) for name, value in copies.items() if value.stride() != _plain(value)}
+    paired = [name for name, value in copies.items() if value.is_complex()]
+    flat = {name: value.contiguous() for name, value in copies.items()}
+    flat |= {name: torch.view_as_real(flat[name]) for name in paired}
     facts = {
         "step": checkpoint.step,
         "epoch": checkpoint.epoch,
@@ -252,16 +252,24 @@ def _flat(checkpoint: Checkpoint) -> tuple[Tensors, dict[str, Any]]:
         "texts": texts,
         "order": list(tensors),
         "complex": paired,
+        "strides": strides,
     }
     return flat, facts
+
+
+def _plain(value: Tensor) -> tuple[int, ...]:
+    """The strides of a tensor of this shape that was just made."""
+    return torch.empty(value.shape, device="meta").stride()
 
 
 def _read(tensors: Tensors, facts: dict[str, Any], device: torch.device) -> Checkpoint:
     kinds: dict[str, Tensors] = {"params": {}, "state": {}, "generator": {}, "steps": {}, "history": {}}
     for name in facts["order"]:
         kind, _, rest = name.partition("/")
-        value = tensors[name]
-        kinds[kind][rest] = torch.view_as_complex(value) if name in facts["complex"] else value
+        value = torch.view_as_complex(tensors[name]) if name in facts["complex"] else tensors[name]
+        if name in facts["strides"]:
+            value = torch.empty_strided(value.shape, facts["strides"][name], dtype=value.dtype).copy_(value)
+        kinds[kind][rest] = value
     series = {
         name: Series(
             steps.numpy(), kinds["history"][name].numpy() if name in kinds["history"] else facts["texts"][name]

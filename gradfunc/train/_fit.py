@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .._errors import check_int, message, one_of
@@ -204,7 +203,7 @@ def fit(
     if path is not None:
         check_writable(call, path)
         flatten_state(place.state)  # refuses now what no file could hold
-        loop = _resumed(call, loop, path, resume) if path.exists() else loop
+        loop = _resumed(call, loop, path, resume, state) if path.exists() else loop
     return _run(loop, progress)
 
 
@@ -241,16 +240,16 @@ def _reached(loop: Loop, stopped: Stopped | None) -> Fit:
     return Fit(at.params, at.state, loop.recorder.history(before), at.step, stopped, saved)
 
 
-def _resumed(call: str, loop: Loop, path: Path, resume: bool) -> Loop:
+def _resumed(call: str, loop: Loop, path: Path, resume: bool, given: Any) -> Loop:
     """Where the checkpoint stands."""
     if not resume:
         do = "Pass resume=True to go on from it, or another path."
         raise ValueError(message(call, got=f"checkpoint={str(path)!r}, which is there", expected="a new file", do=do))
-    found, at = load_checkpoint(path), loop.at
+    found = load_checkpoint(path)
     _check_same(call, path, found.identity or {}, dict(loop.setup.identity))
-    params = {name: _like(found.params[name], value) for name, value in at.params.items()}
-    state = unflatten_state(found.state, like=at.state)
-    state = _on_devices(state, at.state)
+    params = {name: found.params[name].to(value.device) for name, value in loop.at.params.items()}
+    like = loop.setup.run.step.init(params) if given is None else given  # laid out as these parameters are
+    state = _on_devices(unflatten_state(found.state, like=like), like)
     for generator, kept in zip(loop.setup.generators(), found.generators, strict=True):
         generator.set_state(kept)
     place = Place(params, state, found.step, found.epoch, found.batch, found.generators)
@@ -264,11 +263,6 @@ def _check_same(call: str, path: Path, found: Mapping[str, Any], wanted: Mapping
         do = "Repeat the call that wrote it, or begin anew at another path."
         got = f"a checkpoint {str(path)!r} of another run: {said}"
         raise ValueError(message(call, got=got, expected="the same data, order and parameters", do=do))
-
-
-def _like(value: Tensor, given: Tensor) -> Tensor:
-    """Laid out in memory as the given one, on its device."""
-    return torch.empty_like(given).copy_(value)
 
 
 def _on_devices(state: Any, like: Any) -> Any:

@@ -109,9 +109,7 @@ class Loop:
                 got = f"no batch in epoch {self.at.epoch}"
                 raise ValueError(message("gf.train.fit(...)", got=got, expected="at least one", do=do))
             if self.at.batch:  # fewer batches than the checkpoint had seen
-                self.at = dataclasses.replace(
-                    self.at, epoch=self.at.epoch + 1, batch=0, generators=self.setup.states()
-                )
+                self.at = dataclasses.replace(self.at, epoch=self.at.epoch + 1, batch=0, generators=self.setup.states())
         return None
 
     def save(self) -> None:
@@ -172,8 +170,7 @@ class Loop:
         """What an epoch's end adds: its mean loss, and validation."""
         at, setup = self.at, self.setup
         losses, weights = (
-            [float(value) for value in values]
-            for values in self.recorder.since(at.step - at.batch, "loss", "weight")
+            [float(value) for value in values] for values in self.recorder.since(at.step - at.batch, "loss", "weight")
         )
         total = sum(weights)
         mean = sum(a * b for a, b in zip(losses, weights, strict=True) if b) / total if total else math.nan

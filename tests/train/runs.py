@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
+from pathlib import Path
 
+import pytest
 import torch
 from digits import MODEL, X, Y, loss, train
 from torch import nn
@@ -16,6 +21,26 @@ from gradfunc.train import _checkpoint
 EVERY = 3
 SIZE = 80
 STEPS = 15  # 3 epochs of 5 batches
+
+
+@functools.cache
+def processes():
+    """What starts processes: forks of a server that has imported all of it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["runs"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # a pool of threads does not survive a fork
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        multiprocessing.forkserver.ensure_running()
+    return context
+
+
+def in_a_process(function, *args):
+    """Run a function in a process of its own, which may change its limits and its user."""
+    process = processes().Process(target=function, args=args)
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
 
 
 def noisy(params, x, y):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import multiprocessing
 import os
 import random
 import signal
@@ -14,21 +13,10 @@ from pathlib import Path
 
 import pytest
 from digits import same_fit
-from runs import EVERY, KINDS, STAGES, STEPS, dies_within, logged, run
+from runs import EVERY, KINDS, STAGES, STEPS, dies_within, logged, processes, run
 from tiers import every
 
 import gradfunc as gf
-
-
-@pytest.fixture(scope="module")
-def processes():
-    """A server that has imported all of it, and forks."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")  # a pool of threads does not survive a fork
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["runs", "pytest"])
-        yield context
 
 
 @functools.cache
@@ -70,14 +58,14 @@ def check_end(kind, path):
 
 
 @pytest.mark.parametrize("moment", every(10, range(50)))
-def test_killed_at_any_moment(processes, tmp_path, moment):
+def test_killed_at_any_moment(tmp_path, moment):
     """Twice: the first time, and once it goes on."""
     draw, kind = random.Random(moment), list(KINDS)[moment % len(KINDS)]
     path, start = tmp_path / "run" / "a.safetensors", 0
     path.parent.mkdir()
     for time_ in range(2):
         log = tmp_path / f"log{time_}"
-        process = processes.Process(target=logged, args=(kind, path, log))
+        process = processes().Process(target=logged, args=(kind, path, log))
         process.start()
         waited(process, log, draw.randint(0, min(8, STEPS - start)))
         time.sleep(draw.random() * 0.02)
@@ -88,8 +76,25 @@ def test_killed_at_any_moment(processes, tmp_path, moment):
     check_end(kind, path)
 
 
-def check_stage(processes, path, stage, save, kind):
-    process = processes.Process(target=dies_within, args=(kind, path, stage, save))
+@pytest.mark.parametrize("moment", every(10, range(30)))
+def test_ctrl_c_at_any_moment(tmp_path, moment):
+    """It lands anywhere, also within a save: no step that was made is lost."""
+    draw, kind = random.Random(moment), list(KINDS)[moment % len(KINDS)]
+    path, log = tmp_path / "run" / "a.safetensors", tmp_path / "log"
+    path.parent.mkdir()
+    process = processes().Process(target=logged, args=(kind, path, log))
+    process.start()
+    waited(process, log, draw.randint(1, STEPS - 3))
+    time.sleep(draw.random() * 0.02)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == 1
+    assert size(log) - 1 <= gf.train.load_checkpoint(path).step <= size(log)
+    check_end(kind, path)
+
+
+def check_stage(path, stage, save, kind):
+    process = processes().Process(target=dies_within, args=(kind, path, stage, save))
     process.start()
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
@@ -104,8 +109,8 @@ def check_stage(processes, path, stage, save, kind):
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("save", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_killed_while_it_writes(processes, tmp_path, stage, save):
-    check_stage(processes, tmp_path / "a.safetensors", stage, save, "clipped")
+def test_killed_while_it_writes(tmp_path, stage, save):
+    check_stage(tmp_path / "a.safetensors", stage, save, "clipped")
 
 
 SCRIPT = """
