@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import glob
 import hashlib
 import json
 import os
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +19,7 @@ from torch import Tensor
 
 from .._errors import message
 from .._tree import Tensors
+from ._atomic import partial_of, replace, target_of
 from ._history import History, Series
 
 FORMAT = "gradfunc checkpoint 1"
@@ -94,7 +92,7 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
     """
     call = f"gf.train.save_checkpoint({str(path)!r}, ...)"
     try:
-        _replace(_target(path), _bytes(checkpoint))
+        replace(target_of(path), _bytes(checkpoint))
     except (OSError, LookupError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         # OSError: the file cannot be written; the others: no file can hold that
         do = "What was there before is as it was; free some space or choose another path."
@@ -148,10 +146,10 @@ def load_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "
 def check_writable(call: str, path: Path) -> None:
     """Raise CheckpointError unless a file can be made there, before anything is computed."""
     try:
-        target = _target(path)
+        target = target_of(path)
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        partial = _partial(target)  # whose name is the longer one
+        partial = partial_of(target)  # whose name is the longer one
         partial.open("wb").close()
         partial.unlink()
     except (OSError, ValueError) as error:  # a ValueError: no name of a file
@@ -160,64 +158,6 @@ def check_writable(call: str, path: Path) -> None:
         raise CheckpointError(
             message(call, got=got, expected="a file in a folder that can be written", do=do)
         ) from error
-
-
-def _replace(path: Path, data: bytes) -> None:
-    _swept(path)
-    partial = _partial(path)
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
-
-
-def _target(path: str | os.PathLike[str]) -> Path:
-    """The file itself, where `path` is a link to it."""
-    return Path(os.path.realpath(path))
-
-
-def _partial(path: Path) -> Path:
-    return path.parent / f"{_prefix(path)}{os.getpid()}"
-
-
-def _prefix(path: Path) -> str:
-    """Of files on the way: of this checkpoint, on this machine."""
-    return f".{path.name}.partial-{platform.node()}-"
-
-
-def _swept(path: Path) -> None:
-    """Take away what a process left that was killed while it wrote."""
-    for partial in path.parent.glob(f"{glob.escape(_prefix(path))}*"):
-        owner = partial.name.removeprefix(_prefix(path))
-        if owner.isdigit() and not _alive(int(owner)):
-            with contextlib.suppress(OSError):
-                partial.unlink()
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)  # signal 0 asks, and sends nothing
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's
-        return True
-    return True
-
-
-def _sync(folder: Path) -> None:
-    """So that the new name outlives a loss of power, where the system can say so of a folder."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _bytes(checkpoint: Checkpoint) -> bytes:

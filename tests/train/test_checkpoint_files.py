@@ -23,7 +23,7 @@ from runs import in_a_process, processes
 from tiers import every
 
 import gradfunc as gf
-from gradfunc.train import Checkpoint, CheckpointError, History, _checkpoint
+from gradfunc.train import Checkpoint, CheckpointError, History, _atomic, _checkpoint
 from gradfunc.train._history import Series
 
 
@@ -323,7 +323,7 @@ def fails(name, monkeypatch, number=errno.ENOSPC):
     if name in ("fsync", "replace"):
         monkeypatch.setattr(os, name, failing)
     else:
-        monkeypatch.setattr(_checkpoint, "open", opened, raising=False)
+        monkeypatch.setattr(_atomic, "open", opened, raising=False)
 
 
 class Full:
@@ -482,7 +482,7 @@ def test_what_no_file_can_hold_is_refused(tmp_path):
 
 def test_only_what_the_dead_left_is_swept(tmp_path):
     path = tmp_path / "a"
-    prefix = _checkpoint._prefix(path)
+    prefix = _atomic._prefix(path)
     child = processes().Process(target=int)
     child.start()
     child.join()

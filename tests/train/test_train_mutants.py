@@ -16,7 +16,7 @@ import torch
 
 import gradfunc as gf
 from gradfunc._transform import _states
-from gradfunc.train import _checkpoint, _fit, _history, _loop
+from gradfunc.train import _atomic, _checkpoint, _fit, _history, _loop
 from gradfunc.train._data import InMemory, Loader
 from gradfunc.train._history import Recorder
 from gradfunc.train._snapshot import Snapshot
@@ -29,15 +29,15 @@ named = Function.at
 
 
 def in_place(path, data):
-    with vars(_checkpoint).get("open", open)(path, "wb") as file:
+    with vars(_atomic).get("open", open)(path, "wb") as file:
         file.write(data)
 
 
 def unsynced(path, data):
-    partial = _checkpoint._partial(path)
+    partial = _atomic.partial_of(path)
     partial.write_bytes(data)
-    _checkpoint.os.replace(partial, path)
-    _checkpoint._sync(path.parent)
+    _atomic.os.replace(partial, path)
+    _atomic._sync(path.parent)
 
 
 def from_the_first_batch(self, epoch, skip=0):
@@ -142,17 +142,17 @@ def mixed_histories(at):
 
 # mutant -> (where, attribute, the mistake, the test, of a maker of folders)
 MUTANTS = {
-    "written in place": (_checkpoint, "_replace", in_place, lambda at: no_space("write", at)),
-    "renamed before it is on disk": (_checkpoint, "_replace", unsynced, lambda at: order(at)),
+    "written in place": (_checkpoint, "replace", in_place, lambda at: no_space("write", at)),
+    "renamed before it is on disk": (_checkpoint, "replace", unsynced, lambda at: order(at)),
     "what is broken stays": (Path, "unlink", lambda self, missing_ok=False: None, lambda at: no_space("write", at)),
     "what the dead left stays": (
-        _checkpoint,
+        _atomic,
         "_swept",
         lambda path: None,
         lambda at: files.test_only_what_the_dead_left_is_swept(at.mktemp("a")),
     ),
     "what the living write is swept": (
-        _checkpoint,
+        _atomic,
         "_alive",
         lambda process: False,
         lambda at: files.test_only_what_the_dead_left_is_swept(at.mktemp("a")),
@@ -170,7 +170,7 @@ MUTANTS = {
         lambda value: value.stride(),
         lambda at: files.test_layouts_and_shared_storage(at.mktemp("a")),
     ),
-    "a link replaced": (_checkpoint, "_target", Path, lambda at: files.test_a_link_stays_a_link(at.mktemp("a"))),
+    "a link replaced": (_checkpoint, "target_of", Path, lambda at: files.test_a_link_stays_a_link(at.mktemp("a"))),
     "batches that are done, again": (InMemory, "epoch", from_the_first_batch, goes_on),
     "batches of a loader that are done, again": (
         Loader,
