@@ -125,7 +125,8 @@ def load_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # copies: the format's own tensors are the file, and change with it
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:  # missing, no such format, cut short
         text = " ".join(str(error).split())
         raise CheckpointError(

@@ -140,7 +140,8 @@ def fit(
         on_nonfinite: "stop" before the first update that would make a parameter inf or NaN, or whose loss or gradient
             is, and say where that began; or "ignore".
         checkpoint: a file, written by atomic replacement every `checkpoint_every` steps, at the end, and before an
-            error or an interrupt goes on.
+            error or an interrupt goes on. (SIGTERM is no interrupt but the end, which costs what was made since the
+            last save, unless the program says `signal.signal(signal.SIGTERM, signal.default_int_handler)`.)
         resume: go on from that file if it is there. Without, a file that is there is refused, not overwritten.
         progress: a bar on stderr with loss and rate; by default on a terminal only. Elsewhere True gives a line an
             epoch.
@@ -192,7 +193,7 @@ def fit(
     path = None if checkpoint is None else Path(checkpoint)
     setup = Setup(
         run, train, epochs, held, _function(validation_loss, f, seed), metrics, capture, capture_every,
-        tuple(callbacks), on_nonfinite == "stop", path, checkpoint_every, _identity(seed, train, held, params),
+        tuple(callbacks), on_nonfinite == "stop", path, checkpoint_every, _identity(seed, f, train, held, params),
     )  # fmt: skip
     place = Place(
         {name: value.detach() for name, value in params.items()},
@@ -253,7 +254,7 @@ def _resumed(call: str, loop: Loop, path: Path, resume: bool, given: Any) -> Loo
     for generator, kept in zip(loop.setup.generators(), found.generators, strict=True):
         generator.set_state(kept)
     place = Place(params, state, found.step, found.epoch, found.batch, found.generators)
-    return Loop(loop.setup, place, Recorder(found.history))
+    return Loop(loop.setup, place, Recorder(found.history), owns=True)
 
 
 def _check_same(call: str, path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -274,10 +275,16 @@ def _on_devices(state: Any, like: Any) -> Any:
     return state.to(like.device) if isinstance(like, Tensor) else state
 
 
-def _identity(seed: int, data: Data, held: Data | None, params: Tensors) -> dict[str, Any]:
+def _identity(seed: int, f: PerSampleGradsFunction, data: Data, held: Data | None, params: Tensors) -> dict[str, Any]:
     shapes = {name: [str(value.dtype).removeprefix("torch."), *value.shape] for name, value in params.items()}
     count = [len(data.generators()), len(held.generators()) if held else 0]
-    return {"seed": seed, **data.identity(), "params": shapes, "generators of loaders": count}
+    return {
+        "seed": seed,
+        "seed of the loss": f.options.seed,
+        **data.identity(),
+        "params": shapes,
+        "generators of loaders": count,
+    }
 
 
 def _function(

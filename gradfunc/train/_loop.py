@@ -16,7 +16,7 @@ from .._errors import kind_of, message
 from .._per_sample import PerSampleGradsFunction
 from .._transform import StepFunction, StepReport, flatten_state
 from .._tree import Tensors, wide
-from ._checkpoint import Checkpoint, save_checkpoint
+from ._checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from ._data import Batch, Data
 from ._evaluate import Metric, means
 from ._history import Recorder
@@ -91,6 +91,7 @@ class Loop:
     setup: Setup
     at: Place
     recorder: Recorder
+    owns: bool = False  # the file at the path
 
     def run(self, note: Note) -> Stopped | None:
         """Until the last epoch, or a reason to stop."""
@@ -114,8 +115,15 @@ class Loop:
 
     def save(self) -> None:
         """Write the checkpoint, where there is one."""
-        if self.setup.path is not None:
-            save_checkpoint(self.setup.path, self.checkpoint())
+        path = self.setup.path
+        if path is None:
+            return
+        if not self.owns and path.exists():
+            got = f"checkpoint={str(path)!r}, a file that was not there when this run began"
+            do = "It is left as it is: another run's. Save error.fit.checkpoint() elsewhere."
+            raise CheckpointError(message("gf.train.fit(...)", got=got, expected="a path of its own", do=do))
+        save_checkpoint(path, self.checkpoint())
+        self.owns = True
 
     def checkpoint(self) -> Checkpoint:
         """Where training stands, to go on from."""

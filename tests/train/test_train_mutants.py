@@ -171,6 +171,12 @@ MUTANTS = {
         lambda at: files.test_layouts_and_shared_storage(at.mktemp("a")),
     ),
     "a link replaced": (_checkpoint, "target_of", Path, lambda at: files.test_a_link_stays_a_link(at.mktemp("a"))),
+    "a file of another run replaced": (
+        Loop,
+        "owns",
+        property(lambda self: True, lambda self, value: None),
+        lambda at: in_use.test_two_runs_that_share_a_path(at.mktemp("a")),
+    ),
     "batches that are done, again": (InMemory, "epoch", from_the_first_batch, goes_on),
     "batches of a loader that are done, again": (
         Loader,
