@@ -122,7 +122,8 @@ def fit(
         data: tensors or numpy arrays with the samples in dimension 0: one, a tuple of them or a mapping of keywords,
             whose entries may be mappings and tuples again beside one that is none; floating arrays take the dtype of
             the first floating parameter. Or a `DataLoader`, or whatever gives batches each time it is
-            iterated; its draws from torch's global generator come from one of (seed, epoch) instead.
+            iterated; its draws from torch's global generator come from one of (seed, epoch) instead. Beside
+            `checkpoint` it has no persistent workers, whose draws no file could hold.
         epochs: how often the data are gone through, counted from the first start.
         batch_size: of data in memory, 32 by default; the last batch may be shorter, unless `drop_last`.
         shuffle: whether samples in memory come in a new order each epoch, by default yes.
@@ -202,6 +203,10 @@ def fit(
     )
     loop = Loop(setup, place, Recorder())
     if path is not None:
+        if getattr(data, "persistent_workers", False):
+            do = "Its workers keep draws from epoch to epoch, which no checkpoint holds: pass persistent_workers=False."
+            expected = "a loader that begins each epoch anew"
+            raise ValueError(message(call, got="a loader with persistent_workers=True", expected=expected, do=do))
         check_writable(call, path)
         flatten_state(place.state)  # refuses now what no file could hold
         loop = _resumed(call, loop, path, resume, state) if path.exists() else loop
