@@ -128,8 +128,8 @@ logged("clipped", {path!r}, {log!r}, {handler})
     ("number", "handler", "leaves"),
     [
         (signal.SIGINT, "None", True),
-        (signal.SIGTERM, "None", False),
-        (signal.SIGTERM, "signal.default_int_handler", True),
+        pytest.param(signal.SIGTERM, "None", False, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, "signal.default_int_handler", True, marks=pytest.mark.slow),
     ],
     ids=["Ctrl-C", "SIGTERM", "SIGTERM as Ctrl-C"],
 )
