@@ -43,7 +43,7 @@ Files, in the order in which data flows (a row imports only rows below it; `pypr
     _layers/        the uses of a model's parameters in forward order, with edges to differentiate
     _problem        what tools take: (model, criterion, batch), read once
     _factors/       rows as factors: Outer, Unfolded, Grouped, Rows, Dense and their algebra
-    _stateless      nn.Module -> a pure function        losses/     losses that carry their weight, a family a file
+    _stateless/     nn.Module -> a pure function        losses/     losses that carry their weight, a family a file
     _batch_stats    batch norms: found, refused, frozen  hf         attention masks of Hugging Face models
     _graph          the precisions in a graph
     _weights        Weighted, Accumulator: the only mean

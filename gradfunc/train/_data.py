@@ -145,7 +145,7 @@ class Order(NamedTuple):
 
 
 def read_data(call: str, name: str, data: Any, like: Tensor, order: Order) -> Data:
-    """Tensors or arrays, alone, in a tuple or in a mapping; else a loader.
+    """Tensors or arrays, alone, in a tuple or in a mapping, each of which may be a nest of them; else a loader.
 
     Raises:
         TypeError: neither.
@@ -190,7 +190,10 @@ def map_arrays(batch: Any, like: Tensor) -> Any:
         return tensor if tensor.dtype == torch.bool or tensor.is_complex() else tensor.long()
     if isinstance(batch, Mapping):
         return {key: map_arrays(value, like) for key, value in batch.items()}
-    return type(batch)(map_arrays(value, like) for value in batch) if type(batch) in (tuple, list) else batch
+    if isinstance(batch, (tuple, list)):
+        values = [map_arrays(value, like) for value in batch]
+        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
+    return batch
 
 
 def moved(batch: Any, like: Tensor) -> Any:
@@ -199,15 +202,23 @@ def moved(batch: Any, like: Tensor) -> Any:
 
 
 def _in_memory(data: Any) -> bool:
+    columns = list(_columns(data))
+    if not columns or not all(isinstance(column, (Tensor, Ragged, Static)) for column in columns):
+        return False
+    # a sequence of nothing but nests is one of batches
+    return not isinstance(data, (tuple, list)) or any(isinstance(item, (Tensor, Ragged)) for item in data)
+
+
+def _columns(data: Any) -> Iterator[Any]:
     if isinstance(data, (tuple, list, Mapping)):
-        columns = list(data.values() if isinstance(data, Mapping) else data)
-        return bool(columns) and all(isinstance(column, (Tensor, Ragged, Static)) for column in columns)
-    return isinstance(data, (Tensor, Ragged))
+        for item in data.values() if isinstance(data, Mapping) else data:
+            yield from _columns(item)
+    else:
+        yield data
 
 
 def _size(call: str, name: str, data: Any) -> int:
-    columns = data if isinstance(data, (tuple, list)) else data.values() if isinstance(data, Mapping) else [data]
-    sizes = {_length(column) for column in columns if not isinstance(column, Static)}
+    sizes = {_length(column) for column in _columns(data) if not isinstance(column, Static)}
     if len(sizes) != 1 or None in sizes:
         got = f"{name} with {sorted(str(size) for size in sizes)} samples"
         raise ValueError(message(call, got=got, expected="tensors with the same number of samples in dimension 0"))
