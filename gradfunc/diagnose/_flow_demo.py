@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -113,4 +112,4 @@ def network(case: Case, seed: int) -> Stateless:
     if case.begin is None:
         return model
     params = initialize(model.params, {r"h.*weight": case.begin, r"h.*bias": zeros()}, seed=seed)
-    return dataclasses.replace(model, params=params)
+    return model.bind(params)

@@ -8,7 +8,7 @@ figure = gf.plot.flow(gf.diagnose.gradient_flow(model, criterion, batch))
 gf.plot.save(figure, "flow.svg")
 
 _style, _save   one palette and style; as SVG, PNG, PDF       _violins, _dots   two ways to draw many numbers
-_flow           violins, schemes side by side, norms           _training         losses and clips, flow over training
+_flow, _grid    violins, schemes side by side, norms, factors  _training         losses and clips, flow over training
 _recurrence     through time, eigenvalues, remedies            _clip             what clipping does to a direction
 _audit, _bench, _check   discrepancies, costs, checks          _figures          all that fit a report
 """
@@ -21,6 +21,7 @@ from ._figures import figures as figures
 from ._flow import flow as flow
 from ._flow import gradient_norms as gradient_norms
 from ._flow import schemes as schemes
+from ._grid import factors as factors
 from ._recurrence import eigenvalues as eigenvalues
 from ._recurrence import remedies as remedies
 from ._recurrence import through_time as through_time

@@ -10,7 +10,7 @@ from .._report import Report
 from ..audit import ReductionReport
 from ..audit._demo import DemoReport as AuditDemo
 from ..bench import BenchReport
-from ..diagnose import FlowReport, LinearRecurrence, RecurrenceReport, RemedyReport
+from ..diagnose import FlowReport, GridReport, LinearRecurrence, RecurrenceReport, RemedyReport
 from ..diagnose._flow_demo import FlowDemo
 from ..diagnose._recurrence_demo import RecurrenceDemo
 from ..testing import CheckReport
@@ -20,6 +20,7 @@ from ._audit import discrepancies, mechanisms
 from ._bench import costs
 from ._check import checks
 from ._flow import flow, gradient_norms, schemes
+from ._grid import factors
 from ._recurrence import eigenvalues, remedies, through_time
 from ._style import style
 from ._training import flow_over_training, losses
@@ -81,6 +82,11 @@ def _(report: BenchReport) -> dict[str, Figure]:
 @_figures.register(FlowReport)
 def _(report: FlowReport) -> dict[str, Figure]:
     return {"flow": flow(report), "gradient-norms": gradient_norms(report)}
+
+
+@_figures.register(GridReport)
+def _(report: GridReport) -> dict[str, Figure]:
+    return {"factors": factors(report)}
 
 
 @_figures.register(FlowDemo)

@@ -90,12 +90,10 @@ def flow_over_training(history: History, series: str = "flow", *, of: str = "gra
     Example:
         >>> import torch, gradfunc as gf
         >>> from torch import nn
-        >>> import dataclasses
         >>> model = gf.stateless(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)))
         >>> x, y = torch.randn(32, 4), torch.randn(32, 1)
         >>> def flow(snapshot):
-        ...     now = dataclasses.replace(model, params=snapshot.params)
-        ...     return gf.diagnose.gradient_flow(now, nn.MSELoss(), (x, y))
+        ...     return gf.diagnose.gradient_flow(model.bind(snapshot.params), nn.MSELoss(), (x, y))
         >>> def loss(params, x, y):
         ...     return gf.losses.mse(model.sample(params, x), y)
         >>> fit = gf.train.fit(loss, gf.mean() >> gf.sgd(0.1), model.params, (x, y), epochs=2, capture={"flow": flow})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import numpy as np
@@ -41,6 +40,12 @@ def recurrent():
 
 
 @functools.cache
+def grid():
+    inits = {"He": gf.init.kaiming_normal(nonlinearity="relu"), "small": gf.init.normal(0.01)}
+    return gf.diagnose.flow_grid(["relu", "sigmoid"], inits=inits, norms=[None, "layer"], widths=[20], samples=50)
+
+
+@functools.cache
 def audited(weighted=False):
     model, _, batch = digits(12)
     weight = torch.linspace(0.5, 2.0, 10) if weighted else None
@@ -58,7 +63,7 @@ def trained():
         return gf.losses.mse(model.sample(params, x), y)
 
     def flow(snapshot):
-        return gf.diagnose.gradient_flow(dataclasses.replace(model, params=snapshot.params), nn.MSELoss(), (x, y))
+        return gf.diagnose.gradient_flow(model.bind(snapshot.params), nn.MSELoss(), (x, y))
 
     step = gf.mean() >> gf.clip_by_global_norm(4.0) >> gf.sgd(0.05)
     capture = {"flow": flow, "clip": lambda snapshot: snapshot.report["clip_by_global_norm"]}
@@ -103,6 +108,7 @@ FIGURES = {
     "flow of many": lambda: gf.plot.flow(flow_of(60, torch.tanh)),
     "gradient_norms": lambda: gf.plot.gradient_norms(flow_of()),
     "schemes": lambda: gf.plot.schemes({"sigmoid": flow_of(), "tanh": flow_of(6, torch.tanh)}),
+    "factors": lambda: gf.plot.factors(grid()),
     "flow_over_training": lambda: gf.plot.flow_over_training(trained()),
     "losses": lambda: gf.plot.losses(trained()),
     "through_time": lambda: gf.plot.through_time(linear()),

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from drawn import corners, flow_of, of, series, title
+from drawn import corners, flow_of, grid, of, series, title
 from tiers import quick
 from torch import nn
 
@@ -131,9 +131,30 @@ def test_norms_line_and_theory():
     assert series(below, "measured")[1] == pytest.approx([math.log10(row.ratio) for row in report.rows])
 
 
+def test_factors_of_a_grid_beside_theory():
+    report = grid()
+    figure = gf.plot.factors(report)
+    (axes,) = figure.axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names[:3] == ["relu, He", "relu, He, layer norm", "relu, small"]
+    x, y = series(axes, "theory")
+    assert x == pytest.approx([math.log10(report.rows[int(k)].theory) for k in y])
+    seen = {}
+    for verdict in {row.verdict for row in report.rows if row.factor}:
+        x, y = series(axes, verdict)
+        assert x == pytest.approx([math.log10(report.rows[int(k)].factor) for k in y])
+        seen |= {int(k): verdict for k in y}
+    assert seen == {k: row.verdict for k, row in enumerate(report.rows) if row.factor}
+    best = min(range(8), key=lambda k: abs(math.log(report.rows[k].factor)))
+    healthy = sum(row.verdict == "healthy" for row in report.rows)
+    assert title(figure).startswith(f"{healthy} of 8 nets ")
+    assert f"; {names[best]} is nearest to keeping gradients: x{report.rows[best].factor:.3g} a block" in title(figure)
+
+
 BAD = {
     "flow": (lambda: gf.plot.flow(3), TypeError, r"gf\.plot\.flow\(report\): got an int"),
     "norms": (lambda: gf.plot.gradient_norms(None), TypeError, "got None"),
+    "factors": (lambda: gf.plot.factors(flow_of()), TypeError, "got a FlowReport"),
     "schemes": (lambda: gf.plot.schemes([flow_of()]), TypeError, "got a list"),
     "one scheme": (lambda: gf.plot.schemes({"a": flow_of()}), ValueError, "got 1 reports; expected two or more"),
     "scheme": (lambda: gf.plot.schemes({"a": flow_of(), "b": 1}), TypeError, "got an int"),

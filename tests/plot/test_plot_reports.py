@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from drawn import audited, benched, certified, flow_of, linear, of, recurrent, series, title, trained
+from drawn import audited, benched, certified, flow_of, grid, linear, of, recurrent, series, title, trained
 from torch import nn
 
 import gradfunc as gf
@@ -259,6 +259,7 @@ FITTING = {
     "check": (certified, ["checks"]),
     "bench": (benched, ["costs"]),
     "flow": (flow_of, ["flow", "gradient-norms"]),
+    "grid": (grid, ["factors"]),
     "matrix": (linear, ["through-time", "eigenvalues"]),
     "model": (recurrent, ["through-time"]),
     "history": (trained, ["losses", "flow-over-training"]),
