@@ -16,7 +16,7 @@ import torch
 
 import gradfunc as gf
 from gradfunc._transform import _states
-from gradfunc.train import _atomic, _checkpoint, _fit, _history, _loop
+from gradfunc.train import _atomic, _checkpoint, _history, _loop, _resume
 from gradfunc.train._data import InMemory, Loader
 from gradfunc.train._history import Recorder
 from gradfunc.train._snapshot import Snapshot
@@ -184,7 +184,7 @@ MUTANTS = {
         loader_from_the_first_batch,
         lambda at: test_fit.test_a_loader_goes_on_as_well(at.mktemp("a"), False, 4),
     ),
-    "the chain's state forgotten": (_fit, "unflatten_state", lambda flat, like: like, goes_on),
+    "the chain's state forgotten": (_resume, "unflatten_state", lambda flat, like: like, goes_on),
     "numbers of the state cut to what they were": (
         _states,
         "_filled",
