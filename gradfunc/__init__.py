@@ -24,8 +24,11 @@ faster or more general way equals it.
 Files, in the order in which data flows (a row imports only rows below it; `pyproject.toml` holds the contract):
 
     cli/            parse, call one function, print; one command a file
+    _page           a report as one HTML page: tables, figures, nothing from elsewhere
+    plot/           reports as figures whose titles say what was found
     bench/          what per-sample gradients cost, as a ratio to one plain backward pass
     testing/        are these gradients right, on this model: certificate, checks, slopes layer by layer
+    _export         reports and histories as flat numbers, for loggers
     train/          a small training loop: any chain, a history, checkpoints
     diagnose/       what goes wrong with gradients: from layer to layer, through time; what each remedy does
     audit/          why sum, mean and per-sample gradients disagree: estimators, verdicts, causes
