@@ -52,8 +52,8 @@ def bench(
             backpack-l2, torchjd, jax; gradfunc's own may name an engine, as in gradfunc:vmap. Default: all but peers;
             with --zoo, peers too. The plain backward pass is always measured.
         peers: measure every installed peer too.
-        quantities: of clip-and-sum, norms, gram and materialise, and step (of Adam: in-place-adam, chain and
-            chain-donated); default: clip-and-sum.
+        quantities: of clip-and-sum, norms, gram and materialise, step (of Adam: in-place-adam, chain and
+            chain-donated), and flow (gradient-flow); default: clip-and-sum.
         rounds: timed calls of each, interleaved.
         warmups: calls before these; the first is reported on its own.
         threads: of torch; default: its own choice.
