@@ -19,6 +19,7 @@ def behind_batch_norm(phi):
     z, share = torch.from_numpy(nodes).requires_grad_(), torch.from_numpy(weights) / weights.sum()
     a = phi(z)
     (slope,) = torch.autograd.grad(a.sum(), z)
+    a = a.detach()
     mean = (share * a).sum()
     return float((share * slope.square()).sum() / (share * (a - mean).square()).sum())
 
