@@ -2,6 +2,9 @@
 
 _distribution  how the entries of tensors are distributed, in one streaming pass
 _flow          gradients from layer to layer: passes, rows, thresholds, report
+_nonfinite     where a NaN or infinity came from, and how to write it otherwise
+_step          what an update moved, and what it did not, and why
+_watch         cheap checks for every step, and the deep look where one fails
 """
 
 from ._distribution import Distribution as Distribution
@@ -9,3 +12,14 @@ from ._distribution import describe as describe
 from ._flow import FlowReport as FlowReport
 from ._flow import FlowRow as FlowRow
 from ._flow import gradient_flow as gradient_flow
+from ._nonfinite import FAULTS as FAULTS
+from ._nonfinite import Fault as Fault
+from ._nonfinite import NonfiniteReport as NonfiniteReport
+from ._nonfinite import find_nonfinite as find_nonfinite
+from ._nonfinite import recognized as recognized
+from ._step import MovedLayer as MovedLayer
+from ._step import MovedReport as MovedReport
+from ._step import Unmoved as Unmoved
+from ._step import step_report as step_report
+from ._watch import Watcher as Watcher
+from ._watch import watch as watch
