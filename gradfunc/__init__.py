@@ -27,10 +27,11 @@ Files, in the order in which data flows (a row imports only rows below it; `pypr
     bench/          what per-sample gradients cost, as a ratio to one plain backward pass
     testing/        are these gradients right, on this model: certificate, checks, slopes layer by layer
     train/          a small training loop: any chain, a history, checkpoints
+    diagnose/       what goes wrong with gradients: from layer to layer, through time; what each remedy does
     audit/          why sum, mean and per-sample gradients disagree: estimators, verdicts, causes
     _transform/     stages and chains of them: clips, reductions, rules, make_step; what a stage guarantees
     quantities/     research quantities, one pure function each
-    _reduce         reductions by name                  models      small models as functions
+    _reduce         reductions by name                  models/     small models as functions
     _bridge         values back to a module: .grad for torch's optimisers, parameters to be kept
     _zoo/           small modules, one for each thing that goes wrong with per-sample gradients
     init/           how parameters begin: schemes that state their variance, by rules, drawn by (seed, name)
@@ -39,6 +40,7 @@ Files, in the order in which data flows (a row imports only rows below it; `pypr
     _engines/       factored, vmap(grad), loop, rows of cotangents; kept, selected and joined rows
     _capture/       a loss that was run once -> factors of every sample's gradient, by its autograd graph
     _swap/          a function mode inside a loss: draws become keyed ones, recurrent operators become scans
+    _layers/        the uses of a model's parameters in forward order, with edges to differentiate
     _problem        what tools take: (model, criterion, batch), read once
     _factors/       rows as factors: Outer, Unfolded, Grouped, Rows, Dense and their algebra
     _stateless      nn.Module -> a pure function        losses/     losses that carry their weight, a family a file

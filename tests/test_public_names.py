@@ -43,18 +43,20 @@ NAMES = {
     },
     **{f"gf.train.{name}": value for name, value in public(gf.train).items()},
     **{f"gf.testing.{name}": value for name, value in public(gf.testing).items()},
+    **{f"gf.models.{name}": value for name, value in public(gf.models).items()},
     **{f"gf.diagnose.{name}": value for name, value in public(gf.diagnose).items()},
-    **{
-        f"gf.models.{name}": value for name, value in public(gf.models).items() if value.__module__ == "gradfunc.models"
-    },
 }
 # Made by other functions, which have the example; internal helpers of the losses.
 MADE = {"gf.quantities.NoiseScale", "gf.losses.Whole", "gf.models.Pure", "gf.losses.class_weights"}
 MADE |= {"gf.quantities.Eigenpair"}
 MADE |= {"gf.init.InitReport", "gf.init.InitRow", "gf.init.Place", "gf.init.VarianceFactor", "gf.init.VariancePath"}
+MADE |= {"gf.init.LsuvReport", "gf.init.LsuvRow"}
 MADE |= {"gf.testing.CheckReport", "gf.testing.CheckRow", "gf.bench.BenchReport", "gf.bench.BenchRow", "gf.bench.Case"}
 MADE |= {"gf.diagnose.Distribution", "gf.diagnose.FlowReport", "gf.diagnose.FlowRow"}
+MADE |= {"gf.diagnose.NonfiniteReport", "gf.diagnose.MovedLayer", "gf.diagnose.MovedReport", "gf.diagnose.Unmoved"}
 MADE |= {"gf.train.Fit", "gf.train.Stopped", "gf.train.Nonfinite", "gf.train.Checkpoint"}
+MADE |= {"gf.models.Recurrent", "gf.diagnose.Growth", "gf.diagnose.LinearRecurrence", "gf.diagnose.RecurrenceReport"}
+MADE |= {"gf.diagnose.MemoryCapacity", "gf.diagnose.Remedy", "gf.diagnose.RemedyReport"}
 
 
 @pytest.mark.parametrize("name", NAMES)

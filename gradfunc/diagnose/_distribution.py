@@ -17,7 +17,7 @@ from .._errors import check_int, kind_of, message
 LEVELS = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _BLOCK = 1 << 16  # entries at a time on a CPU, by numpy: they stay in the cache, and no thread waits for another
 _CHUNK = 1 << 24  # elsewhere
-_Row = tuple[int, float, float, int, float, float]  # what _Sums adds up
+_Row = tuple[int, float, float, int]  # what _Sums adds up
 _BARS = " ▁▂▃▄▅▆▇█"
 
 
@@ -25,16 +25,14 @@ _BARS = " ▁▂▃▄▅▆▇█"
 class Distribution:
     """How entries are distributed. Made by `gf.diagnose.describe`.
 
-    Mean, deviation, RMS, extremes and zeros are those of all finite entries; quantiles and histogram are those of a
+    Mean, deviation, RMS and zeros are those of all finite entries; quantiles and histogram are those of a
     sample of positions, or of all finite entries where these are no more.
 
     Attributes:
         count: number of entries; of a complex tensor, real and imaginary parts.
-        mean: of the finite entries; NaN where there are none, as are the next four.
+        mean: of the finite entries; NaN where there are none, as are the next two.
         std: square root of the mean squared deviation (divided by the count).
         rms: square root of the mean square.
-        low: smallest.
-        high: largest.
         zero: share of entries that are exactly 0.
         nonfinite: share that is NaN or infinite.
         sampled: how many positions quantiles and histogram are of.
@@ -47,8 +45,6 @@ class Distribution:
     mean: float
     std: float
     rms: float
-    low: float
-    high: float
     zero: float
     nonfinite: float
     sampled: int
@@ -115,9 +111,9 @@ def _described(flats: list[Tensor], sample: int, bins: int, seed: int) -> Distri
     found = _Sums.of(flats)
     if not math.isfinite(found.squares):  # a NaN or inf is among them, or a square is too large
         found = _Sums.of(flats, finite=True)
-    scale, shift, largest = 1.0, 0.0, max(abs(found.low), abs(found.high)) if found.finite else 0.0
-    if largest and not 1e-280 < found.squares < math.inf:  # the squares left the range of float64
-        scale = largest
+    scale, shift = 1.0, 0.0
+    if found.finite > found.zeros and not 1e-280 < found.squares < math.inf:  # the squares left the range of float64
+        scale = max(_largest(block) for block in _blocks(flats))
         found = _Sums.of(flats, finite=True, scale=scale)
     mean, rms, std = math.nan, math.nan, math.nan
     if found.finite:
@@ -134,8 +130,6 @@ def _described(flats: list[Tensor], sample: int, bins: int, seed: int) -> Distri
         mean=mean,
         std=std,
         rms=rms,
-        low=found.low,
-        high=found.high,
         zero=found.zeros / count if count else 0.0,
         nonfinite=(count - found.finite) / count if count else 0.0,
         sampled=min(sample, count),
@@ -147,23 +141,21 @@ def _described(flats: list[Tensor], sample: int, bins: int, seed: int) -> Distri
 
 @dataclass(frozen=True)
 class _Sums:
-    """Over finite entries x: sums of `x / scale - shift` and its square; zeros and extremes of x itself."""
+    """Over finite entries x: sums of `x / scale - shift` and its square; zeros among x itself."""
 
     finite: int
     total: float
     squares: float
     zeros: int
-    low: float
-    high: float
 
     @classmethod
     def of(cls, flats: list[Tensor], *, finite: bool = False, scale: float = 1.0, shift: float = 0.0) -> _Sums:
         """One pass. Unless `finite` entries are picked, all are taken to be."""
         rows = [row for block in _blocks(flats) if (row := _sums(block, finite, scale, shift)) is not None]
         if not rows:
-            return cls(0, 0.0, 0.0, 0, math.nan, math.nan)
-        counts, totals, squares, zeros, lows, highs = zip(*rows, strict=True)
-        return cls(sum(counts), sum(totals), sum(squares), sum(zeros), min(lows), max(highs))
+            return cls(0, 0.0, 0.0, 0)
+        counts, totals, squares, zeros = zip(*rows, strict=True)
+        return cls(sum(counts), sum(totals), sum(squares), sum(zeros))
 
 
 def _blocks(flats: list[Tensor]) -> Iterator[Any]:
@@ -190,9 +182,8 @@ def _sums(x: Any, finite: bool, scale: float, shift: float) -> _Row | None:
             y = y / scale - shift
         total = float(y.sum())
         np.multiply(y, y, out=y)
-        zeros = int(x.size) - int(np.count_nonzero(x))
-        low, high, squares = float(x.min()), float(x.max()), float(y.sum())
-        return int(x.size), total, squares, zeros, low, high
+        zeros = int(np.count_nonzero(x == 0))  # twice as fast as of x itself
+        return int(x.size), total, float(y.sum()), zeros
 
 
 def _sums_on_device(x: Tensor, finite: bool, scale: float, shift: float) -> _Row | None:
@@ -200,10 +191,14 @@ def _sums_on_device(x: Tensor, finite: bool, scale: float, shift: float) -> _Row
     if not x.numel():
         return None
     y = x.double() / scale - shift
-    low, high = torch.aminmax(x)
-    found = torch.stack([y.sum(), y.square().sum(), torch.count_nonzero(x).double(), low.double(), high.double()])
-    total, squares, nonzero, least, most = found.tolist()
-    return x.numel(), total, squares, x.numel() - int(nonzero), least, most
+    total, squares, zeros = torch.stack([y.sum(), y.square().sum(), (x == 0).sum().double()]).tolist()
+    return x.numel(), total, squares, int(zeros)
+
+
+def _largest(x: Any) -> float:
+    """The largest finite magnitude."""
+    x = x.double().cpu().numpy() if isinstance(x, Tensor) else x.astype(np.float64)
+    return float(np.max(np.abs(x[np.isfinite(x)]), initial=0.0))
 
 
 def _flat(tensor: Tensor) -> Tensor:

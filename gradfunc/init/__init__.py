@@ -24,6 +24,10 @@ from ._entries import zeros as zeros
 from ._fans import fans as fans
 from ._initialize import initialize as initialize
 from ._initialize import initialize_with_report as initialize_with_report
+from ._lsuv import LsuvReport as LsuvReport
+from ._lsuv import LsuvRow as LsuvRow
+from ._lsuv import lsuv as lsuv
+from ._lsuv import lsuv_with_report as lsuv_with_report
 from ._place import Place as Place
 from ._report import InitReport as InitReport
 from ._report import InitRow as InitRow

@@ -11,7 +11,7 @@ from torch import Tensor
 from .._nonfinite import Origin, Watch
 from .._per_sample import PerSampleGrads, PerSampleGradsFunction
 from .._tree import Tensors, rows_of
-from ..diagnose import FAULTS, Fault, recognized
+from ..diagnose._nonfinite import FAULTS, Fault, recognized
 
 MOST = 8  # samples and parameters that a reason names
 

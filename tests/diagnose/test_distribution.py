@@ -23,8 +23,6 @@ def by_numpy(values):
         "mean": float(x.mean()),
         "std": float(np.sqrt(((x - x.mean()) ** 2).mean())),
         "rms": float(np.sqrt((x**2).mean())),
-        "low": float(x.min()),
-        "high": float(x.max()),
         "zero": float((values == 0).mean()),
         "nonfinite": float((~np.isfinite(values)).mean()),
     }
@@ -32,7 +30,7 @@ def by_numpy(values):
 
 def agrees(found, values):
     # Pairwise sums of blocks of at most 2^16 in float64: some hundred roundings, on the scale of the largest entry.
-    tolerance = 1000 * U * max(abs(found.low), abs(found.high))
+    tolerance = 1000 * U * float(np.abs(values[np.isfinite(values)]).max())
     for name, value in by_numpy(values).items():
         assert abs(getattr(found, name) - value) <= (tolerance if name in ("mean", "std", "rms") else 0), name
 
@@ -58,6 +56,19 @@ def test_moments_are_those_of_all_entries(case, device):
     agrees(found, tensor.double().numpy().ravel())
     assert found.count == tensor.numel()
     assert sum(found.histogram) == min(found.sampled, round(found.count * (1 - found.nonfinite)))
+
+
+@pytest.mark.parametrize("finite", [False, True])
+def test_sums_of_tensors_elsewhere_are_those_of_arrays(finite):
+    # What a CPU does by numpy another device does by torch; both run here.
+    x = torch.randn(5000, dtype=torch.float64).relu()
+    if finite:
+        x[::7] = math.nan
+    by_torch = _distribution._sums(x, finite, 2.0, 0.25)
+    by_array = _distribution._sums(x.numpy(), finite, 2.0, 0.25)
+    assert by_torch == pytest.approx(by_array, rel=1e-13)
+    assert _distribution._largest(x) == _distribution._largest(x.numpy()) == x[x.isfinite()].max().item()
+    assert _distribution._sums(x[:0], finite, 1.0, 0.0) is None
 
 
 def test_several_tensors_are_one_and_complex_ones_two():

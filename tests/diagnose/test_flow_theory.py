@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -68,6 +69,62 @@ def test_the_factor_of_a_hidden_layer_is_that_of_theory(case):
     for other, (_, _, wrong) in CASES.items():
         if not 0.6 < wrong / chi < 1.6:
             assert not low <= wrong <= high, other
+
+
+def quadrature(phi, gain, variance):
+    """`sqrt(gain^2 E[phi'(z)^2])`, z of this variance: Gauss-Hermite, 200 nodes."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(200)
+    z = (torch.from_numpy(nodes) * math.sqrt(variance)).requires_grad_()
+    (slope,) = torch.autograd.grad(phi(z).sum(), z)
+    return gain * math.sqrt(float((slope.square() * torch.from_numpy(weights)).sum()) / weights.sum())
+
+
+def near_gelu(z):
+    return nn.functional.gelu(z, approximate="tanh")
+
+
+def sharp_softplus(z):
+    return nn.functional.softplus(z, beta=2.0)
+
+
+@pytest.mark.parametrize("activation", [torch.tanh, near_gelu, sharp_softplus])
+def test_theory_is_that_of_the_layer_as_it_is(activation):
+    model = gf.models.block(10, layers=3, activation=activation, dtype=torch.float64)
+    torch.manual_seed(0)
+    x, y = torch.randn(50, 10, dtype=torch.float64), torch.randn(50, 1, dtype=torch.float64)
+    report = gf.diagnose.gradient_flow(model, nn.MSELoss(), (x, y), theory=True)
+    params, h = model.init(), x
+    for k, row in enumerate(report.rows):
+        weight, bias = params[f"{row.layer}.weight"], params[f"{row.layer}.bias"]
+        gain = math.sqrt(weight.shape[1] * weight.square().mean().item())
+        variance = gain**2 * h.square().mean().item() + bias.square().mean().item()
+        h = h @ weight.T + bias
+        h = activation(h) if row.layer != "o" else h
+        phi = activation if row.layer != "o" else lambda z: 1 * z
+        if k:
+            assert math.isclose(row.theory, quadrature(phi, gain, variance), rel_tol=1e-5), row.layer
+        else:
+            assert row.theory is None
+
+
+def test_theory_behind_norms_and_where_there_is_none():
+    x, y = torch.randn(50, 10), torch.randn(50, 1)
+
+    def rows(**options):
+        model = gf.models.block(10, layers=3, **options)
+        return gf.diagnose.gradient_flow(model, nn.MSELoss(), (x, y), theory=True)
+
+    assert math.isclose(rows(norm="batch").row("h2").theory, math.sqrt(PI / (PI - 1)), rel_tol=1e-4)
+    assert rows(norm="batch").row("n2").theory is None
+    for other in (lambda z: z + torch.tanh(z), lambda z: torch.tanh(z).sin(), lambda z: torch.tanh(z).relu()):
+        assert rows(activation=other).row("h2").theory is None
+    skip = gf.models.Pure(
+        lambda: {name: torch.eye(10) for name in ("a", "b")}, lambda p, x: (lambda h: h + h @ p["b"])(x @ p["a"])
+    )
+    assert gf.diagnose.gradient_flow(skip, nn.MSELoss(), (x, x), theory=True).row("b").theory is None
+    assert rows().row("h2").theory is not None
+    model = gf.models.block(10, layers=3)
+    assert gf.diagnose.gradient_flow(model, nn.MSELoss(), (x, y)).row("h2").theory is None
 
 
 def test_a_factor_upside_down_is_caught(monkeypatch):

@@ -90,7 +90,7 @@ MUTANTS = {
     "gradient of the sum": lambda patch: patch.setattr(
         _measure, "mean_loss", lambda problem, model, mean=_measure.mean_loss: problem.size * mean(problem, model)
     ),
-    "before the activation": lambda patch: patch.setattr(_layers._Open, "activate", lambda *_: None),
+    "before the activation": lambda patch: patch.setattr(_layers.Open, "activate", lambda *_: None),
     "gradient before the activation": lambda patch: patch.setattr(_layers.Use, "last", property(lambda u: u.output)),
     "layers in reverse": lambda patch: patch.setattr(
         _layers.Walk, "uses", lambda self, uses=_layers.Walk.uses: uses(self)[::-1]

@@ -130,6 +130,40 @@ def test_an_activation_is_recognised_however_it_is_written(kind, k):
     assert torch.equal(use.value, expected)
 
 
+def by_hand_gelu(h):
+    return 0.5 * h * (1 + torch.tanh(0.8 * (h + 0.045 * h**3)))
+
+
+class Then(nn.Module):
+    """A function behind a layer, and another layer."""
+
+    def __init__(self, fn):
+        super().__init__()
+        self.fc, self.out, self.fn = nn.Linear(4, 4), nn.Linear(4, 4), fn
+
+    def forward(self, x):
+        return self.out(self.fn(self.fc(x), x))
+
+
+@pytest.mark.parametrize(
+    ("fn", "kind"),
+    [
+        (lambda h, x: by_hand_gelu(h), None),
+        (lambda h, x: h * torch.sigmoid(1.702 * h), None),
+        (lambda h, x: torch.relu(h + x), "relu"),
+        (lambda h, x: torch.relu(F.dropout(F.layer_norm(h, (4,)), 0.0).view(-1, 2, 2)).flatten(1), "relu"),
+        (lambda h, x: torch.relu(2 * h), None),
+        (lambda h, x: torch.relu(h.chunk(2, 1)[0].repeat(1, 2)), None),
+    ],
+    ids=["gelu by hand", "gate", "skip", "norm, dropout and shape", "scaled", "a part of it"],
+)
+def test_an_activation_belongs_to_a_layer_if_it_is_of_all_its_output(fn, kind):
+    assert [entry[:3] for entry in told(of_module(Then(fn), torch.randn(3, 4)))] == [
+        ("fc", "linear", kind),
+        ("out", "linear", None),
+    ]
+
+
 def test_values_are_noted_before_they_are_overwritten():
     class Net(nn.Module):
         def __init__(self):
@@ -233,4 +267,4 @@ def test_a_walk_keeps_no_tensor_of_the_pass():
 
 
 def test_the_table_of_activations_has_no_name_that_torch_lacks():
-    assert set(_layers.ACTIVATIONS) == set(_layers._KINDS.values())
+    assert set(_layers.ACTIVATIONS) == set(_layers.KINDS.values())

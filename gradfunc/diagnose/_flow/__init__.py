@@ -3,6 +3,7 @@
 _measure   one forward and one backward pass, described while they run
 _spread    how the gradients of single samples differ
 _trend     the gradient's norm over depth: factors, slope and its interval
+_theory    the factor that theory gives a layer
 _verdict   thresholds with their reasons, and what they say of a layer and of the net
 _report    rows, tables and JSON
 _flow      the call

@@ -20,6 +20,7 @@ from .._distribution import Distribution, describe
 from . import _spread
 from ._measure import CALL, Measured, Passes, measure
 from ._report import FlowReport, FlowRow, verdict_of
+from ._theory import theory_of
 from ._trend import trend
 from ._verdict import Evidence, judge, ratio
 
@@ -33,6 +34,7 @@ def gradient_flow(
     quantile_sample: int = 10_000,
     bins: int = 30,
     per_sample: bool = False,
+    theory: bool = False,
     seed: int = 0,
 ) -> FlowReport:
     """Activations and gradients of a model layer by layer, and where they vanish, explode, die or saturate.
@@ -45,9 +47,13 @@ def gradient_flow(
     those with a parameter of two dimensions or more that do not act entry by entry; norms directly behind one are
     taken to be part of it. The factor of a layer is `|dL/da_{l-1}| / |dL/da_l|`, of norms: whatever the widths, it is
     sqrt(chi), chi = gain^2 E[phi'^2], in theory (Schoenholz et al. 2017, arXiv 1611.01232, section 4), with
-    gain^2 = fan_in mean(w^2). Thresholds and their reasons are in `gradfunc/diagnose/_flow/_verdict.py`. Gradients of
-    parameters may be alike at the first layer and at the last, and yet all be lost: |gradient| / |weight| is judged
-    as well.
+    gain^2 = fan_in mean(w^2).
+
+    A layer is "vanishing" where the gradient at it and at every layer before is below 1/100 of that at the last one, is
+    exactly 0, or is lost in float32 beside the weights (lr |gradient| / |weight| < 2^-24, lr = 1 unless given);
+    "exploding" where it is above 100 times, or a step replaces the weights (lr |gradient| / |weight| > 1, lr = 1/1000
+    unless given); "dead" where more than 90 % of units are 0 for every sample, "saturated" where more than half of the
+    entries are flat. `gradfunc/diagnose/_flow/_verdict.py` has the reasons. The net's verdict is its worst layer's.
 
     Args:
         model: an `nn.Module` in the mode you train it in, a pure model, or `gf.stateless(...)`. Batch norms normalise
@@ -58,7 +64,9 @@ def gradient_flow(
         quantile_sample: the most positions that quantiles and histograms are of; everything else is of all entries.
         bins: of histograms.
         per_sample: whether to look at gradients of single samples too (`gf.per_sample_grads`), for `spread`. It costs
-            one to two plain passes more.
+            some ten plain passes: a new function of the losses is planned and verified each time.
+        theory: whether to set `gf.init.variance_factor` beside the factors of layers for which it holds: linear and
+            convolutional ones in a row. It takes tens of milliseconds a layer.
         seed: of samples of positions, and of draws in the model (dropout).
 
     Raises:
@@ -75,7 +83,7 @@ def gradient_flow(
         >>> report.verdict, report.rows[0].layer, report.rows[0].activation, report.trend.factor < 0.25
         ('vanishing', '0', 'sigmoid', True)
     """
-    _check(lr, quantile_sample, bins, per_sample)
+    _check(lr, quantile_sample, bins, per_sample=per_sample, theory=theory)
     problem, _ = asked_problem(CALL, model, criterion, batch, dtype=None, device=None, batch_size=None, seed=seed)
     _refuse_nan(problem)
     said = functools.partial(describe, sample=quantile_sample, bins=bins, seed=abs(seed))
@@ -84,7 +92,7 @@ def gradient_flow(
     if per_sample:
         samples, failed = attempt(lambda: _spread.rows(problem, seed))
         notes += [] if failed is None else [f"no spread of samples: {failed}"]
-    rows = _rows(passes, problem.model.params, said, samples, lr)
+    rows = _rows(passes, problem.model.params, said, samples, lr, theory)
     norms = [row.norm for row in rows if row.change is not None]
     return FlowReport(
         loss=passes.loss,
@@ -99,10 +107,11 @@ def gradient_flow(
 
 
 def _rows(
-    passes: Passes, params: Tensors, said: Any, samples: _spread.Rows | None, lr: float | None
+    passes: Passes, params: Tensors, said: Any, samples: _spread.Rows | None, lr: float | None, theory: bool
 ) -> tuple[FlowRow, ...]:
     products = {k for k, measured in enumerate(passes.uses) if _is_product(measured, params)}
-    norms = [_norm(passes.uses[k]) for k in _ends(passes.uses, products)]
+    ends = _ends(passes.uses, products)
+    norms = [_norm(passes.uses[k]) for k in ends]
     compared = [k for k in sorted(products) if norms[k] is not None]
     last = next((norms[k] for k in reversed(compared) if norms[k]), None)
     before = dict(zip(compared[1:], compared, strict=False))
@@ -111,19 +120,22 @@ def _rows(
     def of(names: tuple[str, ...]) -> tuple[Distribution, Distribution]:
         return said([params[name] for name in names]), said([passes.gradients[name] for name in names])
 
-    rows = []
+    rows, changes = [], []
     for k, measured in enumerate(passes.uses):
         use, seen = measured.use, measured.activation
         weights, gradient = of(measured.weights)
         quotient = ratio(gradient.norm, weights.norm)
         norm = norms[k]
         change = norm / last if k in compared and last and norm is not None else None
+        changes += [] if change is None else [change]
         evidence = Evidence(
             nonfinite=_nonfinite(seen.values, measured.gradient, weights, gradient),
             dead=seen.dead,
             units=seen.units,
             saturated=seen.saturated,
             change=change,
+            least=min(changes, default=1.0),
+            most=max(changes, default=1.0),
             ratio=quotient,
             reached=gradient.norm > 0,
             lr=lr,
@@ -149,7 +161,9 @@ def _rows(
                 change=change,
                 factor=_quotient(norms[before[k]], norm) if k in before else None,
                 gain=measured.gain,
-                theory=_theory_of(measured),
+                theory=attempt(functools.partial(theory_of, passes.uses, k, before[k], ends, params))[0]
+                if theory and k in before
+                else None,
                 units=seen.units,
                 dead=seen.dead,
                 saturated=seen.saturated,
@@ -158,11 +172,6 @@ def _rows(
             )
         )
     return tuple(rows)
-
-
-def _theory_of(measured: Measured) -> float | None:
-    """The factor that theory gives for a layer and its activation, None where it has none."""
-    return None
 
 
 def _is_product(measured: Measured, params: Tensors) -> bool:
@@ -194,13 +203,14 @@ def _nonfinite(*found: Distribution | None) -> tuple[str, ...]:
     return tuple(name for name, values in zip(said, found, strict=True) if values is not None and values.nonfinite)
 
 
-def _check(lr: float | None, sample: int, bins: int, per_sample: bool) -> None:
+def _check(lr: float | None, sample: int, bins: int, **switches: bool) -> None:
     if lr is not None and (isinstance(lr, bool) or not isinstance(lr, (int, float)) or not 0 < lr < math.inf):
         raise ValueError(message(CALL, got=f"lr={lr!r}", expected="a positive number, or None"))
     check_int(CALL, "quantile_sample", sample, 1)
     check_int(CALL, "bins", bins, 1)
-    if not isinstance(per_sample, bool):
-        raise TypeError(message(CALL, got=f"per_sample={per_sample!r}", expected="True or False"))
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise TypeError(message(CALL, got=f"{name}={value!r}", expected="True or False"))
 
 
 def _refuse_nan(problem: Problem) -> None:

@@ -46,7 +46,7 @@ class FlowRow:
         factor: what `norm` is multiplied by on the way back through this layer and its activation, to the comparable
             layer before.
         gain: `sqrt(fan_in mean(w^2))`; None but for linear and convolutional layers.
-        theory: the factor that theory gives, None where it gives none.
+        theory: the factor that theory gives; None where it gives none, or was not asked.
         units: features or channels.
         dead: share of units that are 0 for every sample and position.
         saturated: share of entries where the activation's slope is below 5 % of its largest; None for activations that

@@ -9,6 +9,8 @@ from ..._report import number
 
 # The norm of the activations' gradient at a layer, over that at the last one. At a hundredth, a rate that suits one end
 # of the net is two orders wrong at the other: about the width of the range of rates at which a net trains at all.
+# It counts where no layer before has a gradient on the good side of it: behind a branch such as the keys of attention,
+# whose gradients are small by nature, earlier layers are reached by other ways.
 CHANGE = 100.0
 # Rates from 1 down to 1/1000 are in use. Where no rate is given, |gradient| / |weight| is too small if even a step at
 # rate 1 is lost in the rounding of a float32 weight, too large if even one at 1/1000 replaces it.
@@ -33,6 +35,8 @@ class Evidence:
         units: how many it has.
         saturated: share of entries where the activation is flat, None for one that does not saturate.
         change: the norm of its activations' gradient over that at the last comparable layer; None where not compared.
+        least: the smallest such number of this and all earlier layers.
+        most: the largest one.
         ratio: |gradient| / |weight|; None where a weight is 0, or no gradient comes.
         reached: whether a gradient comes at all.
         lr: the rate, None if not known.
@@ -43,6 +47,8 @@ class Evidence:
     units: int
     saturated: float | None
     change: float | None
+    least: float
+    most: float
     ratio: float | None
     reached: bool
     lr: float | None
@@ -56,11 +62,11 @@ def judge(seen: Evidence) -> tuple[str, str]:
         return "dead", f"{seen.dead:.0%} of {seen.units} units are 0 for every sample"
     smallest, largest = RATES if seen.lr is None else (seen.lr, seen.lr)
     found = []
-    if seen.change is not None and seen.change > CHANGE:
+    if seen.change is not None and seen.least > CHANGE:
         found.append(("exploding", f"its gradient is {number(seen.change)} times that at the last layer"))
     if seen.ratio is not None and seen.ratio * smallest > REPLACED:
         found.append(("exploding", f"|gradient| / |weight| is {number(seen.ratio)}"))
-    if seen.change is not None and seen.change < 1 / CHANGE:
+    if seen.change is not None and seen.most < 1 / CHANGE:
         found.append(("vanishing", f"its gradient is {number(seen.change)} times that at the last layer"))
     if not seen.reached:
         found.append(("vanishing", "its gradient is exactly 0"))

@@ -1,16 +1,9 @@
-"""The layers of a model in the order in which a forward pass meets them, with places where autograd can differentiate.
-
-A function mode runs with the forward pass. It knows the parameters by identity and follows what is made of parameters
-alone (a transpose, a normalised weight, a cast). A function that mixes such tensors with data is a *use*; the
-activation that follows is attached to it. Places are edges of autograd's graph, not tensors: they stay what they were
-when a tensor is written to later, and they hold no values. Nothing is hooked, and the model is not asked for modules.
-"""
+"""The mode that follows a forward pass."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,71 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.nn import functional as F
+from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ._tree import tensors_of
-
-ACTIVATIONS = [
-    *("relu", "relu6", "leaky_relu", "rrelu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus"),
-    *("softsign", "tanh", "tanhshrink", "sigmoid", "logsigmoid", "hardtanh", "hardsigmoid", "hardswish"),
-    *("hardshrink", "softshrink", "threshold"),
-]
-_KINDS = {
-    getattr(place, name + end): kind
-    for kind in ACTIVATIONS
-    for name in (kind, {"sigmoid": "expit", "logsigmoid": "log_sigmoid"}.get(kind, kind))
-    for end in ("", "_")
-    for place in (torch, F, Tensor, torch.special, torch._C._nn)
-    if hasattr(place, name + end)
-}
-ENTRYWISE = {"add", "sub", "mul", "div", "true_divide"}
-
-
-@dataclass(frozen=True, eq=False)
-class Use:
-    """One use of a layer's parameters.
-
-    Attributes:
-        layer: the module that holds them ("fc1" of "fc1.weight"), or the parameter where that is the model itself.
-        names: every parameter that enters here, in the order of the model's.
-        function: torch's name of what mixes them with data; a custom one's node in the graph.
-        shape: of the output.
-        direct: whether these parameters enter as they are, and not through functions of parameters.
-        output: where it is in autograd's graph; None once `without_graph`.
-        activation: the kind of the activation that follows, such as "relu"; None without.
-        activated: where its output is, None without.
-        value: what `note` gave for the output of the activation, or of the use where none follows.
-        sources: indices of the uses whose outputs this one reads, through whatever has no parameters.
-        number: which use of the layer it is, from 1.
-        of: how many uses the layer has.
-    """
-
-    layer: str
-    names: tuple[str, ...]
-    function: str
-    shape: torch.Size
-    direct: bool
-    output: GradientEdge | None
-    activation: str | None
-    activated: GradientEdge | None
-    value: Any
-    sources: tuple[int, ...]
-    number: int = 1
-    of: int = 1
-
-    @property
-    def last(self) -> GradientEdge:
-        """The output of the activation, or of the use where none follows."""
-        edge = self.output if self.activated is None else self.activated
-        assert edge is not None
-        return edge
-
-    def without_graph(self) -> Use:
-        """The same without its places, so that the graph can go."""
-        return dataclasses.replace(self, output=None, activated=None)
+from .._tree import tensors_of
+from ._kinds import KINDS, NORMS, SAME_ENTRIES, applied, in_place, name_of
+from ._use import Open, Use, layer_of
 
 
 class Walk(TorchFunctionMode):
@@ -92,20 +27,24 @@ class Walk(TorchFunctionMode):
         params: the tensors that the model is called with, which require grad.
         note: called with each use's last tensor and the use, while its values are there; its answer is kept, the
             tensor is not.
+        before: the last tensor is the one before the activation.
 
     >>> w = torch.ones(3, 2, requires_grad=True)
     >>> walk = Walk({"fc.weight": w}, lambda tensor, use: tensor.sum().item())
-    >>> out = walk.around(lambda x: F.relu(F.linear(x, w * 2)))(torch.ones(1, 2))
+    >>> out = walk.around(lambda x: torch.relu(torch.nn.functional.linear(x, w * 2)))(torch.ones(1, 2))
     >>> [(use.layer, use.function, use.activation, use.value) for use in walk.uses()]
     [('fc', 'linear', 'relu', 12.0)]
     """
 
-    def __init__(self, params: Mapping[str, Tensor], note: Callable[[Tensor, Use], Any]) -> None:
+    def __init__(
+        self, params: Mapping[str, Tensor], note: Callable[[Tensor, Use], Any], *, before: bool = False
+    ) -> None:
         super().__init__()
         self._params = dict(params)
         self._order = list(params)
-        self._note = note
-        self._open: list[_Open] = []
+        self._note, self._before = note, before
+        self._open: list[Open] = []
+        self._phi: Callable[[Tensor], Tensor] | None = None  # of the call that runs
         self._known: Any = WeakTensorKeyDictionary()
         self._nodes: dict[Any, _Origin] = {}
         for name, param in params.items():
@@ -153,16 +92,19 @@ class Walk(TorchFunctionMode):
         if not given or any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in given):
             return func(*args, **kwargs)  # what a vmap makes is found by its graph once it is out
         origins = [origin for tensor in given if (origin := self._origin(tensor))]
-        name = _name_of(func)
-        kind = _KINDS.get(func)
-        written = given[0] if name == "__setitem__" or kwargs.get("inplace") or _in_place(func) else None
+        name = name_of(func)
+        kind = KINDS.get(func)
+        written = given[0] if name == "__setitem__" or kwargs.get("inplace") or in_place(func) else None
         if written is not None:
             self._close_sharing(written, kind is not None)
         out = func(*args, **kwargs)
         made = [written] if name == "__setitem__" else tensors_of(out)
         made = [t for t in made if isinstance(t, Tensor) and not torch._C._functorch.is_functorch_wrapped_tensor(t)]
         if origins and made:
+            if kind is not None and len(given) == 1:
+                self._phi = functools.partial(applied, func, args[1:], kwargs)
             self._place(name, kind, origins, given, made)
+            self._phi = None
         if written is not None and written._base is not None:
             self._known[written._base] = self._known.get(written, _NOTHING)
         return out
@@ -177,8 +119,11 @@ class Walk(TorchFunctionMode):
             sources = frozenset[int]().union(*(origin.sources for origin in origins))
             made_of = frozenset[str]().union(*(origin.roots for origin in origins))
             origin = _Origin(data, frozenset() if data else made_of, sources)
-            if kind is not None and sources and graded:
-                self._open[max(sources)].activate(kind, graded[0])
+            attached, whole = False, _whole(name, origins)
+            if kind is not None and graded and any(origin.whole for origin in origins):
+                attached = self._activate(self._open[max(sources)], kind, graded[0])
+            straight = _straight(origins) and (attached or name in SAME_ENTRIES)
+            origin = dataclasses.replace(origin, straight=straight, whole=whole)
         for tensor in made:
             # what autograd does not see is data or a constant, whatever it was made of
             roots = origin.roots if tensor.requires_grad else frozenset[str]()
@@ -187,21 +132,27 @@ class Walk(TorchFunctionMode):
             if tensor.grad_fn is not None:
                 self._nodes[tensor.grad_fn] = known
 
+    def _activate(self, opened: Open, kind: str, out: Tensor) -> bool:
+        if self._before:
+            opened.close(self._note)
+        return opened.activate(kind, out, self._phi)
+
     def _use(self, name: str, origins: list[_Origin], out: Tensor, given: Sequence[Tensor] = ()) -> _Origin:
         roots = frozenset[str]().union(*(origin.roots for origin in origins))
         sources = frozenset[int]().union(*(origin.sources for origin in origins))
         names = tuple(key for key in self._order if key in roots)
-        layer, previous = _layer_of(names), self._open[max(sources)] if sources else None
+        layer, previous = layer_of(names), self._open[max(sources)] if sources else None
         if previous is not None and previous.continues(name, names, given):
             previous.extend(tuple(key for key in self._order if key in (*previous.use.names, *names)), out)
-            return _Origin(True, frozenset(), frozenset([max(sources)]))
+            return _Origin(True, frozenset(), frozenset([max(sources)]), straight=True, whole=True)
         for index in sources:
             self._open[index].close(self._note)
         direct = all(any(self._params[key] is tensor for tensor in given) for key in names)
         place = get_gradient_edge(out)
-        use = Use(layer, names, name, out.shape, direct, place, None, None, None, tuple(sorted(sources)))
-        self._open.append(_Open(use, out))
-        return _Origin(True, frozenset(), frozenset([len(self._open) - 1]))
+        reads = tuple(sorted(sources))
+        use = Use(layer, names, name, out.shape, direct, place, None, None, None, None, reads, _straight(origins))
+        self._open.append(Open(use, out))
+        return _Origin(True, frozenset(), frozenset([len(self._open) - 1]), straight=True, whole=True)
 
     def _origin(self, tensor: Tensor) -> _Origin | None:
         """What is known of a tensor; one that came past the mode (a custom function's) is placed by its graph."""
@@ -228,7 +179,7 @@ class Walk(TorchFunctionMode):
         """Note what is about to be overwritten."""
         for opened in self._open:
             shares = opened.tensor is not None and _storage(opened.tensor) == _storage(written)
-            if shares and not (by_activation and opened.tensor is written):
+            if shares and (self._before or not (by_activation and opened.tensor is written)):
                 opened.close(self._note)
 
 
@@ -237,90 +188,35 @@ class _Origin:
     """Of a tensor: whether data is in it; the parameters it is made of alone; the uses whose outputs it carries on.
 
     `graded` is whether it required grad when it was met: a custom function's output does so only once that is left.
+    `straight` is as of `Use`. An activation of a tensor that is `whole` is one of the last use's output.
     """
 
     data: bool = False
     roots: frozenset[str] = frozenset()
     sources: frozenset[int] = frozenset()
     graded: bool = False
+    straight: bool = False
+    whole: bool = False
 
 
 _NOTHING = _Origin()
 
 
-class _Open:
-    """A use, and its last tensor until that is noted."""
-
-    def __init__(self, use: Use, tensor: Tensor) -> None:
-        self.use, self.value = use, None
-        self.tensor: Tensor | None = tensor
-        self._entries = tensor.numel()
-
-    def activate(self, kind: str, out: Tensor) -> None:
-        """An activation follows; the first one counts, if it is of the whole output."""
-        if self.use.activation is None and out.numel() == self._entries:
-            self.use = dataclasses.replace(self.use, activation=kind, activated=get_gradient_edge(out))
-            self.tensor = out
-
-    def continues(self, name: str, names: tuple[str, ...], given: Sequence[Tensor]) -> bool:
-        """Whether a scale or shift by other parameters of the same module belongs to this use."""
-        return (
-            entrywise(name)
-            and self.tensor is not None
-            and self.use.activation is None
-            and any(tensor is self.tensor for tensor in given)
-            and not set(names) & set(self.use.names)
-            and all(_module_of(key) == _module_of(self.use.names[0]) for key in names)
-        )
-
-    def extend(self, names: tuple[str, ...], out: Tensor) -> None:
-        """It does: the output is the later one."""
-        self.use = dataclasses.replace(self.use, names=names, shape=out.shape, output=get_gradient_edge(out))
-        self.tensor, self._entries = out, out.numel()
-
-    def close(self, note: Callable[[Tensor, Use], Any]) -> None:
-        """Note the last tensor, and let go of it."""
-        if self.tensor is not None:
-            with torch.no_grad():
-                self.value = note(self.tensor.detach(), self.use)
-            self.tensor = None
+def _whole(name: str, origins: list[_Origin]) -> bool:
+    """Whether the result is the last use's output but for its shape, a norm without parameters, or a skip added."""
+    sourced = [origin for origin in origins if origin.sources]
+    if name in SAME_ENTRIES or name in NORMS:
+        return len(sourced) == 1 and sourced[0].whole
+    if name.strip("_") not in ("add", "iadd", "radd"):
+        return False
+    last = max((max(origin.sources) for origin in sourced), default=-1)
+    carrying = [origin for origin in sourced if last in origin.sources]
+    return len(carrying) == 1 and carrying[0].whole
 
 
-def entrywise(function: str) -> bool:
-    """Whether a function of this name adds or multiplies entry by entry."""
-    return function.strip("_").removeprefix("i") in ENTRYWISE
-
-
-def _layer_of(names: tuple[str, ...]) -> str:
-    """The module with most of these parameters, or the parameter itself where that is the model."""
-    modules = Counter(_module_of(name) for name in names)
-    module = max(modules, key=lambda key: modules[key])
-    return module or next(_plain(name) for name in names if not _module_of(name))
-
-
-def _module_of(name: str) -> str:
-    plain = _plain(name)
-    module, _, last = plain.rpartition(".")
-    return plain if last.isdigit() else module  # an entry of a list of parameters is a layer of its own
-
-
-def _plain(name: str) -> str:
-    """As it was before a parametrization took its place."""
-    return re.sub(r"(^|\.)parametrizations\.([^.]+)\.original\d*$", r"\1\2", name)
-
-
-def _name_of(func: Any) -> str:
-    name = getattr(func, "__name__", type(func).__name__)
-    if name in ("__get__", "__set__"):
-        return str(getattr(getattr(func, "__self__", None), "__name__", name))
-    return str(name)
-
-
-def _in_place(func: Any) -> bool:
-    name = getattr(func, "__name__", "")
-    if name.startswith("__"):
-        return name.startswith("__i") and name not in ("__index__", "__int__", "__invert__", "__iter__")
-    return name.endswith("_")
+def _straight(origins: list[_Origin]) -> bool:
+    sourced = [origin for origin in origins if origin.sources]
+    return len(sourced) == 1 and sourced[0].straight
 
 
 def _storage(tensor: Tensor) -> int:
