@@ -76,6 +76,7 @@ class Watch(TorchDispatchMode):
         self._sequences: list[int] = []
         self._nodes: list[Any] = []
         self._outer: Any = None
+        self._read: _Root | None = None  # what the operation that runs has read
         for name, tree in (named or {}).items():
             for tensor in floats(tree):
                 if not finite(tensor):
@@ -99,7 +100,13 @@ class Watch(TorchDispatchMode):
             layers: `(sequence number, name)` of layers in forward order.
         """
         roots = [self._roots.get(_storage(t)) for t in floats(results) if not finite(t)]
-        root = _chosen([root for root in roots if root is not None])
+        return self._told(_chosen([root for root in roots if root is not None]), layers)
+
+    def refused(self) -> Origin | None:
+        """Where what an operation read began that was not finite, if that operation raised."""
+        return self._told(self._read, ())
+
+    def _told(self, root: _Root | None, layers: Sequence[tuple[int, str]]) -> Origin | None:
         if root is None:
             return None
         facts = set(root.origin.facts)
@@ -120,7 +127,9 @@ class Watch(TorchDispatchMode):
         nan = any(bool(tensor.isnan().any()) for tensor in bad)
         roots = [root for tensor in bad if (root := self._roots.get(_storage(tensor))) is not None]
         before = map_all(torch.clone, args) if _writes(func) else args
+        self._read = _chosen(roots)
         out = func(*args, **kwargs)
+        self._read = None
         if self._widen and not tensors_of((args, kwargs)):  # a constant in the default type
             out = map_floats(lambda made: made.to(torch.float64) if made.dtype in _NARROW else made, out)
         broken = [tensor for tensor in floats(out) if not finite(tensor)]

@@ -63,7 +63,10 @@ def find_nonfinite(
         got = next(kind_of(fault) for fault in faults if not isinstance(fault, Fault))
         raise TypeError(message(CALL, got=f"{got} among faults", expected="gf.diagnose.Fault"))
     problem, dtype = asked_problem(CALL, model, criterion, batch, dtype=None, device=None, batch_size=None, seed=seed)
-    seen = plain(problem, seed)
+    try:
+        seen = plain(problem, seed)
+    except Exception:  # of an operation that refuses NaN, or the user's own, which passes
+        seen = watched(problem, seed)
     if seen.finite:
         return NonfiniteReport(problem.size, name_of(dtype))
     origin = watched(problem, seed).origin
@@ -129,6 +132,7 @@ def _report(
         what="gradient" if seen.loss else "loss",
         samples=samples.positions,
         alone=samples.alone,
+        raised=seen.raised,
         parameters=seen.gradients[:MOST],
         direction="backward" if seen.loss else "forward",
         operation=origin.operation if origin else "",

@@ -29,11 +29,13 @@ class Outcome:
         loss: whether it is finite.
         gradients: names of the parameters whose gradient is not.
         origin: of the first number that reached them; None if all are finite, or nothing was watched.
+        raised: the error of an operation that refused such a number, "" where none did.
     """
 
     loss: bool
     gradients: tuple[str, ...]
     origin: Origin | None = None
+    raised: str = ""
 
     @property
     def finite(self) -> bool:
@@ -50,7 +52,7 @@ def plain(problem: Problem, seed: int) -> Outcome:
 def watched(
     problem: Problem, seed: int, *, of: int | None = None, widen: bool = False, layers: bool = False
 ) -> Outcome:
-    """The same under a watch.
+    """The same under a watch. An operation that raises at a number which is not finite ends them, not the search.
 
     Args:
         problem: all samples, or some.
@@ -70,17 +72,25 @@ def watched(
         met.extend((use.output.node._sequence_nr(), use.layer) for use in walk.uses() if use.output is not None)
         return loss
 
-    with watch:
-        if layers:
-            got, failed = attempt(lambda: _passes(problem, followed, seed))
-            loss, grads = _passes(problem, loss_of, seed) if failed else got
-        else:
-            loss, grads = _passes(problem, loss_of, seed)
+    try:
+        with watch:
+            got, _ = attempt(lambda: _passes(problem, followed, seed)) if layers else (None, None)
+            loss, grads = got or _passes(problem, loss_of, seed)
+    except Exception as error:
+        origin = watch.refused()
+        if origin is None:
+            raise  # the user's own
+        return Outcome(False, (), origin, said(error))
     found = _outcome(loss, grads)
     if found.finite:
         return found
     results = list(grads.values()) if found.loss else loss
     return Outcome(found.loss, found.gradients, watch.origin(results, met))
+
+
+def said(error: Exception) -> str:
+    """Its kind and first line."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
 def _passes(problem: Problem, loss_of: Callable[[Any], Tensor], seed: int) -> tuple[Tensor, Tensors]:

@@ -24,6 +24,7 @@ class NonfiniteReport(Report):
         what: "" where all is finite, else "loss", or "gradient" where the loss is finite.
         samples: positions in the batch of those that break, at most eight; empty where it is not a matter of samples.
         alone: whether each of them breaks by itself; else it takes these samples together, or the whole batch.
+        raised: the error of an operation that refused such a number, "" where none did; there is no loss then.
         parameters: whose gradients are not finite, at most eight.
         direction: "forward", or "backward" where the loss is finite and gradients are not; "" where all is.
         operation: of the forward pass, such as "aten.sqrt", or the name of a `torch.autograd.Function`.
@@ -46,6 +47,7 @@ class NonfiniteReport(Report):
     what: str = ""
     samples: tuple[int, ...] = ()
     alone: bool = True
+    raised: str = ""
     parameters: tuple[str, ...] = ()
     direction: str = ""
     operation: str = ""
@@ -103,6 +105,7 @@ class NonfiniteReport(Report):
         kernel = f" (made by {self.kernel} in its derivative)" if self.kernel_ranges else ""
         return [
             ("sample", whose if self.batch_size else ""),
+            ("raised", self.raised),
             ("given", self.given),
             ("direction", self.direction),
             ("operation", self.operation and self.operation + kernel),
