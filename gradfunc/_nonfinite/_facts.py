@@ -24,6 +24,7 @@ from ._origin import Input, short
 _MASKS = ("WhereBackward", "MaskedFillBackward", "IndexBackward", "MaskedSelectBackward", "IndexPutBackward")
 _FILLS = {"masked_fill", "where", "full", "fill", "full_like", "scalar_tensor", "new_full", "lift_fresh", "copy"}
 _SOFTMAX = {"_softmax", "_log_softmax", "_safe_softmax"}
+_NUMBERS = {"other", "exponent"}  # what may be a number as well as a tensor
 _REDUCED = {"mean", "var", "std", "var_mean", "std_mean", "sum"}
 
 
@@ -108,8 +109,9 @@ def _zero_there(tensor: Tensor, made: Tensor) -> bool:
 def _named(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     names = [argument.name for argument in func._schema.arguments]
     for name, value in (*zip(names, args, strict=False), *kwargs.items()):
-        tensors = tensors_of(value)
-        for k, tensor in enumerate(tensors):
+        if name in _NUMBERS and isinstance(value, (int, float)):
+            yield name, torch.tensor(float(value), dtype=torch.float64)
+        for k, tensor in enumerate(tensors_of(value)):
             yield (name if isinstance(value, Tensor) else f"{name}[{k}]"), tensor
 
 

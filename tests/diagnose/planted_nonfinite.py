@@ -41,6 +41,12 @@ def picked(u, x):
     return out.index_put((rows,), u.sqrt()[rows])
 
 
+def in_place(u, x):
+    out = u.clone()
+    out[x[:, 0] <= 0] /= 0
+    return out
+
+
 @dataclass(frozen=True)
 class Case:
     fn: Any
@@ -73,6 +79,17 @@ CASES = {
     "sqrt below": Case(lambda u, x: u.sqrt(), -1.0, "aten.sqrt", FORWARD, "sqrt of a negative"),
     "reciprocal": Case(lambda u, x: 1 / u, 0.0, "aten.reciprocal", FORWARD, "division by 0"),
     "division": Case(lambda u, x: x / (2 * u), 0.0, "aten.div.Tensor", FORWARD, "division by 0"),
+    "division in place": Case(in_place, -1.0, "aten.div_.Tensor", FORWARD, "division by 0"),
+    "weight norm": Case(
+        lambda u, x: torch._weight_norm(u, x[:, :1], 0), 0.0, "aten._weight_norm_interface", FORWARD, "division by 0"
+    ),
+    "determinant": Case(
+        lambda u, x: torch.linalg.slogdet(torch.diag_embed(u))[1][:, None],
+        0.0,
+        "aten._linalg_slogdet",
+        FORWARD,
+        "singular matrix",
+    ),
     "rsqrt": Case(lambda u, x: u.rsqrt(), 0.0, "aten.rsqrt", FORWARD, "division by 0"),
     "exp": Case(lambda u, x: (100 * u).exp(), 1.0, "aten.exp", FORWARD, "exp overflow", PRECISION),
     "exp by hand": Case(

@@ -461,7 +461,13 @@ def test_what_is_refused(args, options, error, match):
 
 def test_each_fault_of_the_table_is_planted():
     seen = {case.pattern for case in CASES.values()}
-    elsewhere = {"parameter not finite", "input not finite", "all targets ignored", "deviation of one entry"}
+    elsewhere = {
+        "parameter not finite",
+        "input not finite",
+        "all targets ignored",
+        "deviation of one entry",
+        "no alignment",
+    }
     assert {fault.name for fault in gf.diagnose.FAULTS} == seen | elsewhere
 
 
@@ -472,6 +478,51 @@ def test_the_deviation_of_one_entry():
         found = find(net, CRITERION, x)
     assert (found.pattern, found.operation) == ("deviation of one entry", "aten.std.correction")
     assert found.samples == tuple(range(8))
+
+
+def test_a_target_that_no_alignment_gives():
+    net, lengths = nn.Sequential(nn.Linear(8, 4), nn.LogSoftmax(-1)), torch.tensor([5, 5, 1, 5])
+    steps = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([[1, 2, 3]] * 4)
+
+    def ctc(model, batch):
+        inputs, targets, lengths = batch
+        rows = model(inputs).transpose(0, 1)
+        return F.ctc_loss(rows, targets, lengths, torch.full_like(lengths, 3), reduction="none")
+
+    found = find(net, gf.whole(ctc), (steps, targets, lengths))
+    assert (found.pattern, found.samples, found.operation) == ("no alignment", (2,), "aten._ctc_loss.Tensor")
+
+
+@pytest.mark.parametrize("attention", ["module", "function"])
+def test_attention_of_torch_over_nothing(attention):
+    """The module fills with -inf by itself; the fused function gives 0 where everything is masked, since torch 2.5."""
+    x = torch.randn(8, 5, 8, generator=torch.Generator().manual_seed(0))
+    padded = torch.zeros(8, 5, dtype=torch.bool)
+    padded[:, 4] = True
+    padded[3] = True
+    module = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def loss(model, batch):
+        return model(*batch).mean((1, 2))
+
+    class Attend(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attend = module
+
+        def forward(self, x, padded):
+            if attention == "module":
+                return self.attend(x, x, x, key_padding_mask=padded)[0]
+            q = self.attend.out_proj(x)
+            return F.scaled_dot_product_attention(q, q, q, attn_mask=~padded[:, None, :].expand(-1, 5, -1))
+
+    assert find(Attend(), gf.whole(loss), (x[:3], padded[:3])).ok
+    found = find(Attend(), gf.whole(loss), (x, padded))
+    if attention == "function":
+        assert found.ok
+    else:
+        assert (found.pattern, found.samples, found.layer) == ("empty attention mask", (3,), "attend")
 
 
 # --- mutants ------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from ..._nonfinite import Origin
 _LOGS = {"log": 0.0, "log2": 0.0, "log10": 0.0, "log1p": -1.0, "xlogy": 0.0}  # where their domain ends
 _ENDS = {"acos": 1.0, "asin": 1.0, "atanh": 1.0, "erfinv": 1.0, "acosh": math.inf, "logit": 1.0}
 _SPECTRAL = {"linalg_eigh", "_linalg_eigh", "linalg_eig", "_linalg_svd", "linalg_svd", "linalg_qr"}
+_SOLVERS = {"_linalg_slogdet", "_linalg_det", "linalg_inv_ex", "_linalg_solve_ex", "linalg_cholesky_ex"}
 _NORMS = {"linalg_vector_norm", "norm", "_cdist_forward", "_pdist_forward", "dist"}
 
 
@@ -94,7 +95,7 @@ def _log(origin: Origin, negative: bool) -> bool:
 
 def _divides(origin: Origin, late: bool) -> bool:
     at = {"div": 1, "true_divide": 1, "reciprocal": 0, "rsqrt": 0, "remainder": 1, "fmod": 1, "addcdiv": 2}
-    return origin.name in at and _zero(origin, at[origin.name])
+    return (origin.name in at and _zero(origin, at[origin.name])) or origin.name == "_weight_norm_interface"
 
 
 def _at_an_end(origin: Origin, late: bool) -> bool:
@@ -227,6 +228,18 @@ FAULTS: tuple[Fault, ...] = (
         lambda o, late: o.name in _SPECTRAL and late,
         "the derivatives of eigenvectors and singular vectors divide by differences of eigenvalues",
         "torch.linalg.eigvalsh(a)  # eigenvalues alone have derivatives there",
+    ),
+    Fault(
+        "singular matrix",
+        lambda o, late: o.name in _SOLVERS,
+        "a determinant is 0",
+        "torch.linalg.slogdet(a + 1e-6 * torch.eye(a.shape[-1]))",
+    ),
+    Fault(
+        "no alignment",
+        lambda o, late: o.name.startswith("_ctc_loss"),
+        "a target needs more steps than its input has, one more for each repeated label: its probability is 0",
+        "F.ctc_loss(log_probs, targets, input_lengths, target_lengths, zero_infinity=True)",
     ),
     Fault(
         "custom backward",
