@@ -494,6 +494,19 @@ def test_a_target_that_no_alignment_gives():
     assert (found.pattern, found.samples, found.operation) == ("no alignment", (2,), "aten._ctc_loss.Tensor")
 
 
+def test_a_logarithm_in_the_criterion_is_of_the_models_softmax():
+    def likelihood(output, target):
+        return -output.gather(-1, target[:, None])[:, 0].log()
+
+    net = nn.Sequential(classifier(), nn.Softmax(-1))
+    x, y = data()
+    x[4] *= 1e4
+    with torch.no_grad():
+        y[4] = net(x).argmin(-1)[4]
+    found = find(net, likelihood, (x, y))
+    assert (found.samples, found.pattern, found.after) == ((4,), "log of a softmax", "0.2")
+
+
 @pytest.mark.parametrize("attention", ["module", "function"])
 def test_attention_of_torch_over_nothing(attention):
     """The module fills with -inf by itself; the fused function gives 0 where everything is masked, since torch 2.5."""
