@@ -43,7 +43,7 @@ Files, in the order in which data flows (a row imports only rows below it; `pypr
     _layers/        the uses of a model's parameters in forward order, with edges to differentiate
     _problem        what tools take: (model, criterion, batch), read once
     _factors/       rows as factors: Outer, Unfolded, Grouped, Rows, Dense and their algebra
-    _stateless      nn.Module -> a pure function        losses/     losses that carry their weight, a family a file
+    _stateless/     nn.Module -> a pure function        losses/     losses that carry their weight, a family a file
     _batch_stats    batch norms: found, refused, frozen  hf         attention masks of Hugging Face models
     _graph          the precisions in a graph
     _weights        Weighted, Accumulator: the only mean
@@ -103,6 +103,7 @@ from . import hf as hf
 from . import init as init
 from . import losses as losses
 from . import models as models
+from . import plot as plot
 from . import quantities as quantities
 from . import schedules as schedules
 from . import testing as testing
@@ -113,6 +114,8 @@ from ._bridge import load_params as load_params
 from ._cotangent import clip_cotangent as clip_cotangent
 from ._errors import EngineError as EngineError
 from ._errors import GradfuncWarning as GradfuncWarning
+from ._export import scalars as scalars
+from ._page import page as page
 from ._per_sample import PerSampleGrads as PerSampleGrads
 from ._per_sample import concatenate as concatenate
 from ._per_sample import per_sample_grads as per_sample_grads

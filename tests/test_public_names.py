@@ -43,6 +43,7 @@ NAMES = {
     },
     **{f"gf.train.{name}": value for name, value in public(gf.train).items()},
     **{f"gf.testing.{name}": value for name, value in public(gf.testing).items()},
+    **{f"gf.plot.{name}": value for name, value in public(gf.plot).items()},
     **{f"gf.models.{name}": value for name, value in public(gf.models).items()},
     **{f"gf.diagnose.{name}": value for name, value in public(gf.diagnose).items()},
 }
@@ -52,8 +53,9 @@ MADE |= {"gf.quantities.Eigenpair"}
 MADE |= {"gf.init.InitReport", "gf.init.InitRow", "gf.init.Place", "gf.init.VarianceFactor", "gf.init.VariancePath"}
 MADE |= {"gf.init.LsuvReport", "gf.init.LsuvRow"}
 MADE |= {"gf.testing.CheckReport", "gf.testing.CheckRow", "gf.bench.BenchReport", "gf.bench.BenchRow", "gf.bench.Case"}
-MADE |= {"gf.diagnose.Distribution", "gf.diagnose.FlowReport", "gf.diagnose.FlowRow"}
 MADE |= {"gf.diagnose.NonfiniteReport", "gf.diagnose.MovedLayer", "gf.diagnose.MovedReport", "gf.diagnose.Unmoved"}
+MADE |= {"gf.diagnose.Distribution", "gf.diagnose.FlowReport", "gf.diagnose.FlowRow", "gf.diagnose.GridReport"}
+MADE |= {"gf.diagnose.GridRow"}
 MADE |= {"gf.train.Fit", "gf.train.Stopped", "gf.train.Nonfinite", "gf.train.Checkpoint"}
 MADE |= {"gf.models.Recurrent", "gf.diagnose.Growth", "gf.diagnose.LinearRecurrence", "gf.diagnose.RecurrenceReport"}
 MADE |= {"gf.diagnose.MemoryCapacity", "gf.diagnose.Remedy", "gf.diagnose.RemedyReport"}

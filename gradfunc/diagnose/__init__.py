@@ -12,6 +12,9 @@ from ._distribution import Distribution as Distribution
 from ._distribution import describe as describe
 from ._flow import FlowReport as FlowReport
 from ._flow import FlowRow as FlowRow
+from ._flow import GridReport as GridReport
+from ._flow import GridRow as GridRow
+from ._flow import flow_grid as flow_grid
 from ._flow import gradient_flow as gradient_flow
 from ._nonfinite import FAULTS as FAULTS
 from ._nonfinite import Fault as Fault

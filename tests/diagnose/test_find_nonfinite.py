@@ -90,6 +90,35 @@ def test_several_bad_samples_are_listed_up_to_eight():
     assert find(net, CRITERION, x).samples == tuple(range(8))
 
 
+# What is printed, with the case that it mends: `x` becomes the sample's u, `mask` where it is positive.
+MENDED = {
+    "log": "log of 0", "log below": "log of a negative", "log softmax": "log of a softmax",
+    "log sigmoid": "log of a sigmoid", "sqrt": "sqrt at 0", "sqrt below": "sqrt of a negative", "norm": "norm at 0",
+    "exp": "exp overflow", "division": "division by 0", "power": "power at 0", "power below": "power of a negative",
+    "attention": "empty attention mask", "masked mean": "empty mask", "where sqrt": "where", "where log": "where",
+    "acos": "end of [-1, 1]", "atanh": "end of [-1, 1]", "logit": "end of [0, 1]",
+    "acosh": "end of [1, inf)", "determinant": "singular matrix",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MENDED)
+def test_the_safe_form_that_is_printed_is_safe(name):
+    case, (fault,) = CASES[name], [fault for fault in gf.diagnose.FAULTS if fault.name == MENDED[name]]
+    assert case.pattern == fault.name
+    function = {"where sqrt": torch.sqrt, "where log": torch.log, "acos": torch.acos, "atanh": torch.atanh}.get(name)
+
+    def safe(u, x):
+        names = {"x": u, "a": u, "b": 2 * u, "scores": u, "logits": 60 * u, "mask": x > 0, "p": 0.3, "f": function}
+        names |= {"x": 1 + u} if name == "acosh" else {}
+        names |= {"a": torch.diag_embed(u)} if name == "determinant" else {}
+        out = eval(fault.safe, {"torch": torch, "F": F, "other": 0.0, **names})
+        out = out[1][:, None] if name == "determinant" else out
+        return out.reshape(-1, 1).expand(len(u), -1) if out.dim() == 0 else out.reshape(len(u), -1)
+
+    net, x = planted(dataclasses.replace(case, fn=safe), BAD)
+    assert find(net, CRITERION, x).ok
+
+
 # --- what is given ------------------------------------------------------------------------------------
 
 
