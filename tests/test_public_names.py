@@ -53,6 +53,7 @@ MADE |= {"gf.quantities.Eigenpair"}
 MADE |= {"gf.init.InitReport", "gf.init.InitRow", "gf.init.Place", "gf.init.VarianceFactor", "gf.init.VariancePath"}
 MADE |= {"gf.init.LsuvReport", "gf.init.LsuvRow"}
 MADE |= {"gf.testing.CheckReport", "gf.testing.CheckRow", "gf.bench.BenchReport", "gf.bench.BenchRow", "gf.bench.Case"}
+MADE |= {"gf.diagnose.NonfiniteReport", "gf.diagnose.MovedLayer", "gf.diagnose.MovedReport", "gf.diagnose.Unmoved"}
 MADE |= {"gf.diagnose.Distribution", "gf.diagnose.FlowReport", "gf.diagnose.FlowRow", "gf.diagnose.GridReport"}
 MADE |= {"gf.diagnose.GridRow"}
 MADE |= {"gf.train.Fit", "gf.train.Stopped", "gf.train.Nonfinite", "gf.train.Checkpoint"}
