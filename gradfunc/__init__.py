@@ -52,6 +52,7 @@ Files, in the order in which data flows (a row imports only rows below it; `pypr
     _weights        Weighted, Accumulator: the only mean
     _random/        draws keyed by (seed, step, sample, use); generators forked; draws refused, recorded, replayed
     _recurrent/     lstm, gru, rnn as scans: of plain operations, by hand
+    _nonfinite/     operations followed to the root of what is not finite   _frames   lines and modules of a traceback
     _report         tables and JSON                     _rounding   error bounds
     _cotangent      clipping during the backward pass   schedules   numbers that change from step to step
     weightings/     from the Gram matrix of rows to one coefficient a row: MGDA, aligned, Krum
