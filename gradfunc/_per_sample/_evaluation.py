@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from .._capture import Plans
+from .._capture import Plans, capture
 from .._engines import (
     Block,
     Call,
@@ -32,7 +32,7 @@ from .._engines import (
     spans,
 )
 from .._errors import message
-from .._factors import tensors
+from .._factors import Gradients, tensors
 from .._swap import Scans
 from .._tree import At, Selection, Tensors, count, wide
 from .._weights import Weighted, check_weights
@@ -202,6 +202,20 @@ class Evaluation:
             own = torch.arange(source.size) if self.options.batched else positions
             for at in source.plan(value._chunks.size):
                 yield own[at], source.traced(at)
+
+    def factors(self) -> Iterator[tuple[Gradients, Tensor, float]]:
+        """Rows as factors, none formed, with their weights and what the rows were multiplied by; a chunk at a time."""
+        chunk = self.options.chunk_size
+        for source in self._forwards("factored"):
+            size = chunk if isinstance(chunk, int) and not self.options.batched else max(source.size, 1)
+            for at in source.plan(size):
+                traced = source.traced(at)
+                check_weights(self.call, traced.weights)
+                backward, vmapped = traced.swap.backward, not self.options.batched
+                found = capture(
+                    traced.losses, traced.leaves, Plans(), backward, scale=traced.scale, vmapped=vmapped, form=False
+                )
+                yield found.gradients, traced.weights, traced.scale
 
     def _source(self, engine: str) -> Source:
         parts = [self._differentiated(engine, *pair) for pair in zip(self.calls, self._forwards(engine), strict=True)]
