@@ -162,7 +162,7 @@ def kronecker_factors(
             for name, gradient in rows.items():
                 shapes[name] = tuple(gradient.like.shape)
                 found = _sums(gradient, weights.double().to(gradient.like.device), scale, setting)
-                sums[name] = found if name not in sums else [a + b for a, b in zip(sums[name], found, strict=True)]
+                sums[name] = _added(call, name, sums[name], found) if name in sums else found
     if float(weight) == 0:
         do = "The batch is empty, or every sample is ignored."
         raise ValueError(message(call, got="a total weight of 0", expected="a sample of weight > 0", do=do))
@@ -193,6 +193,13 @@ def _by_output(
         k += 1
 
 
+def _added(call: str, name: str, a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
+    if len(a) != len(b):
+        got = f"products for '{name}' in some chunks and none in others, where at most one sample reaches it"
+        raise ValueError(message(call, got=got, expected="one form of all chunks", do="Pass a larger chunk_size."))
+    return [one + other for one, other in zip(a, b, strict=True)]
+
+
 def _sums(gradient: Gradient, w: Tensor, scale: float, setting: str) -> list[Tensor]:
     """Sums over samples of A and G; of the squared entries alone where there is no product."""
     unit = torch.where(w > 0, 1 / (scale * torch.where(w > 0, w, 1.0)), 0.0)
@@ -212,7 +219,7 @@ def _sums(gradient: Gradient, w: Tensor, scale: float, setting: str) -> list[Ten
         if setting == "reduce":
             x, e, t = x.mean(1, keepdim=True), e.sum(1, keepdim=True), 1
         found = [_product(x, own / t), _product(e, own)]
-        total = found if not total else [a + b for a, b in zip(total, found, strict=True)]
+        total = [a + b for a, b in zip(total, found, strict=True)] if total else found
     return total
 
 
