@@ -186,9 +186,9 @@ def test_what_is_refused():
         Q.el2n(draw(2, 4), torch.tensor([0, 4]))
     with pytest.raises(ValueError, match=r"got logits of shape \(2, 4\) and labels of shape \(3,\)"):
         Q.el2n(draw(2, 4), torch.tensor([0, 1, 2]))
-    with pytest.raises(TypeError, match="expected a tensor .B. of classes"):
+    with pytest.raises(TypeError, match=r"expected a tensor \[B\] of classes"):
         Q.el2n(draw(2, 4), draw(2))
-    with pytest.raises(ValueError, match="got an empty list; expected at least one model's"):
+    with pytest.raises(ValueError, match="got an empty list; expected at least one"):
         Q.grand([])
     with pytest.raises(ValueError, match=r"got batches of \[4, 2\] samples; expected the same samples"):
         Q.grand([g, g.select([0, 1])])
