@@ -43,7 +43,7 @@ def fisher_rows(
     | "gaussian"    | K means, variance 1             | the identity                                |
 
     Where the loss is that negative log-likelihood this is the generalised Gauss-Newton matrix (Martens 2020, "New
-    insights and perspectives on the natural gradient method", arXiv 1412.1193, section 9.2).
+    insights and perspectives on the natural gradient method", arXiv 1412.1193).
 
     Bias: exact (`samples=None`), none; rows `root K S_k^T J_i` of weight 1/K, K a sample. With `samples` targets drawn
     from the model, unbiased, its error falling as the root of their number.

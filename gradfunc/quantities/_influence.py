@@ -16,7 +16,7 @@ from ._similarity import cosine_similarity
 def grad_dot(train: PerSampleGrads, test: PerSampleGrads) -> Tensor:
     """`<g_i, h_j>`, `[n, m]`: how fast a step on training sample i lowers the loss of test sample j.
 
-    Charpiat et al. 2019, "Input similarity from the neural network perspective" (arXiv 2102.05262, eq. 1). Positive
+    Charpiat et al. 2019, "Input similarity from the neural network perspective" (arXiv 2102.05262). Positive
     where i helps j (a proponent), negative where it harms it. TracIn of one checkpoint with a learning rate of 1.
 
     Bias: none; it is no estimate. Cost: `train.gram(test)`.
@@ -36,7 +36,7 @@ def grad_dot(train: PerSampleGrads, test: PerSampleGrads) -> Tensor:
 
 
 def grad_cos(train: PerSampleGrads, test: PerSampleGrads) -> Tensor:
-    """The same as a cosine, `[n, m]`: without the advantage of samples of large gradient (Charpiat et al. 2019, eq. 2).
+    """The same as a cosine, `[n, m]`: without the advantage of samples of large gradient (Charpiat et al. 2019).
 
     Bias, cost and errors: as `gf.quantities.cosine_similarity(train, test)`.
 
@@ -54,8 +54,8 @@ def grad_cos(train: PerSampleGrads, test: PerSampleGrads) -> Tensor:
 def tracin(train: Sequence[PerSampleGrads], test: Sequence[PerSampleGrads], learning_rates: Sequence[float]) -> Tensor:
     """TracIn over checkpoints: `sum_t eta_t <g_i(t), h_j(t)>`, `[n, m]`.
 
-    Pruthi et al. 2020, "Estimating training data influence by tracing gradient descent" (arXiv 2002.08484, section
-    3.3, TracInCP). Positive for proponents.
+    Pruthi et al. 2020, "Estimating training data influence by tracing gradient descent" (arXiv 2002.08484,
+    TracInCP). Positive for proponents.
 
     Bias: to first order in the learning rate it is the loss that steps on i took from j, if each epoch between two
     checkpoints visits i once and gradients hold meanwhile; of plain SGD, not of momentum or Adam. Cost: one
@@ -87,7 +87,7 @@ def tracin(train: Sequence[PerSampleGrads], test: Sequence[PerSampleGrads], lear
 def self_influence(train: Sequence[PerSampleGrads], learning_rates: Sequence[float]) -> Tensor:
     """The diagonal of TracIn, `sum_t eta_t |g_i(t)|^2`, `[n]`: large where only the sample itself teaches its label.
 
-    Pruthi et al. 2020 (arXiv 2002.08484, section 4.1), by which they find mislabelled samples. Cost: norms.
+    Pruthi et al. 2020 (arXiv 2002.08484), by which they find mislabelled samples. Cost: norms.
 
     Args, Raises: as `gf.quantities.tracin`.
 
@@ -105,7 +105,7 @@ def self_influence(train: Sequence[PerSampleGrads], learning_rates: Sequence[flo
 def margin(logits: Tensor, label: Tensor) -> Tensor:
     """The log odds of a label, `log p_y - log (1 - p_y)`: the output whose gradients TRAK projects.
 
-    Park et al. 2023 (arXiv 2303.14186, section 3.3), computed as the label's logit less the logsumexp of the others.
+    Park et al. 2023 (arXiv 2303.14186), computed as the label's logit less the logsumexp of the others.
 
     Args:
         logits: `[K]`, or with dimensions of samples before.
@@ -132,7 +132,7 @@ def trak(
 
     With features `Phi` `[n, k]`, `phi` `[m, k]` (gradients of `margin`, by `g.project(projection)`) and
     `Q = diag(1 - p_i)`: `phi (Phi^T Phi + damping)^-1 Phi^T Q`; of several models, the mean of the kernels times the
-    mean of the Q (Park et al. 2023, "TRAK: attributing model behavior at scale", arXiv 2303.14186, eq. 13 and 17,
+    mean of the Q (Park et al. 2023, "TRAK: attributing model behavior at scale", arXiv 2303.14186,
     without the soft threshold). Positive for proponents.
 
     Bias: the projection keeps inner products on average, with an error of about `1 / root k`; it should have far fewer

@@ -114,7 +114,7 @@ def kronecker_factors(
         "reduce":  A = sum p_i xbar_i xbar_i^T, a mean over t  G = sum p_i ebar_i ebar_i^T, a sum over t
 
     Martens and Grosse 2015, "Optimizing neural networks with Kronecker-factored approximate curvature" (arXiv
-    1503.05671, eq. 3); convolutions, "expand": Grosse and Martens 2016 (arXiv 1602.01407, theorem 1); both settings:
+    1503.05671); convolutions, "expand": Grosse and Martens 2016 (arXiv 1602.01407); both settings:
     Eschenhagen et al. 2023, "Kronecker-factored approximate curvature for modern neural network architectures" (arXiv
     2311.00636): "expand" is meant for a loss a position, "reduce" for one loss of all of them. Weight and bias have
     blocks of their own. A vector (a bias, a scale) has its exact block up to 4096 entries; what is neither a vector nor

@@ -46,7 +46,7 @@ class Moments:
         """Those of the samples of both, as if they had been one batch: exact but for rounding, in any order.
 
         Means and spreads by the pairwise update of Chan, Golub, LeVeque 1983, "Algorithms for computing the sample
-        variance" (The American Statistician 37, eq. 2.1), with weights for counts. Cost: a few passes over P entries.
+        variance" (The American Statistician 37), with weights for counts. Cost: a few passes over P entries.
 
         Raises:
             TypeError: `other` is something else.
@@ -89,7 +89,8 @@ def moments(g: PerSampleGrads, *, entries: bool = True) -> Moments:
     Rows are `u_i = g_i / w_i` of weight `w_i`; samples of weight 0 are absent.
 
     Cost: with `entries`, for a parameter whose rows are one product each (a layer used once a sample) two products, of
-    the size of a weight gradient, in float64; other rows are formed once, about 2^20 entries at a time. P entries twice
+    the size of a weight gradient, in float64; of an embedding the rows that are in use; other rows are formed once,
+    about 2^20 entries at a time. P entries twice
     are held. Without, norms of the rows and one sum; nothing is formed. Differences of sums of squares, which both ways
     without rows are, are off by about n unit roundoffs of float64 times the sum of squares.
 

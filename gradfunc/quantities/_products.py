@@ -66,7 +66,7 @@ def ggn_product(
     """The generalised Gauss-Newton matrix `sum_i J_i^T H_i J_i / sum w_i` as a function of a direction.
 
     J is the Jacobian of a sample's outputs, H the Hessian of its loss in them. Schraudolph 2002, "Fast curvature
-    matrix-vector products for second-order gradient descent" (Neural Computation 14), eq. 8; positive semidefinite
+    matrix-vector products for second-order gradient descent" (Neural Computation 14); positive semidefinite
     where the criterion is convex in the outputs. `J v` is a derivative of the backward pass, so reverse mode alone is
     needed.
 

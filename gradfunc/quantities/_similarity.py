@@ -47,7 +47,7 @@ def coherence(g: PerSampleGrads) -> Tensor:
 
     Of rows `u_i = g_i / w_i` with shares `p_i = w_i / sum w` and mean m: 1 where all agree, 1/n (`sum p_i^2`) where
     they are orthogonal and of one length, 0 where they cancel. Divided by `sum p_i^2` it is the m-coherence of
-    Chatterjee and Zielinski 2020, "Making coherence out of nothing at all" (arXiv 2008.01217, eq. 2): the number of
+    Chatterjee and Zielinski 2020, "Making coherence out of nothing at all" (arXiv 2008.01217): the number of
     samples that one sample's step helps.
 
     Bias: of `|E u|^2 / E |u|^2`, the numerator is too large by `sum p_i^2` times the trace of the covariance, so it
@@ -76,9 +76,9 @@ def coherence(g: PerSampleGrads) -> Tensor:
 def diversity(g: PerSampleGrads) -> Tensor:
     """Gradient diversity, `sum |g_i|^2 / |sum g_i|^2`, `[]`: 1/n where all agree, 1 where they are orthogonal.
 
-    Yin et al. 2018, "Gradient diversity: a key ingredient for scalable distributed learning" (arXiv 1706.05699,
-    definition 1); n times it is their bound on the batch size up to which steps of a batch are as good as steps of
-    single samples. The reciprocal of the m-coherence (see `coherence`). Of numerators: it needs no weights.
+    Yin et al. 2018, "Gradient diversity: a key ingredient for scalable distributed learning" (arXiv 1706.05699); n
+    times it is their bound on the batch size up to which steps of a batch are as good as steps of single samples. The
+    reciprocal of the m-coherence (see `coherence`). Of numerators: it needs no weights.
 
     Bias: of `n E |g|^2 / |n E g|^2`, too small where noise prevails, as in `coherence`. Cost: norms and one sum.
     Float64; inf where the gradients cancel.

@@ -43,8 +43,8 @@ def gradient_spectrum(g: PerSampleGrads, *, centered: bool = True) -> GradientSp
     Bias: the matrix is unbiased; its largest eigenvalues are too large and its smallest too small where B is not far
     above the effective rank (Marchenko and Pastur 1967). At most B - 1 of P are not 0 (B uncentered).
 
-    Cost: the Gram matrix and one B x B eigendecomposition; nothing is materialised. What lies below B unit roundoffs of
-    the Gram matrix's dtype times the largest is rounding and left out.
+    Cost: the Gram matrix and one B x B eigendecomposition; nothing is materialised, and answers have no graph. What
+    lies below B unit roundoffs of the Gram matrix's dtype times the largest is rounding and left out.
 
     Raises:
         TypeError: `g` is something else.
@@ -60,7 +60,8 @@ def gradient_spectrum(g: PerSampleGrads, *, centered: bool = True) -> GradientSp
     """
     call = "gf.quantities.gradient_spectrum(g)"
     check_samples(call, check_value(call, g), 2 if centered else 1)
-    gram = g.gram()
+    with torch.no_grad():
+        gram = g.gram()
     p, scale = shares(g).to(gram.device), per_unit(g).to(gram.device)
     products = torch.where((scale == 0)[:, None] | (scale == 0), 0.0, gram.double() * scale[:, None] * scale)
     if centered:

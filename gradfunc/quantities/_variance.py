@@ -52,8 +52,8 @@ def second_moment(of: PerSampleGrads | Moments, *, per: str = "entry") -> Tensor
 
     Entry by entry it is the diagonal of the empirical Fisher matrix. Bias: none, as for `variance`.
 
-    Cost: a layer used once a sample has `(c g^2)^T x^2`, one product; other rows are formed about 2^20 entries at a
-    time; coarser than entries it is norms. Of moments it is `spread / W + m^2`.
+    Cost: a layer used once a sample has `(c g^2)^T x^2`, one product, an embedding the rows in use; other rows are
+    formed about 2^20 entries at a time; coarser than entries it is norms. Of moments it is `spread / W + m^2`.
 
     Args:
         of: per-sample gradients, or moments.
@@ -86,7 +86,7 @@ def signal_to_noise(of: PerSampleGrads | Moments, *, per: str = "entry", correct
     """The squared mean of the gradient over its variance, `m^2 / variance`, entry by entry or summed first.
 
     The gradient signal-to-noise ratio of Liu et al. 2020, "Understanding why neural networks generalize well through
-    GSNR of parameters" (arXiv 2001.07384, eq. 4), of one sample; n times it is that of the mean of n.
+    GSNR of parameters" (arXiv 2001.07384), of one sample; n times it is that of the mean of n.
 
     Bias: `m^2` exceeds the square of the true mean by `q variance` on average (1/n of it), so the ratio is about 1/n
     too large; `corrected` subtracts that, and may give negative values. A quotient of unbiased parts is not unbiased.

@@ -21,7 +21,7 @@ def draw(*shape, seed=0):
 
 
 def classes(p, x, y):
-    weight = torch.tensor([0.2, 3.0, 1.0], dtype=x.dtype)
+    weight = torch.tensor([0.2, 3.0, 1.0], dtype=x.dtype, device=x.device)
     hidden = torch.tanh(F.linear(x, p["one.weight"], p["one.bias"]))
     return gf.losses.cross_entropy(F.linear(hidden, p["two.weight"]), y, weight=weight, ignore_index=-1)
 
@@ -36,6 +36,11 @@ def images(p, x, y):
     return gf.losses.mse(hidden.mean((1, 2)) @ p["head"], y)
 
 
+def bag(p, ids, y):
+    hidden = torch.tanh(F.linear(F.embedding(ids, p["table"]).sum(0), p["mix"]))
+    return gf.losses.cross_entropy(hidden, y)
+
+
 def recurrence(p, x, y):
     state = x.new_zeros(9)
     for step in x:
@@ -46,21 +51,24 @@ def recurrence(p, x, y):
 MLP = {"one.weight": draw(9, 8), "one.bias": draw(9, seed=1), "two.weight": draw(3, 9, seed=2), "idle": draw(2)}
 TABLE = {"table": draw(11, 6), "mix.weight": draw(6, 6, seed=1), "mix.bias": draw(6, seed=2)}
 CONV = {"conv.weight": draw(5, 2, 3, 3), "conv.bias": draw(5, seed=1), "head": draw(5, 2, seed=2)}
+BAG = {"table": draw(60, 3), "mix": draw(7, 3, seed=1)}
 RNN = {"w": 0.3 * draw(9, 9), "v": draw(9, 7, seed=1)}
 TOKENS = torch.randint(11, (5, 4), generator=torch.Generator().manual_seed(3))
 CASES = {
     "class weights, an ignored sample": (classes, MLP, (draw(7, 8, seed=5), torch.tensor([0, 1, 2, -1, 1, 0, 1]))),
     "tied tokens": (tokens, TABLE, (TOKENS, torch.where(TOKENS > 7, -1, TOKENS.roll(1, 1)))),
+    "an embedding": (bag, BAG, (TOKENS * 5, torch.tensor([0, 6, 2, 2, 1]))),
     "a convolution": (images, CONV, (draw(4, 2, 5, 6), draw(4, 2, seed=1))),
     "a recurrence": (recurrence, RNN, (draw(4, 3, 7), draw(4, seed=1))),
 }
 ENGINES = {"factored": {}, "vmap": {}, "factored, in chunks": {"chunk_size": 2}}
 
 
-def value(name, engine="factored"):
+def value(name, engine="factored", device="cpu"):
     """Per-sample gradients of a case."""
     loss, params, batch = CASES[name]
-    return gf.per_sample_grads(loss, engine=engine.partition(",")[0], **ENGINES[engine])(params, *batch)
+    f = gf.per_sample_grads(loss, engine=engine.partition(",")[0], **ENGINES[engine])
+    return f({k: v.to(device) for k, v in params.items()}, *[t.to(device) for t in batch])
 
 
 @functools.cache
@@ -110,7 +118,13 @@ def check_moments(g, rows, weights):
         close(got[layer], want, scale, f"variance of {layer}", EXACT)
     for of in (g, found, Q.moments(g, entries=False)):
         close(Q.variance(of, per="total"), sum(v.sum() for v in spread.values()), scale, "variance", EXACT)
-        close(Q.second_moment(of, per="total"), torch.tensor(scale, dtype=F64), scale, "second moment", EXACT)
+        close(
+            Q.second_moment(of, per="total"),
+            torch.tensor(scale, dtype=F64, device=weights.device),
+            scale,
+            "second moment",
+            EXACT,
+        )
     check_ratios(found, mean, spread, q)
 
 
@@ -161,7 +175,7 @@ def check_spectrum(g, rows, weights):
             if float(found.values[k]) < 1e-6 * size:  # directions of little are known to few digits
                 continue
             made = torch.cat([v.flatten() for v in g.weighted_sum(found.coefficients[:, k]).values()])
-            close(made.norm(), torch.ones((), dtype=F64), 1.0, "length", 1e-8)
+            close(made.norm(), made.new_ones(()), 1.0, "length", 1e-8)
             close(matrix @ made, found.values[k] * made, size, "eigenvector", 1e-8)
 
 
@@ -169,7 +183,7 @@ def check_products(g, rows, weights):
     """The Fisher matrix of rows times a direction."""
     u, p = units(rows, weights)
     whole = flat(u)
-    v = {k: draw(*r.shape[1:], seed=9) for k, r in rows.items()}
+    v = {k: draw(*r.shape[1:], seed=9).to(r.device) for k, r in rows.items()}
     vector = torch.cat([t.flatten() for t in v.values()])
     want = whole.T @ (p * (whole @ vector)) + 0.3 * vector
     got = torch.cat([t.flatten() for t in Q.fisher_product(g, v, damping=0.3).values()])

@@ -9,7 +9,8 @@ from tiers import every
 from zoo.problems import MODES, looped, posed
 
 import gradfunc as gf
-from gradfunc._factors import Outer
+from gradfunc._factors import Outer, Rows
+from gradfunc._rounding import gamma, unit_roundoff
 from gradfunc._zoo import MODELS
 from gradfunc.quantities import _entries, _moments, _similarity, _spectrum
 
@@ -26,11 +27,12 @@ RUNS = [(k, mode) for k, model in MODELS.items() for mode in MODES if mode == "n
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", CASES)
-def test_a_quantity_is_its_definition(name, engine, law):
-    LAWS[law](value(name, engine), *rows_of(name))
+def test_a_quantity_is_its_definition(name, engine, law, device):
+    rows, weights = rows_of(name)
+    LAWS[law](value(name, engine, device), {k: v.to(device) for k, v in rows.items()}, weights.to(device))
 
 
-@pytest.mark.parametrize(("name", "mode"), every(14, RUNS))
+@pytest.mark.parametrize(("name", "mode"), every(28, RUNS))
 def test_quantities_on_the_zoo(name, mode):
     g, want = posed(name).rows(mode), looped(name)
     if not bool((torch.cat([v.flatten() for v in want.rows.values()]) != 0).any()):
@@ -48,9 +50,24 @@ def test_both_ways_to_sums_of_squares_are_taken():
     assert not _entries._is_product(rows["one.bias"])
 
 
+def formed(self):
+    raise AssertionError("rows of a product were formed")
+
+
+def test_embeddings_are_read_where_they_are_in_use(monkeypatch):
+    g = value("an embedding")
+    assert _entries._is_table(g._source.rows(slice(0, 5)).grads["table"])
+    for block in (2**20, 1):
+        monkeypatch.setattr(_entries, "BLOCK", block)
+        check_moments(g, *rows_of("an embedding"))
+    monkeypatch.setattr(Rows, "dense", formed)
+    gf.quantities.variance(g)
+    gf.quantities.second_moment(g)
+    with pytest.raises(AssertionError, match="rows of a product were formed"):
+        g.materialize()
+
+
 def test_products_of_squares_form_no_rows(monkeypatch):
-    def formed(self):
-        raise AssertionError("rows of a product were formed")
 
     g = value("class weights, an ignored sample")
     want = gf.quantities.variance(g)
@@ -58,6 +75,25 @@ def test_products_of_squares_form_no_rows(monkeypatch):
     assert torch.equal(gf.quantities.variance(g)["one.weight"], want["one.weight"])
     with pytest.raises(AssertionError, match="rows of a product were formed"):
         gf.quantities.variance(value("a recurrence"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sums_of_squares_of_low_precision_are_taken_in_float64(dtype):
+    """Against exact rows of the same halves: what is lost is rounding of float64, not of the halves' own dtype."""
+    loss, params, (x, y) = CASES["class weights, an ignored sample"]
+    low = {k: v.to(dtype) for k, v in params.items()}
+    g = gf.per_sample_grads(loss, engine="factored", verify=False)(low, x.to(dtype), y)
+    factor = g._source.rows(slice(0, 7)).grads["one.weight"].factors[0]
+    w = g.weights.double()
+    used = w > 0
+    rows = (factor.g[used].double().mT @ factor.x[used].double()) / w[used][:, None, None]  # exact: 48 bits at most
+    p = w[used] / w[used].sum()
+    mean, second = torch.tensordot(p, rows, 1), torch.tensordot(p, rows.square(), 1)
+    want = torch.tensordot(p, (rows - mean).square(), 1) / (1 - p.square().sum())
+    # n products and sums a few times over, on the scale of the mean square over 1 - q.
+    bound = 10 * gamma(7 + 10, unit_roundoff(F64)) * float(second.max()) / float(1 - p.square().sum())
+    assert float((gf.quantities.variance(g)["one.weight"] - want).abs().max()) <= bound
+    assert float((gf.quantities.second_moment(g)["one.weight"] - second).abs().max()) <= bound
 
 
 def test_blocks_merge(monkeypatch):
@@ -98,6 +134,27 @@ def by_count(g):
 
 
 merged = _entries.merged
+
+
+def uncounted(gradient, c, w):
+    return ((at, rows, torch.ones_like(own)) for at, rows, own in columns(gradient, c, w))
+
+
+def check_weighted_embedding():
+    c = torch.tensor([1.0, 0.5, 2.0, 0.0, 3.0], dtype=F64)
+    rows, weights = rows_of("an embedding")
+    shaped = {k: v * c.reshape(-1, *[1] * (v.dim() - 1)) for k, v in rows.items()}
+    check_moments(value("an embedding").weighted(c), shaped, weights * c)
+
+
+def test_a_planted_mistake_in_embeddings_is_noticed(monkeypatch):
+    check_weighted_embedding()
+    monkeypatch.setattr(_entries, "_columns", uncounted)
+    with pytest.raises(AssertionError):
+        check_weighted_embedding()
+
+
+columns = _entries._columns
 MUTANTS = {
     "means of parts do not move the spread": (_entries, "merged", unmerged, "a convolution", "moments"),
     "weights not taken out of rows": (_entries, "per_unit", lambda g: torch.ones(7, dtype=F64), "class", "moments"),
