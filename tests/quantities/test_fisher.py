@@ -283,6 +283,40 @@ def test_one_sample_has_its_fisher_matrix_exactly(likelihood):
     check_single(likelihood)
 
 
+ONE_POSITION = {
+    "a convolution": (lambda w, x: F.conv2d(x, w), draw(4, 5, 3, 3), draw(1, 5, 3, 3, seed=1)),
+    "a transposed convolution": (lambda w, x: F.conv_transpose2d(x, w), draw(5, 4, 3, 3), draw(1, 5, 1, 1, seed=1)),
+    "a product from the right": (lambda w, x: x @ w, draw(9, 8), draw(1, 9, seed=1)),
+    "a part of a weight": (lambda w, x: F.linear(x, w[1:, :8]), draw(9, 9), draw(1, 8, seed=1)),
+}
+
+
+@pytest.mark.parametrize("name", ONE_POSITION)
+def test_rows_of_every_layout_at_one_position(name):
+    """Of one sample and one position every block is exact."""
+    layer, weight, x = ONE_POSITION[name]
+    scale = draw(layer(weight, x).numel(), seed=2)
+
+    def one(p, x):
+        return (layer(p["w"], x[None]).flatten().tanh() * scale).cumsum(0).square().sum()
+
+    found = Q.kronecker_factors(one, {"w": weight}, x)
+    want = block_of("w", gf.per_sample_grads(one)({"w": weight}, x).materialize(), torch.ones(1, dtype=F64))
+    close(found.dense("w"), want, float(want.trace()), "block", EXACT)
+
+
+def test_a_batch_that_runs_natively_has_the_same_factors():
+    def native(p, x, y, w):
+        return gf.Weighted(w * F.cross_entropy(net(p, x), y, reduction="none"), w)
+
+    one = Q.kronecker_factors(net_loss, PARAMS, (X, Y, WEIGHTS))
+    whole = Q.kronecker_factors(native, PARAMS, {"x": X, "y": Y, "w": WEIGHTS}, batched=True)
+    scaled = Q.kronecker_factors(net_loss, PARAMS, (X, Y, WEIGHTS), loss_scale=2.0**10)
+    for name in PARAMS:
+        for other in (whole, scaled):
+            close(other.dense(name), one.dense(name), float(one.dense(name).trace()), f"block of {name}", EXACT)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_vectors_and_diagonals_are_exact(name):
     loss, params, batch = CASES[name]
