@@ -156,7 +156,7 @@ def check_inverse(**options):
         close(got, want, a.norm(dim=1)[:, None] * b.norm(dim=1) / float(values[0]), "influence", EXACT)
 
 
-@pytest.mark.parametrize("options", [{}, {"chunk_size": 2}, {"engine": "loop"}])
+@pytest.mark.parametrize("options", [{}, {"chunk_size": 4}, {"engine": "loop"}])
 def test_influence_functions_are_the_inverse_hessian(options):
     check_inverse(**options)
 
