@@ -49,7 +49,11 @@ NAMES = {
 }
 # Made by other functions, which have the example; internal helpers of the losses.
 MADE = {"gf.quantities.NoiseScale", "gf.losses.Whole", "gf.models.Pure", "gf.losses.class_weights"}
-MADE |= {"gf.quantities.Eigenpair"}
+MADE |= {
+    f"gf.quantities.{name}"
+    for name in ("Eigenpair", "GramBlock", "Duplicates", "GradientSpectrum", "KroneckerFactors", "TraceEstimate")
+}
+MADE |= {"gf.quantities.BatchEfficiency", "gf.quantities.CriticalBatch"}
 MADE |= {"gf.init.InitReport", "gf.init.InitRow", "gf.init.Place", "gf.init.VarianceFactor", "gf.init.VariancePath"}
 MADE |= {"gf.init.LsuvReport", "gf.init.LsuvRow"}
 MADE |= {"gf.testing.CheckReport", "gf.testing.CheckRow", "gf.bench.BenchReport", "gf.bench.BenchRow", "gf.bench.Case"}
