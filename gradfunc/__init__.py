@@ -98,6 +98,7 @@ from . import bench as bench
 from . import hf as hf
 from . import losses as losses
 from . import models as models
+from . import projections as projections
 from . import quantities as quantities
 from . import schedules as schedules
 from . import testing as testing
