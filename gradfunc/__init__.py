@@ -101,6 +101,7 @@ from . import models as models
 from . import projections as projections
 from . import quantities as quantities
 from . import schedules as schedules
+from . import store as store
 from . import testing as testing
 from . import train as train
 from . import weightings as weightings

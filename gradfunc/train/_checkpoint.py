@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import hashlib
 import json
 import os
-import platform
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .._errors import message
+from .._files import replace_file
 from .._tree import Tensors
 from ._history import History, Series
 
@@ -96,7 +94,7 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
     facts["sha256"] = _digest(tensors, facts)
     data = safetensors.torch.save(tensors, metadata={"gradfunc": FORMAT, "facts": json.dumps(facts)})
     try:
-        _replace(target, data)
+        replace_file(target, data)
     except OSError as error:
         do = "What was there before is as it was; free some space or choose another path."
         got = f"{type(error).__name__}: {error.strerror or error}"
@@ -159,55 +157,6 @@ def check_writable(call: str, path: Path) -> None:
         raise CheckpointError(
             message(call, got=got, expected="a file in a folder that can be written", do=do)
         ) from error
-
-
-def _replace(path: Path, data: bytes) -> None:
-    _swept(path)
-    partial = path.parent / f"{_prefix(path)}{os.getpid()}"
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
-
-
-def _prefix(path: Path) -> str:
-    """Of files on the way: of this checkpoint, on this machine."""
-    return f".{path.name}.partial-{platform.node()}-"
-
-
-def _swept(path: Path) -> None:
-    """Take away what a process left that was killed while it wrote."""
-    for partial in path.parent.glob(f"{glob.escape(_prefix(path))}*"):
-        owner = partial.name.removeprefix(_prefix(path))
-        if owner.isdigit() and not _alive(int(owner)):
-            with contextlib.suppress(OSError):
-                partial.unlink()
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)  # signal 0 asks, and sends nothing
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's
-        return True
-    return True
-
-
-def _sync(folder: Path) -> None:
-    """So that the new name outlives a loss of power, where the system can say so of a folder."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _flat(checkpoint: Checkpoint) -> tuple[Tensors, dict[str, Any]]:
