@@ -60,7 +60,10 @@ def same_projection(call: str, manifest: Manifest, projection: Projection | None
     """
     own = manifest.projection["kind"] in ("own", "full", "none")
     if projection is None:
-        return None if own else projections.from_dict(manifest.projection)
+        try:
+            return None if own else projections.from_dict(manifest.projection)
+        except (TypeError, ValueError) as error:
+            raise refused(call, got=f"a corrupt manifest: {error}", expected="a projection of gradfunc's") from error
     given = described(projection), projection.size
     if given != (dict(manifest.projection), manifest.size):
         got, expected = f"projection {given[0]} of size {given[1]}", f"{dict(manifest.projection)} of {manifest.size}"

@@ -63,9 +63,7 @@ def _arrow(call: str, view: View, path: Path) -> None:
     kinds = {name: pa.from_numpy_dtype(_widened(value).numpy().dtype) for name, value in metadata.items()}
     fields = [("id", pa.int64()), ("row", pa.list_(pa.from_numpy_dtype(_dtype(view)), size))]
     for name, value in metadata.items():
-        each = value[:0].reshape(0, -1) if value.dim() > 1 else value
-        width = int(np.prod(value.shape[1:]))
-        fields.append((name, kinds[name] if each.dim() == 1 else pa.list_(kinds[name], width)))
+        fields.append((name, pa.list_(kinds[name], value.shape[1:].numel()) if value.dim() > 1 else kinds[name]))
     schema = pa.schema(fields)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for at, block in view.blocks():

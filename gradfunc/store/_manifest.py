@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from ._error import reason, refused
 NAME = "manifest.json"
 FORMAT = "gradfunc store"
 VERSION = 1
+_FILE = r"rows-[0-9]{8,}\.safetensors"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
 
@@ -128,6 +130,8 @@ def read_manifest(call: str, folder: Path) -> Manifest:
         if signed({"format": name, "version": version, **facts})["sha256"] != signature:
             raise ValueError("its bytes are not those that were written (SHA-256)")
         shards = tuple(Shard(**shard) for shard in facts.pop("shards"))
+        if any(not re.fullmatch(_FILE, shard.file) for shard in shards):
+            raise ValueError("a shard that lies outside of the folder")
         return Manifest(**facts, shards=shards)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise refused(call, got=f"a corrupt manifest: {error}", expected="a store's", do=broken) from error

@@ -60,9 +60,11 @@ def stored(call: str, rows: Tensor, dtype: torch.dtype) -> Tensor:
     out = rows.to(dtype, copy=True).contiguous()
     if dtype == rows.dtype:
         return out
-    off = torch.linalg.vector_norm(rows - out.to(rows.dtype), dim=1, dtype=torch.float64)
-    lost = ~(off <= 2 * unit_roundoff(dtype) * torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64))
-    if lost.any() and dtype.itemsize < rows.dtype.itemsize:
+    top = rows.abs().amax(1, keepdim=True)  # squares of what is divided by it neither overflow nor vanish
+    scale = torch.where(top > 0, top, torch.ones_like(top))
+    off = torch.linalg.vector_norm((rows - out.to(rows.dtype)) / scale, dim=1)
+    lost = ~(off <= 2 * unit_roundoff(dtype) * torch.linalg.vector_norm(rows / scale, dim=1))
+    if lost.any() and dtype.itemsize <= rows.dtype.itemsize:
         k = int(lost.nonzero()[0])
         size = float(rows[k].abs().max())
         got = f"row {k}, whose largest entry is {size:.3g}, beyond what {str(dtype).removeprefix('torch.')} holds"

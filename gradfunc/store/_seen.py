@@ -20,8 +20,6 @@ class Seen:
 
     def check(self, call: str, ids: Tensor) -> None:
         """Raise ValueError if one is there already, or twice among these."""
-        if not len(ids):
-            return
         if len(ids) > 1 and not bool((ids[1:] > ids[:-1]).all()) and len(ids.unique()) < len(ids):
             raise ValueError(message(call, got="an id twice", expected="ids, each once"))
         if self._highest is None or int(ids.min()) > self._highest:

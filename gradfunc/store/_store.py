@@ -88,10 +88,8 @@ class GradientStore:
         one_of(call, "dtype", name, DTYPES)
         check_int(call, "shard_bytes", shard_bytes, 1)
         kind, found = kind_and_size(call, projection, params, size)
-        known: dict[str, Any] = (
-            {} if params is None else {"parameters": parameters_of(params), "fingerprint": fingerprint(params)}
-        )
-        manifest = Manifest(found, name, shard_bytes, kind, **known)
+        described, own = (None, None) if params is None else (parameters_of(params), fingerprint(params))
+        manifest = Manifest(found, name, shard_bytes, kind, described, own)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if (folder / NAME).exists():

@@ -147,12 +147,12 @@ class Writer:
         call = f"{self._call}.append(g, ids, metadata)"
         state = self._settled()
         rows, manifest = self._rows(call, g, state.manifest)
+        if not len(rows):
+            return state.manifest.rows
         kept = stored(call, rows, manifest.torch_dtype)
         own = ids_of(call, ids, len(kept), state.manifest.rows + state.count)
         part = Part(kept, own, metadata_of(call, metadata, len(kept), manifest))
         self._seen.check(call, own)
-        if not len(kept):
-            return state.manifest.rows
         if manifest.metadata is None:
             manifest = replace(manifest, metadata=described(part.metadata))
         self._seen.add(own)
