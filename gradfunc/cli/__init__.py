@@ -12,6 +12,7 @@ from .._errors import ModelPathError
 from ._audit import audit
 from ._bench import bench
 from ._check import check
+from ._store import store
 
 app = cyclopts.App(
     name="gradfunc", help="The per-sample gradient as a value.", version=__version__, default_parameter=None
@@ -19,6 +20,7 @@ app = cyclopts.App(
 app.command(audit)
 app.command(check)
 app.command(bench)
+app.command(store)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import torch
 from .._files import replace_file, sha256_of
 from ._error import StoreError, reason, refused
 from ._manifest import Manifest, Shard, read_manifest
-from ._rows import Part, cut, joined
+from ._rows import Part, joined, parted
 from ._shards import map_shard, write_shard
 from ._writer import locked, recover, rows_a_shard
 
@@ -53,10 +53,9 @@ def _compacted(call: str, folder: Path, manifest: Manifest) -> Manifest:
             waiting.append(Part(mapped.rows, mapped.ids, mapped.metadata))
             last = k == len(run) - 1
             while waiting and (sum(len(part.ids) for part in waiting) >= each or last):
-                whole = joined(waiting)
-                kept.append(write_shard(folder, made.file(), cut(whole, 0, each).tensors()))
+                first, waiting = parted(waiting, each)
+                kept.append(write_shard(folder, made.file(), joined(first).tensors()))
                 made = replace(made, next=made.next + 1)
-                waiting = [cut(whole, each)] if len(whole.ids) > each else []
     return manifest if made is manifest else replace(made, shards=tuple(kept))
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._errors import kind_of, message
+from .._factors import fitting
 from .._rounding import unit_roundoff
 from .._tree import Tensors
 from ._manifest import Manifest
@@ -17,6 +18,10 @@ from ._shards import METADATA
 
 _WHOLE = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 _KEPT = {*_WHOLE, torch.bool, torch.float16, torch.bfloat16, torch.float32, torch.float64}
+
+# Entries that are rounded at a time, and between what their squares are numbers of float32 with all digits.
+_IN_CACHE = 2**17
+_SAFE = 1e-12, 1e12
 
 
 class Part(NamedTuple):
@@ -39,6 +44,18 @@ def joined(parts: Sequence[Part]) -> Part:
     return Part(torch.cat([part.rows for part in parts]), torch.cat([part.ids for part in parts]), metadata)
 
 
+def parted(parts: Sequence[Part], count: int) -> tuple[list[Part], list[Part]]:
+    """The first `count` rows, and the rest: views."""
+    first: list[Part] = []
+    for k, part in enumerate(parts):
+        if len(part.ids) >= count:
+            rest = [cut(part, count)] if len(part.ids) > count else []
+            return [*first, cut(part, 0, count)], [*rest, *parts[k + 1 :]]
+        first.append(part)
+        count -= len(part.ids)
+    return first, []
+
+
 def cut(part: Part, start: int, stop: int | None = None) -> Part:
     """Some of the rows."""
     at = slice(start, stop)
@@ -46,31 +63,41 @@ def cut(part: Part, start: int, stop: int | None = None) -> Part:
 
 
 def stored(call: str, rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """Copies of rows in another type, on the CPU.
+    """Copies of rows in another type, on the CPU, some at a time so that they stay in a core's cache.
 
     Raises:
         ValueError: a row is not finite, overflows, or loses more than rounding does: its error is beyond two unit
             roundoffs of its norm, since its numbers are below the smallest normal ones.
     """
     rows = rows.detach().cpu()
-    if not rows.isfinite().all():
-        k = int((~rows.isfinite()).any(1).nonzero()[0])
+    out = torch.empty(rows.shape, dtype=dtype)
+    step = fitting(_IN_CACHE, rows.shape[1])
+    for start in range(0, len(rows), step):
+        _round(call, rows[start : start + step], out[start : start + step], start)
+    return out
+
+
+def _round(call: str, rows: Tensor, out: Tensor, first: int) -> None:
+    top = rows.abs().amax(1)
+    if not top.isfinite().all():
+        k = first + int((~top.isfinite()).nonzero()[0])
         do = "Leave the sample out: g.select(...)."
         raise ValueError(message(call, got=f"row {k} with NaN or inf", expected="finite gradients", do=do))
-    out = rows.to(dtype, copy=True).contiguous()
-    if dtype == rows.dtype:
-        return out
-    top = rows.abs().amax(1, keepdim=True)  # squares of what is divided by it neither overflow nor vanish
-    scale = torch.where(top > 0, top, torch.ones_like(top))
-    off = torch.linalg.vector_norm((rows - out.to(rows.dtype)) / scale, dim=1)
-    lost = ~(off <= 2 * unit_roundoff(dtype) * torch.linalg.vector_norm(rows / scale, dim=1))
-    if lost.any() and dtype.itemsize <= rows.dtype.itemsize:
+    out.copy_(rows)
+    if out.dtype == rows.dtype or out.dtype.itemsize > rows.dtype.itemsize:
+        return
+    off = out.to(rows.dtype).sub_(rows)
+    if not _SAFE[0] < float(top.min()) <= float(top.max()) < _SAFE[1]:  # squares would overflow or vanish
+        scale = torch.where(top > 0, top, 1.0)[:, None]
+        rows, off = rows / scale, off / scale
+    allowed = 2 * unit_roundoff(out.dtype) * torch.linalg.vector_norm(rows, dim=1)
+    lost = ~(torch.linalg.vector_norm(off, dim=1) <= allowed)
+    if lost.any():
         k = int(lost.nonzero()[0])
-        size = float(rows[k].abs().max())
-        got = f"row {k}, whose largest entry is {size:.3g}, beyond what {str(dtype).removeprefix('torch.')} holds"
+        name = str(out.dtype).removeprefix("torch.")
+        got = f"row {first + k}, whose largest entry is {float(top[k]):.3g}, beyond what {name} holds"
         do = "Make the store with dtype='bfloat16' or 'float32', or scale the gradients alike."
         raise ValueError(message(call, got=got, expected="numbers that keep their digits", do=do))
-    return out
 
 
 def ids_of(call: str, ids: Any, count: int, first: int) -> Tensor:

@@ -20,7 +20,7 @@ from .._per_sample import PerSampleGrads
 from ._asked import rows_of
 from ._error import reason, refused
 from ._manifest import Manifest, parameters_of, read_manifest
-from ._rows import Part, cut, described, ids_of, joined, metadata_of, stored
+from ._rows import Part, described, ids_of, joined, metadata_of, parted, stored
 from ._seen import Seen
 from ._shards import write_shard
 from ._view import View
@@ -200,10 +200,10 @@ class Writer:
     def _write(self, count: int) -> None:
         """The first rows that wait, as a shard; the state changes when it is on disk."""
         state = self._state
-        part = joined(state.waiting)
+        first, _ = parted(state.waiting, count)
         name, manifest = state.manifest.file(), state.manifest
         try:
-            shard = write_shard(self._folder, name, cut(part, 0, count).tensors())
+            shard = write_shard(self._folder, name, joined(first).tensors())
             made = manifest.added(shard)
             self._state = replace(state, trying=(made, count))
             made.write(self._folder)
@@ -226,9 +226,8 @@ class Writer:
         if state.trying is not None:
             made, count = state.trying
             arrived = read_manifest(self._call, self._folder).shards == made.shards
-            rest = cut(joined(state.waiting), count)
-            left = (rest,) if len(rest.ids) else ()
-            self._state = _State(made, left) if arrived else replace(state, trying=None)
+            _, rest = parted(state.waiting, count)
+            self._state = _State(made, tuple(rest)) if arrived else replace(state, trying=None)
         return self._state
 
 
