@@ -68,6 +68,8 @@ class Mapped:
 def map_shard(call: str, folder: Path, shard: Shard, manifest: Manifest) -> Mapped:
     """Map a shard; its length and header are held to the manifest, its values are not read.
 
+    The system may map megabytes around one entry that is read, so pages are let go of after each use.
+
     Raises:
         StoreError: it is missing, cut short, or not what the manifest says.
     """
@@ -89,7 +91,9 @@ def map_shard(call: str, folder: Path, shard: Shard, manifest: Manifest) -> Mapp
         got = f"a damaged shard {shard.file} of {shard.rows} rows: {error}"
         raise refused(call, got=got, expected="the file that was written", do=do) from error
     metadata = {name.removeprefix(METADATA): value for name, value in tensors.items() if name.startswith(METADATA)}
-    return Mapped(tensors["rows"], tensors["ids"], metadata, memory)
+    mapped = Mapped(tensors["rows"], tensors["ids"], metadata, memory)
+    mapped.done()
+    return mapped
 
 
 def _tensors(memory: mmap.mmap, length: int) -> Tensors:

@@ -70,16 +70,21 @@ class View:
 
     def ids(self) -> Tensor:
         """Of all rows, `[n]`."""
-        return torch.cat([torch.empty(0, dtype=torch.int64), *(shard.ids for shard in self.shards)])
+        out = torch.empty(len(self), dtype=torch.int64)
+        for start, shard in zip(self.starts, self.shards, strict=False):
+            out[start : start + len(shard.ids)] = shard.ids
+            shard.done()
+        return out
 
     def metadata(self) -> Tensors:
         """What is kept with each row, `{name: [n, ...]}`."""
-        return {
-            name: torch.cat([shard.metadata[name] for shard in self.shards])
-            if self.shards
-            else torch.empty(0, *shape, dtype=getattr(torch, dtype))
-            for name, (dtype, shape) in (self.manifest.metadata or {}).items()
-        }
+        kinds = (self.manifest.metadata or {}).items()
+        out = {name: torch.empty(len(self), *shape, dtype=getattr(torch, dtype)) for name, (dtype, shape) in kinds}
+        for start, shard in zip(self.starts, self.shards, strict=False):
+            for name, value in shard.metadata.items():
+                out[name][start : start + len(value)] = value
+            shard.done()
+        return out
 
     def rows(self, at: Tensor) -> Tensor:
         """Copies of the rows at positions `[m]`: `[m, size]`."""
