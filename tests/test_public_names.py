@@ -41,6 +41,7 @@ NAMES = {
         if inspect.isfunction(value) and value.__module__ == "gradfunc.schedules"
     },
     **{f"gf.projections.{name}": value for name, value in public(gf.projections).items()},
+    **{f"gf.store.{name}": value for name, value in public(gf.store).items()},
     **{f"gf.train.{name}": value for name, value in public(gf.train).items()},
     **{f"gf.testing.{name}": value for name, value in public(gf.testing).items()},
     **{
@@ -50,6 +51,7 @@ NAMES = {
 # Made by other functions, which have the example; internal helpers of the losses.
 MADE = {"gf.quantities.NoiseScale", "gf.losses.Whole", "gf.models.Pure", "gf.losses.class_weights"}
 MADE |= {"gf.testing.CheckReport", "gf.testing.CheckRow", "gf.bench.BenchReport", "gf.bench.BenchRow", "gf.bench.Case"}
+MADE |= {f"gf.store.{name}" for name in ("Manifest", "Shard", "Damage", "StoreReport", "TopK")}
 MADE |= {f"gf.projections.{name}" for name in ("Gaussian", "Rademacher", "CountSketch", "TwoSided", "PerParameter")}
 MADE |= {"gf.train.Fit", "gf.train.Stopped", "gf.train.Nonfinite", "gf.train.Checkpoint"}
 

@@ -169,7 +169,7 @@ def check_inner_products(kind, count):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_inner_products_are_unbiased_and_within_the_bound(kind):
-    check_inner_products(kind, 400)
+    check_inner_products(kind, 200)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 
 import gradfunc as gf
-from gradfunc.store import StoreError, _query, _view
+from gradfunc.store import StoreError, _query, _view, _writer
 
 Store = gf.store.GradientStore
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
@@ -479,6 +479,33 @@ def later_first(call, view, queries, k):
     best = found.sort(dim=1, descending=True, stable=True)
     positions = found.shape[1] - 1 - best.indices[:, :k]
     return _query.TopK(best.values[:, :k], view.ids()[positions], positions)
+
+
+ROWS = {
+    "through half": lambda call, rows, dtype: rows.half().to(dtype),
+    "towards zero": lambda call, rows, dtype: (rows.view(torch.int32) & -256).view(torch.float32).to(dtype),
+    "minus zero": lambda call, rows, dtype: rows.to(dtype) + 0.0,
+}
+
+
+@pytest.mark.parametrize("mutant", ROWS)
+def test_the_law_of_rows_catches_it(mutant, tmp_path, monkeypatch):
+    monkeypatch.setattr(_writer, "stored", ROWS[mutant])
+    with pytest.raises(AssertionError):
+        test_rows_are_read_back_bit_by_bit("float32", tmp_path)
+
+
+def test_the_law_of_rows_catches_other_rows(tmp_path, monkeypatch):
+    real = _view.View.rows
+    monkeypatch.setattr(_view.View, "rows", lambda self, at: real(self, at.flip(0)))
+    with pytest.raises(AssertionError):
+        test_rows_are_read_back_bit_by_bit("float32", tmp_path)
+
+
+def test_the_law_of_resuming_catches_ids_that_begin_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(_writer, "ids_of", lambda call, ids, count, first: torch.arange(count))
+    with pytest.raises((AssertionError, ValueError)):
+        test_a_later_writer_goes_on_exactly(tmp_path)
 
 
 def test_the_laws_of_questions_catch_mutants(tmp_path, monkeypatch):

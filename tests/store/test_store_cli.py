@@ -129,6 +129,7 @@ def test_usage(run, args, says):
     assert not Path("t").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_valid_store(run, tmp_path):
     """Interrupted once rows are on disk; every row is that of its sample, and the same command goes on."""
     code = "from gradfunc.cli import main; main()"

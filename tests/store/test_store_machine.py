@@ -143,7 +143,7 @@ def goes_red():
 
 
 def test_any_sequence():
-    run(12, 15)
+    run(8, 15)
 
 
 @pytest.mark.slow
