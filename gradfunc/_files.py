@@ -10,11 +10,13 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 
+Buffer = bytes | memoryview
+
 _CHUNK = 2**20
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Write `data` to `path`: a file beside it is written and synced, then takes its place, and the folder is synced.
+def replace_file(path: Path, *data: Buffer) -> None:
+    """Write `data`, one after the other, to `path`, by a file beside it that is synced and takes its place.
 
     At any moment, also after a loss of power, `path` is what it was before, or the new file.
 
@@ -25,7 +27,8 @@ def replace_file(path: Path, data: bytes) -> None:
     partial = path.parent / f"{_prefix(path.name)}{os.getpid()}"
     try:
         with open(partial, "wb") as file:
-            file.write(data)
+            for piece in data:
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

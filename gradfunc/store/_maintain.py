@@ -13,7 +13,7 @@ import torch
 from .._files import replace_file, sha256_of
 from ._error import StoreError, reason, refused
 from ._manifest import Manifest, Shard, read_manifest
-from ._rows import Part, joined, parted
+from ._rows import Part, columns, parted
 from ._shards import map_shard, write_shard
 from ._writer import locked, recover, rows_a_shard
 
@@ -54,7 +54,7 @@ def _compacted(call: str, folder: Path, manifest: Manifest) -> Manifest:
             last = k == len(run) - 1
             while waiting and (sum(len(part.ids) for part in waiting) >= each or last):
                 first, waiting = parted(waiting, each)
-                kept.append(write_shard(folder, made.file(), joined(first).tensors()))
+                kept.append(write_shard(folder, made.file(), columns(first)))
                 made = replace(made, next=made.next + 1)
     return manifest if made is manifest else replace(made, shards=tuple(kept))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ _KEPT = {*_WHOLE, torch.bool, torch.float16, torch.bfloat16, torch.float32, torc
 # Entries that are rounded at a time, and between what their squares are numbers of float32 with all digits.
 _IN_CACHE = 2**17
 _SAFE = 1e-12, 1e12
+# Bytes from which memory is asked of the system.
+_PAGES = 2**16
 
 
 class Part(NamedTuple):
@@ -31,17 +34,11 @@ class Part(NamedTuple):
     ids: Tensor
     metadata: Tensors
 
-    def tensors(self) -> Tensors:
-        """By the names that a shard has for them."""
-        named = {METADATA + name: value for name, value in self.metadata.items()}
-        held = {"rows": self.rows, "ids": self.ids, **named}
-        return {name: value.contiguous() for name, value in held.items()}
 
-
-def joined(parts: Sequence[Part]) -> Part:
-    """One after the other; at least one."""
-    metadata = {name: torch.cat([part.metadata[name] for part in parts]) for name in parts[0].metadata}
-    return Part(torch.cat([part.rows for part in parts]), torch.cat([part.ids for part in parts]), metadata)
+def columns(parts: Sequence[Part]) -> dict[str, list[Tensor]]:
+    """What the parts hold, by the names that a shard has for it; at least one part."""
+    named = {METADATA + name: [part.metadata[name] for part in parts] for name in parts[0].metadata}
+    return {"rows": [part.rows for part in parts], "ids": [part.ids for part in parts], **named}
 
 
 def parted(parts: Sequence[Part], count: int) -> tuple[list[Part], list[Part]]:
@@ -70,11 +67,19 @@ def stored(call: str, rows: Tensor, dtype: torch.dtype) -> Tensor:
             roundoffs of its norm, since its numbers are below the smallest normal ones.
     """
     rows = rows.detach().cpu()
-    out = torch.empty(rows.shape, dtype=dtype)
+    out = _room(rows.shape, dtype)
     step = fitting(_IN_CACHE, rows.shape[1])
     for start in range(0, len(rows), step):
         _round(call, rows[start : start + step], out[start : start + step], start)
     return out
+
+
+def _room(shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Memory that the system takes back when the rows are on disk: freed among others, it leaves a heap in pieces."""
+    length = shape.numel() * dtype.itemsize
+    if length < _PAGES:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(mmap.mmap(-1, length), dtype=dtype, count=shape.numel()).view(shape)
 
 
 def _round(call: str, rows: Tensor, out: Tensor, first: int) -> None:

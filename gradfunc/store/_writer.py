@@ -20,7 +20,7 @@ from .._per_sample import PerSampleGrads
 from ._asked import rows_of
 from ._error import reason, refused
 from ._manifest import Manifest, parameters_of, read_manifest
-from ._rows import Part, described, ids_of, joined, metadata_of, parted, stored
+from ._rows import Part, columns, described, ids_of, metadata_of, parted, stored
 from ._seen import Seen
 from ._shards import write_shard
 from ._view import View
@@ -203,7 +203,7 @@ class Writer:
         first, _ = parted(state.waiting, count)
         name, manifest = state.manifest.file(), state.manifest
         try:
-            shard = write_shard(self._folder, name, joined(first).tensors())
+            shard = write_shard(self._folder, name, columns(first))
             made = manifest.added(shard)
             self._state = replace(state, trying=(made, count))
             made.write(self._folder)
