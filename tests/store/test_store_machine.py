@@ -148,7 +148,7 @@ def test_any_sequence():
 
 @pytest.mark.slow
 def test_any_sequence_at_length():
-    run(400, 50)
+    run(100, 40)
 
 
 def test_the_machine_catches_a_recovery_that_takes_too_much(monkeypatch):
