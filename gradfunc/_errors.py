@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -84,6 +86,27 @@ def check_int(call: str, name: str, value: object, least: int) -> None:
         raise TypeError(message(call, got=f"{name}={value!r}", expected=f"an int >= {least}"))
     if value < least:
         raise ValueError(message(call, got=f"{name}={value!r}", expected=f"an int >= {least}"))
+
+
+@dataclass(frozen=True)
+class Range:
+    """Which numbers an argument may be. `text` says it in a message."""
+
+    text: str
+    holds: Callable[[float], bool]
+
+
+FINITE = Range("a finite number", math.isfinite)
+NOT_NEGATIVE = Range("a finite number >= 0", lambda x: 0 <= x < math.inf)
+POSITIVE = Range("a finite number > 0", lambda x: 0 < x < math.inf)
+
+
+def check_number(call: str, name: str, value: object, range_: Range, *, kind: str = "a number", do: str = "") -> None:
+    """Raise TypeError unless `value` is a number, ValueError if it is out of range."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(message(call, got=f"{name}={value!r}", expected=kind))
+    if not range_.holds(value):
+        raise ValueError(message(call, got=f"{name}={value!r}", expected=range_.text, do=do))
 
 
 def kind_of(value: object) -> str:

@@ -23,8 +23,8 @@ def replace_file(path: Path, *data: Buffer) -> None:
     Raises:
         OSError: it cannot be written; what was there is as it was.
     """
-    sweep(path)
-    partial = path.parent / f"{_prefix(path.name)}{os.getpid()}"
+    _swept(path)
+    partial = partial_of(path)
     try:
         with open(partial, "wb") as file:
             for piece in data:
@@ -35,16 +35,17 @@ def replace_file(path: Path, *data: Buffer) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    sync(path.parent)
+    _sync(path.parent)
 
 
-def sweep(path: Path) -> None:
-    """Take away what a process left that was killed while it wrote `path`."""
-    for partial in path.parent.glob(f"{glob.escape(_prefix(path.name))}*"):
-        owner = partial.name.removeprefix(_prefix(path.name))
-        if owner.isdigit() and not _alive(int(owner)):
-            with contextlib.suppress(OSError):
-                partial.unlink()
+def target_of(path: str | os.PathLike[str]) -> Path:
+    """The file itself, where `path` is a link to it."""
+    return Path(os.path.realpath(path))
+
+
+def partial_of(path: Path) -> Path:
+    """The file on the way, of this process."""
+    return path.parent / f"{_prefix(path)}{os.getpid()}"
 
 
 def partials(folder: Path) -> Iterator[Path]:
@@ -68,22 +69,23 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def sync(folder: Path) -> None:
-    """So that a new name outlives a loss of power, where the system can say so of a folder."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _prefix(name: str) -> str:
+def _prefix(path: Path) -> str:
     """Of files on the way: to this one, on this machine."""
-    return f".{name}.partial-{platform.node()}-"
+    return f".{path.name}.partial-{platform.node()}-"
+
+
+def _swept(path: Path) -> None:
+    """Take away what a process left that was killed while it wrote."""
+    for partial in path.parent.glob(f"{glob.escape(_prefix(path))}*"):
+        owner = partial.name.removeprefix(_prefix(path))
+        if owner.isdigit() and not _alive(int(owner)):
+            with contextlib.suppress(OSError):
+                partial.unlink()
 
 
 def _alive(process: int) -> bool:
+    if os.name != "posix":  # where 0 is Ctrl-C
+        return True
     try:
         os.kill(process, 0)  # signal 0 asks, and sends nothing
     except ProcessLookupError:
@@ -91,3 +93,13 @@ def _alive(process: int) -> bool:
     except OSError:  # somebody else's
         return True
     return True
+
+
+def _sync(folder: Path) -> None:
+    """So that the new name outlives a loss of power, where the system can say so of a folder."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

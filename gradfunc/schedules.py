@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ._errors import check_int, kind_of, message, one_of
+from ._errors import FINITE, check_int, check_number, kind_of, message, one_of
 
 Schedule = Callable[[int], float]
 
@@ -374,11 +374,8 @@ def _ramp(shape: str, start: float, end: float, steps: int) -> Ramp:
     return Ramp(shape, _number(call, "start", start), _number(call, "end", end), _steps(call, steps))
 
 
-def _number(call: str, name: str, value: object) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(message(call, got=f"{name}={value!r}", expected="a number"))
-    if not math.isfinite(value):
-        raise ValueError(message(call, got=f"{name}={value!r}", expected="a finite number"))
+def _number(call: str, name: str, value: Any) -> float:
+    check_number(call, name, value, FINITE)
     return float(value)
 
 

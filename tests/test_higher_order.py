@@ -405,6 +405,31 @@ def test_the_diagonal_of_each_hessian():
     check_same([whole], [b(fixed["b"])])
 
 
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("engine", ["factored", "vmap", "loop"])
+def test_attention(engine, batched):
+    """Whose fused kernels have no second derivative."""
+    layer = nn.MultiheadAttention(4, 2, batch_first=True).double()
+    x = torch.randn(SIZE, 3, 4, dtype=F64)
+    p = {name: value.detach().clone().requires_grad_() for name, value in layer.named_parameters()}
+
+    def loss(p, x):
+        out = torch.func.functional_call(layer, p, (x if batched else x[None],) * 3, {"need_weights": False})[0]
+        return out.square().sum((1, 2)) if batched else out.square().sum()
+
+    def by_hand(p, x):
+        q, k, v = F.linear(x, p["in_proj_weight"], p["in_proj_bias"]).unflatten(-1, (3, 2, 2)).permute(1, 2, 0, 3)
+        mixed = ((q @ k.mT / 2**0.5).softmax(-1) @ v).transpose(0, 1).flatten(1)
+        return F.linear(mixed, p["out_proj.weight"], p["out_proj.bias"]).square().sum()
+
+    g = gf.per_sample_grads(loss, engine=engine, batched=batched)(p, x)
+    rows = rows_of(lambda p, x, t: by_hand(p, x), False, p, x, x)
+    ours, true = (
+        torch.autograd.grad(norms.sin().sum(), list(p.values())) for norms in (g.norms(), flat(rows).norm(dim=1))
+    )
+    check_same(ours, true)
+
+
 def test_a_penalty_trains():
     """A step against the spread of norms makes it smaller."""
     p, x, t = given()

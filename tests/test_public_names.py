@@ -33,6 +33,7 @@ NAMES = {
     },
     **{f"gf.bench.{name}": value for name, value in public(gf.bench).items()},
     **{f"gf.hf.{name}": value for name, value in public(gf.hf).items() if value.__module__ == "gradfunc.hf"},
+    **{f"gf.init.{name}": value for name, value in public(gf.init).items()},
     **{f"gf.weightings.{name}": value for name, value in public(gf.weightings).items()},
     **{f"gf.quantities.{name}": value for name, value in public(gf.quantities).items()},
     **{
@@ -44,16 +45,24 @@ NAMES = {
     **{f"gf.store.{name}": value for name, value in public(gf.store).items()},
     **{f"gf.train.{name}": value for name, value in public(gf.train).items()},
     **{f"gf.testing.{name}": value for name, value in public(gf.testing).items()},
-    **{
-        f"gf.models.{name}": value for name, value in public(gf.models).items() if value.__module__ == "gradfunc.models"
-    },
+    **{f"gf.plot.{name}": value for name, value in public(gf.plot).items()},
+    **{f"gf.models.{name}": value for name, value in public(gf.models).items()},
+    **{f"gf.diagnose.{name}": value for name, value in public(gf.diagnose).items()},
 }
 # Made by other functions, which have the example; internal helpers of the losses.
 MADE = {"gf.quantities.NoiseScale", "gf.losses.Whole", "gf.models.Pure", "gf.losses.class_weights"}
+MADE |= {"gf.quantities.Eigenpair"}
+MADE |= {"gf.init.InitReport", "gf.init.InitRow", "gf.init.Place", "gf.init.VarianceFactor", "gf.init.VariancePath"}
+MADE |= {"gf.init.LsuvReport", "gf.init.LsuvRow"}
 MADE |= {"gf.testing.CheckReport", "gf.testing.CheckRow", "gf.bench.BenchReport", "gf.bench.BenchRow", "gf.bench.Case"}
 MADE |= {f"gf.store.{name}" for name in ("Manifest", "Shard", "Damage", "StoreReport", "TopK")}
 MADE |= {f"gf.projections.{name}" for name in ("Gaussian", "Rademacher", "CountSketch", "TwoSided", "PerParameter")}
+MADE |= {"gf.diagnose.NonfiniteReport", "gf.diagnose.MovedLayer", "gf.diagnose.MovedReport", "gf.diagnose.Unmoved"}
+MADE |= {"gf.diagnose.Distribution", "gf.diagnose.FlowReport", "gf.diagnose.FlowRow", "gf.diagnose.GridReport"}
+MADE |= {"gf.diagnose.GridRow"}
 MADE |= {"gf.train.Fit", "gf.train.Stopped", "gf.train.Nonfinite", "gf.train.Checkpoint"}
+MADE |= {"gf.models.Recurrent", "gf.diagnose.Growth", "gf.diagnose.LinearRecurrence", "gf.diagnose.RecurrenceReport"}
+MADE |= {"gf.diagnose.MemoryCapacity", "gf.diagnose.Remedy", "gf.diagnose.RemedyReport"}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -456,3 +456,19 @@ def test_a_forward_that_assigns_leaves_the_module_alone():
     model = gf.stateless(module)
     model(model.params, torch.ones(4, 3))
     assert (module.calls, module.last) == (0, None)
+
+
+def test_bind_is_the_model_with_other_parameters():
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).eval()
+    model = gf.stateless(module)
+    other = {name: (value + 1).requires_grad_() for name, value in model.params.items()}
+    bound, x = model.bind(dict(reversed(other.items()))), torch.randn(5, 3)
+    assert list(bound.params) == list(model.params)
+    assert all(bound.params[name].data_ptr() == value.data_ptr() for name, value in other.items())
+    assert not any(value.requires_grad for value in bound.params.values())
+    assert torch.equal(bound(bound.params, x), model(other, x))
+    assert not torch.equal(bound(bound.params, x), model(model.params, x))
+    with pytest.raises(KeyError, match=r"model.bind\(params\): got parameters '0.bias'; expected '0.bias', '0.weight'"):
+        model.bind({"0.bias": other["0.bias"]})
+    with pytest.raises(ValueError, match=r"got '0.bias' of shape \(2,\); expected \(4,\)"):
+        model.bind({**other, "0.bias": torch.zeros(2)})

@@ -344,20 +344,19 @@ def test_errors_are_torchs(name):
     assert str(ours.value).splitlines()[0] == str(theirs.value).splitlines()[0]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"is_causal": True},
-        {"scale": 0.3},
-        {"scale": -0.3},
-        {"attn_mask": "bool"},
-        {"attn_mask": "float"},
-        {"attn_mask": "blind"},
-        {"enable_gqa": True},
-    ],
-    ids=str,
-)
+ATTENTION = [
+    {},
+    {"is_causal": True},
+    {"scale": 0.3},
+    {"scale": -0.3},
+    {"attn_mask": "bool"},
+    {"attn_mask": "float"},
+    {"attn_mask": "blind"},
+    {"enable_gqa": True},
+]
+
+
+@pytest.mark.parametrize("options", ATTENTION, ids=str)
 def test_attention_is_torchs_with_the_mask_of_its_draw(options, device):
     heads = 2 if options.get("enable_gqa") else 4
     q = torch.randn(2, 4, 5, 8, dtype=F64, device=device, requires_grad=True)
@@ -376,6 +375,28 @@ def test_attention_is_torchs_with_the_mask_of_its_draw(options, device):
     torch.testing.assert_close(ours, true, rtol=1e-12, atol=1e-12)
     grads = [torch.autograd.grad(out.sin().sum(), (q, k, v)) for out in (ours, true)]
     torch.testing.assert_close(*grads, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("options", ATTENTION, ids=str)
+def test_plain_attention_is_torchs_and_has_second_derivatives(options, device):
+    heads = 2 if options.get("enable_gqa") else 4
+    q = torch.randn(1, 4, 3, 2, dtype=F64, device=device, requires_grad=True)
+    k, v = (torch.randn(1, heads, 2, 2, dtype=F64, device=device, requires_grad=True) for _ in range(2))
+    masks = {
+        "bool": torch.tensor([[True, False], [True, True], [False, True]], device=device),
+        "float": torch.randn(3, 2, dtype=F64, device=device),
+        "blind": torch.tensor([[True, False], [False, False], [False, True]], device=device),
+    }
+    options = {**options, **({"attn_mask": masks[options["attn_mask"]]} if "attn_mask" in options else {})}
+    ours, true = (
+        lambda q, k, v: once(lambda: F.scaled_dot_product_attention(q, k, v, **options), scan="plain"),
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, **options),
+    )
+    outs = ours(q, k, v), true(q, k, v)
+    torch.testing.assert_close(*outs, rtol=1e-12, atol=1e-12)
+    grads = [torch.autograd.grad(out.sin().sum(), (q, k, v)) for out in outs]
+    torch.testing.assert_close(*grads, rtol=1e-11, atol=1e-11)
+    assert torch.autograd.gradgradcheck(ours, (q, k, v))
 
 
 def test_attention_without_dropout_is_left_alone():

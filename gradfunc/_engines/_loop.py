@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._factors import Gradients, from_rows
-from .._swap import Swap
+from .._swap import Scans, Swap
 from .._tree import At, Tensors, at_positions, map_nests, map_tensors, scattered
 from .._weights import Weighted
 from ._call import Call, Value
@@ -26,9 +26,10 @@ class _Run(NamedTuple):
 
 @dataclass(frozen=True)
 class LoopSource:
-    """One autograd call a sample."""
+    """One autograd call a sample; `scan` is what recurrent operators become."""
 
     call: Call
+    scan: Scans = None
 
     @property
     def size(self) -> int:
@@ -59,7 +60,7 @@ class LoopSource:
 
     def traced(self, at: At) -> Traced:
         """Every sample's forward pass on the same leaves."""
-        leaves, swap = self.call.leaves(), self.call.swap()
+        leaves, swap = self.call.leaves(), self.call.swap(self.scan)
         runs = [self._run(i, leaves, swap) for i in at_positions(at).tolist()]
         with torch.enable_grad():
             losses = torch.stack([run.value.numerator for run in runs])
@@ -67,7 +68,7 @@ class LoopSource:
         return Traced(leaves, losses, there.weights, there.aux, swap, self.call.loss_scale)
 
     def _run(self, i: int, leaves: Tensors | None = None, swap: Swap | None = None) -> _Run:
-        leaves, swap = leaves or self.call.leaves(), swap or self.call.swap()
+        leaves, swap = leaves or self.call.leaves(), swap or self.call.swap(self.scan)
         sample = 0 if self.call.draws.randomness == "same" else int(self.call.draws.ids[i])
         # Always with a graph: a loss may differentiate inside (a gradient penalty).
         with torch.enable_grad(), self.call.running(swap, sample, vmapped=False):

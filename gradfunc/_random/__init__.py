@@ -7,6 +7,7 @@ from ._forked import mixed as mixed
 from ._forked import same_states as same_states
 from ._keyed import Draw as Draw
 from ._keyed import derived_key as derived_key
+from ._named import named_generator as named_generator
 from ._record import CannotReplay as CannotReplay
 from ._record import Record as Record
 from ._record import RecordDraws as RecordDraws

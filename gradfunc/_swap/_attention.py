@@ -1,4 +1,4 @@
-"""Attention with dropout on keyed numbers: the formula written out, since torch's fused kernels draw inside."""
+"""Attention by its formula: torch's fused kernels draw inside, and have no second derivative."""
 
 from __future__ import annotations
 
@@ -31,6 +31,42 @@ def attention(
     """
     if not 0 < dropout_p <= 1 or (is_causal and attn_mask is not None):
         return NotImplemented
+
+    def thinned(weights: Tensor) -> Tensor:
+        found = dropped(draw, weights, dropout_p, True, feature=False, alpha=False, inplace=False)
+        # not implemented: p = 1, or nothing there
+        return torch.dropout(weights, dropout_p, True) if found is NotImplemented else found
+
+    return _formula(query, key, value, attn_mask, is_causal, scale, enable_gqa, thinned)
+
+
+def plain(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """The same without dropout, of operations that can be differentiated any number of times."""
+    if dropout_p != 0 or (is_causal and attn_mask is not None):
+        return NotImplemented
+    return _formula(query, key, value, attn_mask, is_causal, scale, enable_gqa, lambda weights: weights)
+
+
+def _formula(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+    thinned: Callable[[Tensor], Tensor],
+) -> Tensor:
     dtype = query.dtype
     half = dtype in (torch.float16, torch.bfloat16)
     if half:
@@ -52,10 +88,7 @@ def attention(
             scores = scores + attn_mask.to(scores.dtype)
         blind = (scores.detach() == -math.inf).all(-1, keepdim=True)
         weights = scores.masked_fill(blind, 0).softmax(-1).masked_fill(blind, 0)
-    thinned = dropped(draw, weights, dropout_p, True, feature=False, alpha=False, inplace=False)
-    if thinned is NotImplemented:  # p = 1, or nothing there
-        thinned = torch.dropout(weights, dropout_p, True)
-    out = thinned @ value
+    out = thinned(weights) @ value
     return out.to(dtype) if half else out  # autocast has chosen the type already
 
 

@@ -41,7 +41,7 @@ class Swap(TorchFunctionMode):
         randomness: "error" refuses to draw; else only `begin` decides what is the same.
         scan: Which scans recurrent operators become: "fast", by hand where that can be; "plain", of tensor operations,
             as are those of "fast" inside transforms that differentiate; None, torch's own operators, but for those that
-            draw (dropout between layers).
+            draw (dropout between layers). With "plain" attention is its formula, which can be differentiated twice.
 
     >>> import torch
     >>> from gradfunc._random import forked
@@ -122,7 +122,9 @@ class Swap(TorchFunctionMode):
 
     def _flattened(self, handler: _Handler, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found = NotImplemented
-        if self._scan and levels() and handler.fits(args, kwargs):  # flattened is what a vmap has taken apart
+        if self._scan == "plain" and func is F.scaled_dot_product_attention and handler.fits(args, kwargs):
+            found = _attention.plain(*args, **kwargs)
+        elif self._scan and levels() and handler.fits(args, kwargs):  # flattened is what a vmap has taken apart
             found = handler.run(*args, **kwargs)
         return func(*args, **kwargs) if found is NotImplemented else found
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 from torch import Tensor
 
 from .._errors import message
+from .._random import named_generator
 from .._tree import wide
 
 
@@ -18,8 +17,7 @@ def gaussian(like: Tensor, *key: object) -> Tensor:
     other keys draw changes nothing. A device draws by its own generator: the same numbers on the same kind of device.
     Global generators stay as they are.
     """
-    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
-    generator = torch.Generator(like.device).manual_seed(int.from_bytes(digest, "little") >> 1)
+    generator = named_generator(*key, device=like.device)
     return torch.randn(like.shape, generator=generator, dtype=wide(like.dtype), device=like.device)
 
 

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from .. import _errors
+from .._errors import FINITE as FINITE
+from .._errors import NOT_NEGATIVE as NOT_NEGATIVE
+from .._errors import POSITIVE as POSITIVE
+from .._errors import Range as Range
 from .._errors import kind_of, message
 from ._protocol import State
 
 Number = float | Callable[[int], float]
 
 
-@dataclass(frozen=True)
-class Range:
-    """Which numbers an argument may be. `text` says it in a message."""
-
-    text: str
-    holds: Callable[[float], bool]
-
-
-FINITE = Range("a finite number", math.isfinite)
-NOT_NEGATIVE = Range("a finite number >= 0", lambda x: 0 <= x < math.inf)
-POSITIVE = Range("a finite number > 0", lambda x: 0 < x < math.inf)
 SHARE = Range("a number in [0, 1)", lambda x: 0 <= x < 1)
 FRACTION = Range("a number in [0, 1]", lambda x: 0 <= x <= 1)
 NORM = Range("a norm > 0", lambda x: x > 0)
@@ -37,11 +29,8 @@ def check_number(call: str, name: str, value: object, range_: Range, *, schedule
     """
     if schedule and callable(value):
         return
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        expected = "a number, or a function from the step to one" if schedule else "a number"
-        raise TypeError(message(call, got=f"{name}={value!r}", expected=expected))
-    if not range_.holds(value):
-        raise ValueError(message(call, got=f"{name}={value!r}", expected=range_.text, do=do))
+    kind = "a number, or a function from the step to one" if schedule else "a number"
+    _errors.check_number(call, name, value, range_, kind=kind, do=do)
 
 
 def check_flag(call: str, name: str, value: object) -> None:

@@ -99,7 +99,7 @@ def _filled(like: State, flat: Mapping[str, Tensor], path: tuple[str, ...]) -> S
         return type(like)(_filled(value, flat, (*path, str(k))) for k, value in enumerate(like))
     leaf = flat["/".join(path)]
     if not isinstance(like, Tensor):
-        return type(like)(leaf.item())
+        return leaf.item() if leaf.dim() == 0 else leaf  # of the kind it was, were it 0 in `like` and is it 0.5
     if leaf.shape != like.shape or leaf.stride() == like.stride():
         return leaf
     return torch.empty_like(like, dtype=leaf.dtype, device=leaf.device).copy_(leaf)

@@ -8,6 +8,7 @@ from ._batch import Batch as Batch
 from ._batch import Group as Group
 from ._batch import read_batch as read_batch
 from ._batch import read_groups as read_groups
+from ._batch import splatted as splatted
 from ._flat import Tensors as Tensors
 from ._flat import add as add
 from ._flat import dot as dot

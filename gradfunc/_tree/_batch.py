@@ -72,6 +72,13 @@ def read_batch(call: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, rows
     return Batch(tensors, rebuild, size, kind)
 
 
+def splatted(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of a batch."""
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    return (tuple(batch), {}) if isinstance(batch, (tuple, list)) else ((batch,), {})
+
+
 def read_groups(call: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Group]:
     """Read a batch of samples, some of whose arguments may be ragged, as groups of equal shapes.
 

@@ -59,10 +59,13 @@ def compiled(call: str, option: str, pattern: object) -> re.Pattern[str]:
         raise ValueError(message(call, got=got, expected="a regular expression")) from error
 
 
-def by_rules(call: str, option: str, names: Iterable[str], rules: Mapping[str, V]) -> dict[str, str]:
+def by_rules(
+    call: str, option: str, names: Iterable[str], rules: Mapping[str, V], *, exact: bool = True
+) -> dict[str, str]:
     """`{name: key}` of the first rule whose key is the name, or a regular expression for the whole of it.
 
-    Names that no rule matches are left out.
+    Names that no rule matches are left out. A key that is the name comes before all patterns, unless `exact` is False:
+    then every key is a pattern, and the order of the rules alone decides.
 
     Raises:
         ValueError: a rule that no name matches.
@@ -71,11 +74,11 @@ def by_rules(call: str, option: str, names: Iterable[str], rules: Mapping[str, V
     found = {}
     for name in names:
         first = next((key for key, pattern in patterns.items() if pattern.fullmatch(name)), None)
-        key = name if name in rules else first
+        key = name if exact and name in rules else first
         if key is not None:
             found[name] = key
     for key, pattern in patterns.items():
-        if not any(name == key or pattern.fullmatch(name) for name in names):
+        if not any((exact and name == key) or pattern.fullmatch(name) for name in names):
             got = f"{option} with {key!r}, which matches nothing"
             raise ValueError(message(call, got=got, expected=f"a match among {names}"))
     return found

@@ -12,6 +12,8 @@ from .._errors import ModelPathError
 from ._audit import audit
 from ._bench import bench
 from ._check import check
+from ._flow import flow
+from ._recurrence import recurrence_
 from ._store import store
 
 app = cyclopts.App(
@@ -19,6 +21,8 @@ app = cyclopts.App(
 )
 app.command(audit)
 app.command(check)
+app.command(flow)
+app.command(recurrence_, name="recurrence")
 app.command(bench)
 app.command(store)
 

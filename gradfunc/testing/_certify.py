@@ -19,7 +19,7 @@ from .._graph import coarsest_in
 from .._per_sample import PerSampleGrads, per_sample_grads
 from .._per_sample._function import PerSampleGradsFunction
 from .._rounding import other_precisions
-from .._tree import Tensors, cast
+from .._tree import Tensors, cast, splatted
 from ..audit._case import attempt
 from ..audit._options import name_of
 from ._report import CheckReport, CheckRow
@@ -150,13 +150,6 @@ def _first_offender(row: CheckRow, first: Certified, second: Certified | None, j
         middle = (low + high) // 2
         low, high = (low, middle) if upto(middle).verdict == "wrong" else (middle, high)
     return dataclasses.replace(row, parameter=upto(high).parameter or row.parameter, sample=high - 1)
-
-
-def splatted(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of a batch."""
-    if isinstance(batch, Mapping):
-        return (), dict(batch)
-    return (tuple(batch), {}) if isinstance(batch, (tuple, list)) else ((batch,), {})
 
 
 def _repeated(

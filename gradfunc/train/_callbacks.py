@@ -36,7 +36,10 @@ def patience(epochs: int, of: str = "validation/loss", *, better: str = "lower")
         if not snapshot.epoch_ends:
             return None
         values = np.asarray(snapshot.history[of], dtype=float)
-        best = int(np.nanargmin(values) if better == "lower" else np.nanargmax(values)) if len(values) else 0
+        # NaN is no improvement, on anything
+        worst = np.inf if better == "lower" else -np.inf
+        values = np.where(np.isnan(values), worst, values)
+        best = int(np.argmin(values) if better == "lower" else np.argmax(values)) if len(values) else 0
         waited = len(values) - 1 - best
         return f"{of} has not improved for {epochs} epochs" if waited >= epochs else None
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .._errors import message
-from .._files import replace_file
+from .._files import partial_of, replace_file, target_of
 from .._tree import Tensors
 from ._history import History, Series
 
@@ -74,7 +74,8 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
     """Write `checkpoint` to `path`: whole, or not at all.
 
     A file beside it is written and synced, then takes its place, so that at any moment `path` is the old checkpoint or
-    the new one. Tensors are written as they are, in the format of safetensors, with a checksum (SHA-256).
+    the new one. Tensors are written as they are, in the format of safetensors, with a checksum (SHA-256), and come
+    back laid out in memory as they were, on which sums depend in their last bits.
 
     Raises:
         CheckpointError: it cannot be written; what was there is as it was.
@@ -89,15 +90,13 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
         ...     bool(gf.train.load_checkpoint(path).params["w"] == fit.params["w"])
         True
     """
-    call, target = f"gf.train.save_checkpoint({str(path)!r}, ...)", Path(path)
-    tensors, facts = _flat(checkpoint)
-    facts["sha256"] = _digest(tensors, facts)
-    data = safetensors.torch.save(tensors, metadata={"gradfunc": FORMAT, "facts": json.dumps(facts)})
+    call = f"gf.train.save_checkpoint({str(path)!r}, ...)"
     try:
-        replace_file(target, data)
-    except OSError as error:
+        replace_file(target_of(path), _bytes(checkpoint))
+    except (OSError, LookupError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        # OSError: the file cannot be written; the others: no file can hold that
         do = "What was there before is as it was; free some space or choose another path."
-        got = f"{type(error).__name__}: {error.strerror or error}"
+        got = f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
         raise CheckpointError(message(call, got=got, expected="a file that can be written", do=do)) from error
 
 
@@ -126,7 +125,8 @@ def load_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # copies: the format's own tensors are the file, and change with it
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:  # missing, no such format, cut short
         text = " ".join(str(error).split())
         raise CheckpointError(
@@ -140,23 +140,31 @@ def load_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "
         if facts.pop("sha256") != _digest(tensors, facts):
             raise ValueError("its bytes are not those that were written (SHA-256)")
         return _read(tensors, facts, torch.device(device))
-    except (KeyError, ValueError, TypeError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(message(call, got=f"a corrupt file: {error}", expected="a checkpoint", do=do)) from error
 
 
 def check_writable(call: str, path: Path) -> None:
     """Raise CheckpointError unless a file can be made there, before anything is computed."""
     try:
-        if path.is_dir():
-            raise IsADirectoryError(21, "Is a directory")
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        got = f"checkpoint={str(path)!r} ({type(error).__name__}: {error.strerror or error})"
+        target = target_of(path)
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        partial = partial_of(target)  # whose name is the longer one
+        partial.open("wb").close()
+        partial.unlink()
+    except (OSError, ValueError) as error:  # a ValueError: no name of a file
+        got = f"checkpoint={str(path)!r} ({type(error).__name__}: {getattr(error, 'strerror', None) or error})"
         do = "Nothing was run. Make the folder, or choose another path."
         raise CheckpointError(
             message(call, got=got, expected="a file in a folder that can be written", do=do)
         ) from error
+
+
+def _bytes(checkpoint: Checkpoint) -> bytes:
+    tensors, facts = _flat(checkpoint)
+    facts["sha256"] = _digest(tensors, facts)
+    return safetensors.torch.save(tensors, metadata={"gradfunc": FORMAT, "facts": json.dumps(facts)})
 
 
 def _flat(checkpoint: Checkpoint) -> tuple[Tensors, dict[str, Any]]:
@@ -171,8 +179,12 @@ def _flat(checkpoint: Checkpoint) -> tuple[Tensors, dict[str, Any]]:
             tensors[f"history/{name}"] = torch.from_numpy(values)
         else:
             texts[name] = values
-    # copies: the format takes neither shared storage nor other layouts
-    flat = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+    # copies: the format takes neither shared storage nor other layouts, and not all complex numbers
+    copies = {name: value.detach().cpu().resolve_conj().clone() for name, value in tensors.items()}
+    strides = {name: list(value.stride()) for name, value in copies.items() if value.stride() != _plain(value)}
+    paired = [name for name, value in copies.items() if value.is_complex()]
+    flat = {name: value.contiguous() for name, value in copies.items()}
+    flat |= {name: torch.view_as_real(flat[name]) for name in paired}
     facts = {
         "step": checkpoint.step,
         "epoch": checkpoint.epoch,
@@ -180,15 +192,25 @@ def _flat(checkpoint: Checkpoint) -> tuple[Tensors, dict[str, Any]]:
         "identity": None if checkpoint.identity is None else dict(checkpoint.identity),
         "texts": texts,
         "order": list(tensors),
+        "complex": paired,
+        "strides": strides,
     }
     return flat, facts
+
+
+def _plain(value: Tensor) -> tuple[int, ...]:
+    """The strides of a tensor of this shape that was just made."""
+    return torch.empty(value.shape, device="meta").stride()
 
 
 def _read(tensors: Tensors, facts: dict[str, Any], device: torch.device) -> Checkpoint:
     kinds: dict[str, Tensors] = {"params": {}, "state": {}, "generator": {}, "steps": {}, "history": {}}
     for name in facts["order"]:
         kind, _, rest = name.partition("/")
-        kinds[kind][rest] = tensors[name]
+        value = torch.view_as_complex(tensors[name]) if name in facts["complex"] else tensors[name]
+        if name in facts["strides"]:
+            value = torch.empty_strided(value.shape, facts["strides"][name], dtype=value.dtype).copy_(value)
+        kinds[kind][rest] = value
     series = {
         name: Series(
             steps.numpy(), kinds["history"][name].numpy() if name in kinds["history"] else facts["texts"][name]

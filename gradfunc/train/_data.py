@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._errors import check_int, kind_of, message
 from .._random import drawing_from, mixed
-from .._tree import Ragged, Static, map_all, rows_of
+from .._tree import Ragged, Static, map_all, rows_of, splatted
 
 
 class Batch(NamedTuple):
@@ -76,7 +76,7 @@ class InMemory(Data):
     def _cut(self, order: Tensor, numbers: range) -> Iterator[Batch]:
         for k in numbers:
             index = order[k * self.batch_size : (k + 1) * self.batch_size]
-            yield Batch(*passed(moved(rows_of(self.data, index), self.like)), index)
+            yield Batch(*splatted(moved(rows_of(self.data, index), self.like)), index)
 
     def identity(self) -> dict[str, Any]:
         """Sizes and order."""
@@ -117,7 +117,7 @@ class Loader(Data):
             if skip:
                 skip -= 1
                 continue
-            yield Batch(*passed(moved(batch, self.like)), None)
+            yield Batch(*splatted(moved(batch, self.like)), None)
 
     def identity(self) -> dict[str, Any]:
         """Its length."""
@@ -145,7 +145,7 @@ class Order(NamedTuple):
 
 
 def read_data(call: str, name: str, data: Any, like: Tensor, order: Order) -> Data:
-    """Tensors or arrays, alone, in a tuple or in a mapping; else a loader.
+    """Tensors or arrays, alone, in a tuple or in a mapping, each of which may be a nest of them; else a loader.
 
     Raises:
         TypeError: neither.
@@ -174,13 +174,6 @@ def read_data(call: str, name: str, data: Any, like: Tensor, order: Order) -> Da
     return Loader(data, seed, like)
 
 
-def passed(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """How a batch reaches the loss: a mapping as keywords, a tuple or list as positionals, else one positional."""
-    if isinstance(batch, Mapping):
-        return (), dict(batch)
-    return (tuple(batch), {}) if isinstance(batch, (tuple, list)) else ((batch,), {})
-
-
 def map_arrays(batch: Any, like: Tensor) -> Any:
     """numpy arrays as tensors: floating ones in the parameters' dtype, whole numbers as int64."""
     if isinstance(batch, np.ndarray):
@@ -190,7 +183,10 @@ def map_arrays(batch: Any, like: Tensor) -> Any:
         return tensor if tensor.dtype == torch.bool or tensor.is_complex() else tensor.long()
     if isinstance(batch, Mapping):
         return {key: map_arrays(value, like) for key, value in batch.items()}
-    return type(batch)(map_arrays(value, like) for value in batch) if type(batch) in (tuple, list) else batch
+    if isinstance(batch, (tuple, list)):
+        values = [map_arrays(value, like) for value in batch]
+        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
+    return batch
 
 
 def moved(batch: Any, like: Tensor) -> Any:
@@ -199,15 +195,23 @@ def moved(batch: Any, like: Tensor) -> Any:
 
 
 def _in_memory(data: Any) -> bool:
+    columns = list(_columns(data))
+    if not columns or not all(isinstance(column, (Tensor, Ragged, Static)) for column in columns):
+        return False
+    # a sequence of nothing but nests is one of batches
+    return not isinstance(data, (tuple, list)) or any(isinstance(item, (Tensor, Ragged)) for item in data)
+
+
+def _columns(data: Any) -> Iterator[Any]:
     if isinstance(data, (tuple, list, Mapping)):
-        columns = list(data.values() if isinstance(data, Mapping) else data)
-        return bool(columns) and all(isinstance(column, (Tensor, Ragged, Static)) for column in columns)
-    return isinstance(data, (Tensor, Ragged))
+        for item in data.values() if isinstance(data, Mapping) else data:
+            yield from _columns(item)
+    else:
+        yield data
 
 
 def _size(call: str, name: str, data: Any) -> int:
-    columns = data if isinstance(data, (tuple, list)) else data.values() if isinstance(data, Mapping) else [data]
-    sizes = {_length(column) for column in columns if not isinstance(column, Static)}
+    sizes = {_length(column) for column in _columns(data) if not isinstance(column, Static)}
     if len(sizes) != 1 or None in sizes:
         got = f"{name} with {sorted(str(size) for size in sizes)} samples"
         raise ValueError(message(call, got=got, expected="tensors with the same number of samples in dimension 0"))

@@ -48,6 +48,8 @@ def evaluate(
         {'loss': 3.5, 'near': 0.25}
     """
     call = "gf.train.evaluate(loss, params, data)"
+    if "loss" in (metrics or {}):
+        raise ValueError(message(call, got="metrics of ['loss']", expected="other names than 'loss'"))
     f = loss if isinstance(loss, PerSampleGradsFunction) else per_sample_grads(loss)
     like = first_floating(call, params)
     read = read_data(call, "data", data, like, Order(batch_size))

@@ -3,87 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from .._errors import check_int, message, one_of
 from .._per_sample import PerSampleGradsFunction, per_sample_grads
-from .._report import Report, Table
-from .._transform import Transformation, Updates, flatten_state, make_step, unflatten_state
+from .._transform import Transformation, Updates, flatten_state, make_step
 from .._tree import Tensors
-from ._checkpoint import Checkpoint, CheckpointError, check_writable, load_checkpoint
-from ._data import Data, Order, read_data
+from ._checkpoint import CheckpointError, check_writable
+from ._data import Order, read_data
 from ._evaluate import Metric, first_floating
-from ._history import History, Recorder
+from ._history import ALWAYS, Recorder
 from ._loop import Loop, Place, Setup, Stopped
 from ._progress import noting
+from ._result import Fit, Interrupted
+from ._resume import identity, resumed
 from ._snapshot import Snapshot
-
-
-@dataclass(frozen=True)
-class Fit(Report):
-    """What a training has reached. Made by `gf.train.fit`.
-
-    Attributes:
-        params: `{name: tensor}`, after the last update that was made.
-        state: of the chain, likewise.
-        history: what was seen, by name.
-        steps: updates made.
-        stopped: why training ended early; None if it did not.
-    """
-
-    params: Tensors = field(repr=False)
-    state: Any = field(repr=False)
-    history: History = field(repr=False)
-    steps: int
-    stopped: Stopped | None
-    _checkpoint: Callable[[], Checkpoint] = field(repr=False)
-
-    def checkpoint(self) -> Checkpoint:
-        """The same for `gf.train.save_checkpoint`."""
-        return self._checkpoint()
-
-    @property
-    def ok(self) -> bool:
-        """Whether training did not stop for a number that is not finite, nor for an interrupt."""
-        return self.history.ok and not (self.stopped and (self.stopped.nonfinite or self.stopped.interrupted))
-
-    def parts(self) -> Sequence[Table | str]:
-        """The epochs, and why training stopped."""
-        why = [f"Stopped at step {self.stopped.step}: {self.stopped.reason}."] if self.stopped else []
-        return [*self.history.parts(), *why]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Steps, reason and history, JSON-ready."""
-        stopped = {"reason": self.stopped.reason, "step": self.stopped.step} if self.stopped else None
-        return {"ok": self.ok, "steps": self.steps, "stopped": stopped, "history": self.history.to_dict()}
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during `gf.train.fit`. The checkpoint, where there is one, was written.
-
-    Attributes:
-        fit: what training had reached.
-
-    Example:
-        >>> import torch, gradfunc as gf
-        >>> def impatient(snapshot):
-        ...     raise KeyboardInterrupt
-        >>> try:
-        ...     gf.train.fit(lambda p, x: (p["w"] - x).square(), gf.mean() >> gf.sgd(0.1), {"w": torch.zeros(())},
-        ...                  torch.ones(4), callbacks=[impatient])
-        ... except gf.train.Interrupted as stop:
-        ...     print(stop.fit.steps)
-        0
-    """
-
-    def __init__(self, text: str, fit: Fit) -> None:
-        super().__init__(text)
-        self.fit = fit
 
 
 def fit(
@@ -120,9 +55,11 @@ def fit(
         loss: of one sample, `loss(params, *sample)`, or what `gf.per_sample_grads` made of one, with its options.
         step: a chain that ends in a rule, such as `gf.clip_per_sample(1.0) >> gf.mean() >> gf.adam(1e-3)`.
         params: `{name: tensor}`, such as `model.params`.
-        data: tensors or numpy arrays with the samples in dimension 0: one, a tuple of them or a mapping of keywords;
-            floating arrays take the parameters' dtype. Or a `DataLoader`, or whatever gives batches each time it is
-            iterated; its draws from torch's global generator come from one of (seed, epoch) instead.
+        data: tensors or numpy arrays with the samples in dimension 0: one, a tuple of them or a mapping of keywords,
+            whose entries may be mappings and tuples again beside one that is none; floating arrays take the dtype of
+            the first floating parameter. Or a `DataLoader`, or whatever gives batches each time it is
+            iterated; its draws from torch's global generator come from one of (seed, epoch) instead. Beside
+            `checkpoint` it has no persistent workers, whose draws no file could hold.
         epochs: how often the data are gone through, counted from the first start.
         batch_size: of data in memory, 32 by default; the last batch may be shorter, unless `drop_last`.
         shuffle: whether samples in memory come in a new order each epoch, by default yes.
@@ -140,7 +77,8 @@ def fit(
         on_nonfinite: "stop" before the first update that would make a parameter inf or NaN, or whose loss or gradient
             is, and say where that began; or "ignore".
         checkpoint: a file, written by atomic replacement every `checkpoint_every` steps, at the end, and before an
-            error or an interrupt goes on.
+            error or an interrupt goes on. (SIGTERM is no interrupt but the end, which costs what was made since the
+            last save, unless the program says `signal.signal(signal.SIGTERM, signal.default_int_handler)`.)
         resume: go on from that file if it is there. Without, a file that is there is refused, not overwritten.
         progress: a bar on stderr with loss and rate; by default on a terminal only. Elsewhere True gives a line an
             epoch.
@@ -169,10 +107,12 @@ def fit(
     check_int(call, "epochs", epochs, 0)
     check_int(call, "capture_every", capture_every, 1)
     check_int(call, "checkpoint_every", checkpoint_every, 1)
+    if resume and checkpoint is None:
+        raise ValueError(message(call, got=f"resume={resume!r} without checkpoint=", expected="the file to go on from"))
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise TypeError(message(call, got=f"seed={seed!r}", expected="an int"))
     one_of(call, "on_nonfinite", on_nonfinite, ("stop", "ignore"))
-    capture, metrics = _functions(call, "capture", capture), _functions(call, "metrics", metrics)
+    capture, metrics = _functions(call, "capture", capture, ALWAYS), _functions(call, "metrics", metrics, ("loss",))
     if not all(callable(callback) for callback in callbacks):
         raise TypeError(message(call, got=f"callbacks={callbacks!r}", expected="a sequence of functions"))
     if validation is None and (metrics or validation_loss is not None):
@@ -188,19 +128,24 @@ def fit(
         None if validation is None else read_data(call, "validation", validation, like, Order(batch_size, either=True))
     )
     path = None if checkpoint is None else Path(checkpoint)
-    identity = _identity(seed, train, params)
     setup = Setup(
         run, train, epochs, held, _function(validation_loss, f, seed), metrics, capture, capture_every,
-        tuple(callbacks), on_nonfinite == "stop", path, checkpoint_every, identity,
+        tuple(callbacks), on_nonfinite == "stop", path, checkpoint_every, identity(seed, f, train, held, params),
     )  # fmt: skip
     place = Place(
-        {name: value.detach() for name, value in params.items()}, step.init(params) if state is None else state
+        {name: value.detach() for name, value in params.items()},
+        step.init(params) if state is None else state,
+        generators=setup.states(),
     )
     loop = Loop(setup, place, Recorder())
     if path is not None:
-        flatten_state(place.state)  # refuses now what no file could hold
-        loop = _resumed(call, loop, path, resume) if path.exists() else loop
+        if getattr(data, "persistent_workers", False):
+            do = "Its workers keep draws from epoch to epoch, which no checkpoint holds: pass persistent_workers=False."
+            expected = "a loader that begins each epoch anew"
+            raise ValueError(message(call, got="a loader with persistent_workers=True", expected=expected, do=do))
         check_writable(call, path)
+        flatten_state(place.state)  # refuses now what no file could hold
+        loop = resumed(call, loop, path, resume, state) if path.exists() else loop
     return _run(loop, progress)
 
 
@@ -211,14 +156,13 @@ def _run(loop: Loop, progress: bool | None) -> Fit:
             stopped = loop.run(note)
         loop.save()
         return _reached(loop, stopped)
-    except CheckpointError as error:
-        error.fit = _reached(loop, None)
-        raise
     except BaseException as error:
         where = _rescued(loop)
         if isinstance(error, KeyboardInterrupt):
             text = f"training was interrupted after {loop.at.step} updates{where}"
             raise Interrupted(text, _reached(loop, Stopped("interrupted", loop.at.step, interrupted=True))) from None
+        if isinstance(error, CheckpointError):
+            error.fit = _reached(loop, None)
         error.add_note(f"gf.train.fit had made {loop.at.step} updates{where}.")
         raise
 
@@ -227,7 +171,7 @@ def _rescued(loop: Loop) -> str:
     """Write the checkpoint on the way out, and say so."""
     try:
         loop.save()
-    except CheckpointError as error:
+    except Exception as error:  # what went wrong before is what the caller hears of
         return f"; they could not be saved ({error})"
     return "" if loop.setup.path is None else f"; resume=True goes on from {str(loop.setup.path)!r}"
 
@@ -238,49 +182,6 @@ def _reached(loop: Loop, stopped: Stopped | None) -> Fit:
     return Fit(at.params, at.state, loop.recorder.history(before), at.step, stopped, saved)
 
 
-def _resumed(call: str, loop: Loop, path: Path, resume: bool) -> Loop:
-    """Where the checkpoint stands."""
-    if not resume:
-        do = "Pass resume=True to go on from it, or another path."
-        raise ValueError(message(call, got=f"checkpoint={str(path)!r}, which is there", expected="a new file", do=do))
-    found, at = load_checkpoint(path), loop.at
-    _check_same(call, path, found.identity or {}, dict(loop.setup.identity))
-    params = {name: _like(found.params[name], value) for name, value in at.params.items()}
-    state = unflatten_state(found.state, like=at.state)
-    state = _on_devices(state, at.state)
-    for generator, kept in zip(loop.setup.data.generators(), found.generators, strict=True):
-        generator.set_state(kept)
-    return Loop(loop.setup, Place(params, state, found.step, found.epoch, found.batch), Recorder(found.history))
-
-
-def _check_same(call: str, path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    other = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
-    if other:
-        said = "; ".join(f"{name} {found.get(name)!r}, here {wanted.get(name)!r}" for name in other)
-        do = "Repeat the call that wrote it, or begin anew at another path."
-        got = f"a checkpoint {str(path)!r} of another run: {said}"
-        raise ValueError(message(call, got=got, expected="the same data, order and parameters", do=do))
-
-
-def _like(value: Tensor, given: Tensor) -> Tensor:
-    """Laid out in memory as the given one, on its device."""
-    return torch.empty_like(given).copy_(value)
-
-
-def _on_devices(state: Any, like: Any) -> Any:
-    """Tensors of the state on the devices of those in `like`."""
-    if isinstance(like, Mapping):
-        return {key: _on_devices(state[key], value) for key, value in like.items()}
-    if isinstance(like, (tuple, list)):
-        return type(like)(_on_devices(a, b) for a, b in zip(state, like, strict=True))
-    return state.to(like.device) if isinstance(like, Tensor) else state
-
-
-def _identity(seed: int, data: Data, params: Tensors) -> dict[str, Any]:
-    shapes = {name: [str(value.dtype).removeprefix("torch."), *value.shape] for name, value in params.items()}
-    return {"seed": seed, **data.identity(), "params": shapes}
-
-
 def _function(
     loss: Callable[..., Any] | PerSampleGradsFunction | None, other: PerSampleGradsFunction, seed: int
 ) -> PerSampleGradsFunction:
@@ -289,9 +190,11 @@ def _function(
     return loss if isinstance(loss, PerSampleGradsFunction) else per_sample_grads(loss, seed=seed)
 
 
-def _functions(call: str, name: str, given: Any) -> dict[str, Any]:
+def _functions(call: str, name: str, given: Any, taken: Sequence[str]) -> dict[str, Any]:
     if given is None:
         return {}
     if not isinstance(given, Mapping) or not all(isinstance(k, str) and callable(v) for k, v in given.items()):
         raise TypeError(message(call, got=f"{name}={given!r}", expected="a mapping {name: function}"))
+    if used := [key for key in given if key.partition("/")[0] in taken]:
+        raise ValueError(message(call, got=f"{name} of {used}", expected=f"other names than fit's own, {list(taken)}"))
     return dict(given)

@@ -16,6 +16,7 @@ from .._errors import kind_of, message, one_of
 from .._report import Report, Table, jsonable
 
 MOST = 20  # epochs in a table
+ALWAYS = ("loss", "weight", "epoch", "epoch_loss", "validation")  # series of fit's own
 
 
 class Series(NamedTuple):
@@ -112,7 +113,7 @@ class History(Report):
             first, last = steps[self["epoch"] == epoch][[0, -1]]
             cells = [self._last(name, first, last) for name in ("loss", "epoch_loss", *validation)]
             rows.append([str(epoch + 1), str(last + 1), *cells])
-        others = [name for name in self if name not in ("loss", "weight", "epoch", "epoch_loss", *validation)]
+        others = [name for name in self if name not in (*ALWAYS, *validation)]
         note = f"captured: {', '.join(others)}" if others else ""
         columns = ["epoch", "steps", "last batch", "mean loss", *validation]
         return [Table("Training, epoch by epoch", columns, rows, note)]
@@ -142,6 +143,7 @@ class Recorder:
     def __init__(self, history: History | None = None) -> None:
         # one pair an entry, so that an interrupt finds both or none
         self._series: dict[str, list[tuple[int, Any]]] = {}
+        self._arrays: dict[str, Series] = {}  # of the first entries, so that a history costs what is new
         for name, (steps, values) in (history.series if history else {}).items():
             each = [np.asarray(value) for value in values] if isinstance(values, np.ndarray) else values
             self._series[name] = list(zip(steps.tolist(), each, strict=True))
@@ -154,7 +156,10 @@ class Recorder:
             for key, item in value.items():
                 self.add(f"{name}/{key}", step, item)
             return
-        self._series.setdefault(name, []).append((step, _plain(f"capture[{name!r}](snapshot)", value)))
+        pairs, call = self._series.setdefault(name, []), f"capture[{name!r}](snapshot)"
+        if pairs and pairs[-1][0] == step:
+            raise ValueError(message(call, got=f"a second value at step {step}", expected="one value of each name"))
+        pairs.append((step, _plain(call, value)))
 
     def since(self, step: int, *names: str) -> list[list[Any]]:
         """The values of these series from a step on."""
@@ -162,13 +167,38 @@ class Recorder:
 
     def history(self, before: int | None = None) -> History:
         """All of it as it is now, or what was seen at steps before this one."""
-        series = {}
-        for name, pairs in self._series.items():
-            kept = pairs if before is None else [pair for pair in pairs if pair[0] < before]
-            if kept:
-                steps, values = zip(*kept, strict=True)
-                series[name] = Series(np.array(steps, dtype=np.int64), _stacked(list(values)))
-        return History(series)
+        counts = {name: len(pairs) for name, pairs in self._series.items()}
+        if before is not None:
+            counts = {name: n - len(list(_back_to(self._series[name], before))) for name, n in counts.items()}
+        return History({name: self._first(name, n) for name, n in counts.items() if n})
+
+    def _first(self, name: str, n: int) -> Series:
+        """The first n entries of a series, in arrays of their own."""
+        known = self._arrays.get(name)
+        if known is None or len(known.steps) > n:
+            return self._remembered(name, _series(self._series[name][:n]))
+        new = _series(self._series[name][len(known.steps) : n])
+        if not len(new.steps):
+            return Series(known.steps.copy(), known.values.copy())
+        if not _alike(known.values, new.values):
+            return self._remembered(name, _series(self._series[name][:n]))
+        steps, values = (np.concatenate(both) for both in zip(known, new, strict=True))
+        return self._remembered(name, Series(steps, values))
+
+    def _remembered(self, name: str, series: Series) -> Series:
+        self._arrays.pop(name, None)
+        if isinstance(series.values, np.ndarray):
+            self._arrays[name] = Series(series.steps.copy(), series.values.copy())
+        return series
+
+
+def _series(pairs: list[tuple[int, Any]]) -> Series:
+    return Series(np.array([step for step, _ in pairs], dtype=np.int64), _stacked([value for _, value in pairs]))
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether one array can follow the other as it is."""
+    return isinstance(b, np.ndarray) and a.shape[1:] == b.shape[1:] and a.dtype == b.dtype
 
 
 def _back_to(pairs: list[tuple[int, Any]], step: int) -> Iterator[tuple[int, Any]]:
@@ -182,17 +212,31 @@ class _Json(NamedTuple):
 
 
 def _plain(call: str, value: Any) -> Any:
+    expected = "a number, tensor, array, report, or a mapping or list of numbers and text"
+    came = kind_of(value)
     if isinstance(value, Tensor):
-        value = value.detach().to(torch.float32 if value.dtype == torch.bfloat16 else value.dtype).cpu().numpy().copy()
-    if isinstance(value, (bool, int, float, np.ndarray, np.number)):
-        return np.array(value)
+        came = f"a tensor, {value.dtype} and {value.layout}"
+        value = _dense(value)
+    if isinstance(value, (bool, int, float, np.ndarray, np.number, np.bool_)):
+        array = np.array(value)
+        if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:  # what a file can hold
+            got = came if array.ndim == 0 or came.startswith("a tensor") else f"an array of {array.dtype}"
+            raise TypeError(message(call, got=got, expected=f"{expected}: real ones of at most 64 bits"))
+        return array.astype(array.dtype.newbyteorder("="))
     if isinstance(value, _Json):
         value = value.value
     try:
         return json.loads(json.dumps(jsonable(value)))
     except (TypeError, ValueError) as error:
-        expected = "a number, tensor, array, report, or a mapping or list of numbers and text"
-        raise TypeError(message(call, got=kind_of(value), expected=expected)) from error
+        raise TypeError(message(call, got=came, expected=expected)) from error
+
+
+def _dense(value: Tensor) -> Any:
+    """A copy for numpy, which knows no floats shorter than half; the tensor itself where there is none."""
+    if value.layout != torch.strided or value.is_complex():
+        return value
+    known = not value.is_floating_point() or value.dtype in (torch.float16, torch.float32, torch.float64)
+    return value.detach().to(value.dtype if known else torch.float32).cpu().resolve_neg().numpy().copy()
 
 
 def _stacked(values: list[Any]) -> Any:

@@ -16,7 +16,7 @@ from .._errors import kind_of, message
 from .._per_sample import PerSampleGradsFunction
 from .._transform import StepFunction, StepReport, flatten_state
 from .._tree import Tensors, wide
-from ._checkpoint import Checkpoint, save_checkpoint
+from ._checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from ._data import Batch, Data
 from ._evaluate import Metric, means
 from ._history import Recorder
@@ -45,6 +45,15 @@ class Setup:
     every: int
     identity: Mapping[str, Any]
 
+    def generators(self) -> list[torch.Generator]:
+        """The loaders' own ones."""
+        found = [*self.data.generators(), *(self.validation.generators() if self.validation else ())]
+        return list({id(generator): generator for generator in found}.values())
+
+    def states(self) -> tuple[Tensor, ...]:
+        """Of these generators, now."""
+        return tuple(generator.get_state() for generator in self.generators())
+
 
 @dataclass(frozen=True)
 class Place:
@@ -55,6 +64,7 @@ class Place:
     step: int = 0
     epoch: int = 0
     batch: int = 0
+    generators: tuple[Tensor, ...] = ()  # states of the loaders' own ones, when this epoch began
 
 
 @dataclass(frozen=True)
@@ -81,12 +91,12 @@ class Loop:
     setup: Setup
     at: Place
     recorder: Recorder
-    epoch_began: tuple[Tensor, ...] = ()  # states of the loader's own generators
+    owns: bool = False  # the file at the path
 
     def run(self, note: Note) -> Stopped | None:
         """Until the last epoch, or a reason to stop."""
         while self.at.epoch < self.setup.epochs:
-            self.epoch_began, empty = self._generators(), self.at.batch == 0
+            empty = self.at.batch == 0
             for batch, last in _with_last(self.setup.data.epoch(self.at.epoch, self.at.batch)):
                 empty, epoch = False, self.at.epoch
                 stopped, loss = self._step(batch, last)
@@ -100,23 +110,26 @@ class Loop:
                 got = f"no batch in epoch {self.at.epoch}"
                 raise ValueError(message("gf.train.fit(...)", got=got, expected="at least one", do=do))
             if self.at.batch:  # fewer batches than the checkpoint had seen
-                self.at = dataclasses.replace(self.at, epoch=self.at.epoch + 1, batch=0)
+                self.at = dataclasses.replace(self.at, epoch=self.at.epoch + 1, batch=0, generators=self.setup.states())
         return None
 
     def save(self) -> None:
         """Write the checkpoint, where there is one."""
-        if self.setup.path is not None:
-            save_checkpoint(self.setup.path, self.checkpoint())
+        path = self.setup.path
+        if path is None:
+            return
+        if not self.owns and path.exists():
+            got = f"checkpoint={str(path)!r}, a file that was not there when this run began"
+            do = "It is left as it is: another run's. Save error.fit.checkpoint() elsewhere."
+            raise CheckpointError(message("gf.train.fit(...)", got=got, expected="a path of its own", do=do))
+        save_checkpoint(path, self.checkpoint())
+        self.owns = True
 
     def checkpoint(self) -> Checkpoint:
         """Where training stands, to go on from."""
         at = self.at
         state, history = flatten_state(at.state), self.recorder.history(before=at.step)
-        generators = self.epoch_began if at.batch else self._generators()
-        return Checkpoint(at.params, state, history, at.step, at.epoch, at.batch, generators, self.setup.identity)
-
-    def _generators(self) -> tuple[Tensor, ...]:
-        return tuple(generator.get_state() for generator in self.setup.data.generators())
+        return Checkpoint(at.params, state, history, at.step, at.epoch, at.batch, at.generators, self.setup.identity)
 
     def _step(self, batch: Batch, last: bool) -> tuple[Stopped | None, float]:
         setup, at = self.setup, self.at
@@ -148,7 +161,8 @@ class Loop:
             self._captured(snapshot, seen)
             reason = self._asked(snapshot)
         # the one line that moves training on
-        self.at = Place(params, state, at.step + 1, at.epoch + last, 0 if last else at.batch + 1)
+        generators = setup.states() if last else at.generators
+        self.at = Place(params, state, at.step + 1, at.epoch + last, 0 if last else at.batch + 1, generators)
         return (None if reason is None else Stopped(reason, at.step)), loss
 
     def _said(self, snapshot: Snapshot) -> StepReport:
@@ -163,9 +177,11 @@ class Loop:
     def _ended(self, params: Tensors) -> dict[str, float]:
         """What an epoch's end adds: its mean loss, and validation."""
         at, setup = self.at, self.setup
-        losses, weights = self.recorder.since(at.step - at.batch, "loss", "weight")
-        total = math.fsum(weights)
-        mean = math.fsum(a * b for a, b in zip(losses, weights, strict=True) if b) / total if total else math.nan
+        losses, weights = (
+            [float(value) for value in values] for values in self.recorder.since(at.step - at.batch, "loss", "weight")
+        )
+        total = sum(weights)
+        mean = sum(a * b for a, b in zip(losses, weights, strict=True) if b) / total if total else math.nan
         self.recorder.add("epoch_loss", at.step, mean)
         if setup.validation is None:
             return {}

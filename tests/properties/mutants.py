@@ -20,6 +20,7 @@ import gradfunc as gf
 from gradfunc import _engines, _factors, _stateless, _weights
 from gradfunc._engines import _call, _factored, _loop, _source, _vmap
 from gradfunc._per_sample import _function, _join, _value
+from gradfunc._stateless import _replica
 
 LABELS = {"target": "indices", "weight": "per class", "ignore_index": -100, "label_smoothing": 0.25, "dim": -1}
 ELEMENTS = {"per": "element"}
@@ -38,7 +39,7 @@ CASES = [
 weighted_sum, sample_ids, replica, zero_filled = (
     _factors.weighted_sum,
     _function.sample_ids,
-    _stateless._replica,
+    _replica.replica,
     _source.zero_filled,
 )
 
@@ -199,7 +200,7 @@ MUTANTS = {
         laws.frozen_parameters_are_absent, _function, "_selected", lambda call, params, wrt: list(params)
     ),
     "frozen ones too": Mutant(laws.frozen_parameters_are_absent, gf, "stateless", frozen_too),
-    "one use of a tied weight lost": Mutant(laws.tied_is_the_sum_of_untied, _stateless, "_replica", detached_head),
+    "one use of a tied weight lost": Mutant(laws.tied_is_the_sum_of_untied, _replica, "replica", detached_head),
     "buffers not copied": Mutant(purity.nothing_is_touched, _stateless.Stateless, "_filled", live_buffers),
     "a generator moved": Mutant(purity.nothing_is_touched, gf.PerSampleGrads, "materialize", generator_moved),
     "another seed each call": Mutant(purity.twice_is_once, _function, "Draws", other_seed),

@@ -305,6 +305,7 @@ def test_it_stops_before_what_is_not_finite_and_says_where_that_began(kind, clip
     params = {"w": torch.ones(3, dtype=F64), "v": torch.ones(2, dtype=F64)}
     fit = gf.train.fit(loss, step, params, x, batch_size=8, shuffle=False, checkpoint=tmp_path / "a", epochs=2)
     assert not fit.ok
+    assert fit.stopped is not None
     found = fit.stopped.nonfinite
     assert (found.what, found.samples, found.parameters) == (what, (29,), ("w",))
     assert (found.operation, found.backward, found.given) == (operation, backward, False)

@@ -29,3 +29,10 @@ assert_type(gf.reduce(g, "none"), dict[str, Tensor])
 
 gf.per_sample_grads(3)  # type: ignore[arg-type]
 gf.reduce(model, "mean")  # type: ignore[arg-type]
+
+params = gf.init.initialize(model, {".*": gf.init.kaiming_normal(), "b": torch.zeros}, seed=0)
+assert_type(params, dict[str, Tensor])
+assert_type(gf.init.initialize_with_report(params, {})[1], gf.init.InitReport)
+assert_type(gf.init.zeros()((2, 3)), Tensor)
+gf.init.initialize(model, {".*": 0.0})  # type: ignore[dict-item]
+gf.init.scaled(2.0, gf.init.zeros())  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Small models as functions: `init() -> params`, `apply(params, x)`. They enter through `gf.stateless` too."""
+"""The multilayer perceptron, and what every small model is."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._errors import message
-from ._tree import Tensors
+from .._errors import message
+from .._tree import Tensors
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,9 @@ def mlp(
 
     def init() -> Tensors:
         generator = torch.Generator().manual_seed(seed)
-        params = {}
+        params: Tensors = {}
         for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes), start=1):
-            bound = 1 / math.sqrt(fan_in)
-            params[f"fc{i}.weight"] = torch.empty(fan_out, fan_in, dtype=dtype)
-            if bias:
-                params[f"fc{i}.bias"] = torch.empty(fan_out, dtype=dtype)
-            for name in list(params)[-1 - bias :]:
-                params[name].uniform_(-bound, bound, generator=generator)
+            params.update(linear_params(f"fc{i}", fan_in, fan_out, bias, dtype, generator))
         return params
 
     def apply(params: Mapping[str, Tensor], x: Tensor) -> Tensor:
@@ -74,3 +69,15 @@ def mlp(
         return x
 
     return Pure(init, apply)
+
+
+def linear_params(
+    name: str, fan_in: int, fan_out: int, bias: bool, dtype: torch.dtype, generator: torch.Generator
+) -> Tensors:
+    """Parameters as `nn.Linear` draws them: uniform within `1 / sqrt(fan_in)`."""
+    shapes = {"weight": (fan_out, fan_in), **({"bias": (fan_out,)} if bias else {})}
+    bound = 1 / math.sqrt(fan_in)
+    return {
+        f"{name}.{key}": torch.empty(shape, dtype=dtype).uniform_(-bound, bound, generator=generator)
+        for key, shape in shapes.items()
+    }
