@@ -108,8 +108,10 @@ from . import init as init
 from . import losses as losses
 from . import models as models
 from . import plot as plot
+from . import projections as projections
 from . import quantities as quantities
 from . import schedules as schedules
+from . import store as store
 from . import testing as testing
 from . import train as train
 from . import weightings as weightings
