@@ -229,7 +229,7 @@ def _sides(gradient: Gradient) -> Iterator[tuple[slice, Tensor, Tensor]] | None:
     if isinstance(factor, Outer):
         return iter([(slice(0, factor.size), factor.x, factor.g)])
     if isinstance(factor, Unfolded) and factor.steps.groups == 1:
-        blocks = factor._blocks(WINDOWS)
+        blocks = factor.blocks(WINDOWS)
         return ((at, windows[:, 0].mT, still[:, 0].mT) for at, still, windows in blocks)
     return None
 
