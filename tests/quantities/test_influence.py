@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
 import gradfunc as gf
-from gradfunc._factors import gaussian
+from gradfunc.projections import gaussian
 from gradfunc.quantities import _influence, _influence_functions
 
 PARAMS = {"one": 0.5 * draw(6, 5), "two": 0.5 * draw(3, 6, seed=1)}

@@ -10,8 +10,8 @@ from quantity_cases import F64, Q, draw
 from torch.nn import functional as F
 
 import gradfunc as gf
-from gradfunc._factors import gaussian
 from gradfunc._rounding import unit_roundoff
+from gradfunc.projections import gaussian
 
 X, Y = draw(5, 4), torch.tensor([0, 1, 2, 1, 0])
 
