@@ -1,6 +1,6 @@
 """A store of synthetic rows, built and queried in processes of their own: rows a second, the disk's own speed, memory.
 
-python benchmarks/store.py FOLDER --rows 1000000 --out benchmarks/store-cpu.json
+python -m gradfunc.bench.rows_on_disk FOLDER --rows 1000000 --out benchmarks/store-cpu.json
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-import gradfunc as gf
-from gradfunc.bench._environment import environment
+from .. import store as stores
+from ._environment import environment
 
 BATCH = 1024
 
@@ -30,7 +30,7 @@ def block(start: int, count: int, size: int) -> torch.Tensor:
 
 def build(folder: str, rows: int, size: int) -> dict[str, Any]:
     """Append all rows; the time of making them is not counted."""
-    store = gf.store.GradientStore.create(folder, size=size, dtype="float16")
+    store = stores.GradientStore.create(folder, size=size, dtype="float16")
     appending = 0.0
     with store.writer() as writer:
         for start in range(0, rows, BATCH):
@@ -61,7 +61,7 @@ def query(folder: str, size: int, queries: int) -> dict[str, Any]:
     ids = torch.arange(queries) * 37
     asked = torch.stack([block(int(i) // BATCH * BATCH, BATCH, size)[int(i) % BATCH] for i in ids])
     begun = time.perf_counter()
-    found = gf.store.GradientStore.open(folder).top_k(asked, 10)
+    found = stores.GradientStore.open(folder).top_k(asked, 10)
     seconds = time.perf_counter() - begun
     return {"seconds": seconds, "queries": queries, "found": found.ids[:, 0].tolist() == ids.tolist()}
 
@@ -69,7 +69,7 @@ def query(folder: str, size: int, queries: int) -> dict[str, Any]:
 def verify(folder: str) -> dict[str, Any]:
     """Every byte against its checksum."""
     begun = time.perf_counter()
-    ok = gf.store.verify(folder).ok
+    ok = stores.verify(folder).ok
     return {"seconds": time.perf_counter() - begun, "ok": ok}
 
 
