@@ -13,7 +13,7 @@ import pytest
 def test_a_small_one(tmp_path):
     command = [sys.executable, "-m", "gradfunc.bench.rows_on_disk", str(tmp_path / "rows"), "--rows", "3000"]
     done = subprocess.run(
-        [*command, "--size", "16", "--out", str(tmp_path / "out.json")], capture_output=True, text=True, check=False
+        [*command, "--size", "1024", "--out", str(tmp_path / "out.json")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out.json").read_text())
