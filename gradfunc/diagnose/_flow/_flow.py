@@ -124,7 +124,7 @@ def _rows(
     for k, measured in enumerate(passes.uses):
         use, seen = measured.use, measured.activation
         weights, gradient = of(measured.weights)
-        quotient = ratio(gradient.norm, weights.norm)
+        quotient = None if gradient.nonfinite or weights.nonfinite else ratio(gradient.norm, weights.norm)
         norm = norms[k]
         change = norm / last if k in compared and last and norm is not None else None
         changes += [] if change is None else [change]
@@ -191,7 +191,8 @@ def _ends(uses: Sequence[Measured], products: set[int]) -> list[int]:
 
 
 def _norm(measured: Measured) -> float | None:
-    return None if measured.gradient is None else measured.gradient.norm
+    gradient = measured.gradient
+    return None if gradient is None or gradient.nonfinite else gradient.norm
 
 
 def _quotient(a: float | None, b: float | None) -> float | None:
