@@ -266,6 +266,19 @@ def test_batched_recurrent_networks(cell, engine, chunk_size, device):
     check_queries(g, truth_batched(losses, model.params, (x,)))
 
 
+@pytest.mark.parametrize("batched", [False, True])
+def test_losses_alone_inside_a_transform(batched):
+    def loss(p, x):
+        return (x @ p["w"]).square()
+
+    w, x = torch.ones(3, dtype=F64), torch.arange(12.0, dtype=F64).reshape(4, 3)
+    f = gf.per_sample_grads(loss, batched=batched)
+    found = torch.func.grad(lambda w: f.losses({"w": w}, x).numerator.sum())(w)
+    close(found, 2 * x.T @ (x @ w), found.abs().max(), "gradient")
+    several = torch.func.vmap(lambda w: f.losses({"w": w}, x).numerator)(torch.stack([w, 2 * w]))
+    close(several, torch.stack([(x @ w).square(), (2 * x @ w).square()]), several.abs().max(), "losses")
+
+
 def test_losses_of_a_native_batch_leave_no_graph_unless_it_differentiates_inside():
     graphs = []
 

@@ -86,6 +86,8 @@ class PerSampleGradsFunction:
     def losses(self, params: Mapping[str, Tensor], /, *args: Any, **kwargs: Any) -> Weighted:
         """The losses alone, by a forward pass: numerators and weights `[B]` of the batch `args, kwargs`, without graph.
 
+        Inside a transform of torch.func they carry its derivative.
+
         Raises:
             As the call itself.
 
@@ -96,6 +98,9 @@ class PerSampleGradsFunction:
             tensor([1., 5., 9.])
         """
         run = self.evaluation(params, args, kwargs)
+        if levels():
+            inside = self._inside(run, rows=False)
+            return Weighted(inside.losses, inside.weights)
         if self.options.engine != "loop" and "vmap" not in self._learnt.refused:
             try:
                 with torch.no_grad():
@@ -134,8 +139,11 @@ class PerSampleGradsFunction:
 
         return Origin.of(again, run.watched)
 
-    def _inside(self, run: Evaluation) -> PerSampleGrads:
-        """The call inside a transform of torch.func: nothing is detached, kept elsewhere or verified."""
+    def _inside(self, run: Evaluation, *, rows: bool = True) -> PerSampleGrads:
+        """The call inside a transform of torch.func: nothing is detached, kept elsewhere or verified.
+
+        Without `rows`, losses alone.
+        """
         if self.options.engine not in ("auto", "vmap"):
             got = f"engine={self.options.engine!r} inside the transform torch.func.{transforms()}"
             do = "Pass engine='vmap', or call f outside of the transform: its answers are differentiable by autograd."
@@ -143,7 +151,7 @@ class PerSampleGradsFunction:
         size = sum(call.size for call in run.calls)
         chunk = Chunks.choose(self.options.chunk_size, run.calls[0].params, size).size
         try:
-            value = run.live("vmap", f"inside torch.func.{transforms()}", chunk)
+            value = run.live("vmap", f"inside torch.func.{transforms()}", chunk, rows=rows)
         except (RuntimeError, NotImplementedError) as error:
             refuse(run.call, error)
         self._warn_of_draws(run)
