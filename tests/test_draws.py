@@ -327,6 +327,16 @@ def test_what_torch_alone_can_draw_goes_with_the_ids_in_the_loop(chunk_size):
     close_rows(gf.concatenate(g.split(4)).materialize(), g.materialize())
 
 
+def test_losses_alone_draw_what_the_call_draws_whatever_came_before():
+    params, x = problem()
+    f = gf.per_sample_grads(gamma).at(0, range(3, 3 + len(x)))
+    first = f.losses(params, x).numerator
+    with pytest.warns(gf.GradfuncWarning, match="it draws what torch alone can draw"):
+        assert same_bits(f(params, x).losses, first)
+    assert same_bits(f.losses(params, x).numerator, first)
+    assert same_bits(gf.per_sample_grads(gamma).at(0, [7]).losses(params, x[4:5]).numerator, first[4:5])
+
+
 @pytest.mark.parametrize("engine", ["factored", "vmap", "loop"])
 @pytest.mark.parametrize("chunk_size", [None, 2])
 def test_other_draws_repeat_and_follow_seed_and_step(engine, chunk_size):

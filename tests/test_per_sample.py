@@ -266,6 +266,40 @@ def test_batched_recurrent_networks(cell, engine, chunk_size, device):
     check_queries(g, truth_batched(losses, model.params, (x,)))
 
 
+@pytest.mark.parametrize("batched", [False, True])
+def test_losses_alone_inside_a_transform(batched):
+    def loss(p, x):
+        return (x @ p["w"]).square()
+
+    w, x = torch.ones(3, dtype=F64), torch.arange(12.0, dtype=F64).reshape(4, 3)
+    f = gf.per_sample_grads(loss, batched=batched)
+    found = torch.func.grad(lambda w: f.losses({"w": w}, x).numerator.sum())(w)
+    close(found, 2 * x.T @ (x @ w), found.abs().max(), "gradient")
+    several = torch.func.vmap(lambda w: f.losses({"w": w}, x).numerator)(torch.stack([w, 2 * w]))
+    close(several, torch.stack([(x @ w).square(), (2 * x @ w).square()]), several.abs().max(), "losses")
+
+
+def test_losses_of_a_native_batch_leave_no_graph_unless_it_differentiates_inside():
+    graphs = []
+
+    def plain(p, x):
+        out = (x @ p["w"]).square()
+        graphs.append(out.requires_grad)
+        return out
+
+    def penalised(p, x):
+        out = (x @ p["w"]).square()
+        (inside,) = torch.autograd.grad(out.sum(), p["w"], create_graph=True)
+        return out + inside.square().sum()
+
+    params, x = {"w": torch.ones(3, dtype=F64)}, torch.arange(12.0, dtype=F64).reshape(4, 3)
+    for loss in (plain, penalised):
+        f = gf.per_sample_grads(loss, batched=True)
+        alone = f.losses(params, x).numerator
+        close(alone, f(params, x).losses, alone.abs().max(), "losses")
+    assert graphs[0] is False
+
+
 def test_a_batched_loss_may_take_what_all_samples_share():
     params, x, shared = {"w": torch.randn(3, dtype=F64)}, torch.randn(4, 3, dtype=F64), torch.randn(3, 2, dtype=F64)
 

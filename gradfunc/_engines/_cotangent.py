@@ -25,10 +25,13 @@ class CotangentSource:
     swap: Swap
 
     @classmethod
-    def run(cls, call: Call, *, vmapped: bool, scan: Scans) -> CotangentSource:
-        """Run the loss on the whole batch, `vmapped` with scans: torch has no batching rule for its recurrences."""
+    def run(cls, call: Call, *, vmapped: bool, scan: Scans, graph: bool = True) -> CotangentSource:
+        """Run the loss on the whole batch, `vmapped` with scans: torch has no batching rule for its recurrences.
+
+        Without a `graph` there are values alone to ask for.
+        """
         leaves, swap = call.leaves(), call.swap(scan)
-        with torch.enable_grad(), call.running(swap, 0, vmapped=False):
+        with torch.set_grad_enabled(graph), call.running(swap, 0, vmapped=False):
             swap.begin(0)
             value = call.value(leaves, [t.clone() for t in call.batch.tensors], batched=True)
         return cls(call, leaves, value, vmapped, swap)

@@ -95,7 +95,8 @@ class Evaluation:
 
     def losses(self, engine: str) -> Weighted:
         """Losses and weights alone, by forward passes in chunks."""
-        source = self._source(engine)
+        # under no_grad, but where the loss may differentiate inside
+        source = self._native(engine, graph=engine == "loop") if self.options.batched else self._source(engine)
         chunks = Chunks.choose(self.options.chunk_size, self.calls[0].params, source.size)
         whole = slice(0, source.size)
         parts: list[tuple[At, Block]] = []
@@ -243,9 +244,9 @@ class Evaluation:
         scan = _SCANS[engine]
         return [LoopSource(call) if engine == "loop" else VmapSource(call, self.slow, scan) for call in self.calls]
 
-    def _native(self, engine: str) -> Traceable:
+    def _native(self, engine: str, *, graph: bool = True) -> Traceable:
         try:
-            return CotangentSource.run(self.calls[0], vmapped=engine != "loop", scan=_SCANS[engine])
+            return CotangentSource.run(self.calls[0], vmapped=engine != "loop", scan=_SCANS[engine], graph=graph)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise

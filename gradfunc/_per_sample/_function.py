@@ -86,6 +86,8 @@ class PerSampleGradsFunction:
     def losses(self, params: Mapping[str, Tensor], /, *args: Any, **kwargs: Any) -> Weighted:
         """The losses alone, by a forward pass: numerators and weights `[B]` of the batch `args, kwargs`, without graph.
 
+        Inside a transform of torch.func they carry its derivative.
+
         Raises:
             As the call itself.
 
@@ -96,15 +98,21 @@ class PerSampleGradsFunction:
             tensor([1., 5., 9.])
         """
         run = self.evaluation(params, args, kwargs)
-        looped = self.options.engine == "loop" or "vmap" in self._learnt.refused
-        for engine in ("loop",) if looped else ("vmap", "loop"):
+        if levels():
+            inside = self._inside(run, rows=False)
+            return Weighted(inside.losses, inside.weights)
+        if self.options.engine != "loop" and "vmap" not in self._learnt.refused:
             try:
                 with torch.no_grad():
-                    return run.losses(engine)
+                    losses = run.losses("vmap")
             except Exception as error:
-                if engine == "loop" or run.limit(error) is None:
+                if run.limit(error) is None:
                     raise
-        raise AssertionError("the loop answers or raises")
+            else:
+                if self.options.engine != "auto" or not self._loop_draws(run):
+                    return losses
+        with torch.no_grad():
+            return run.losses("loop")
 
     def unverified(self) -> PerSampleGradsFunction:
         """The same function, for tools that check its answers themselves."""
@@ -131,8 +139,11 @@ class PerSampleGradsFunction:
 
         return Origin.of(again, run.watched)
 
-    def _inside(self, run: Evaluation) -> PerSampleGrads:
-        """The call inside a transform of torch.func: nothing is detached, kept elsewhere or verified."""
+    def _inside(self, run: Evaluation, *, rows: bool = True) -> PerSampleGrads:
+        """The call inside a transform of torch.func: nothing is detached, kept elsewhere or verified.
+
+        Without `rows`, losses alone.
+        """
         if self.options.engine not in ("auto", "vmap"):
             got = f"engine={self.options.engine!r} inside the transform torch.func.{transforms()}"
             do = "Pass engine='vmap', or call f outside of the transform: its answers are differentiable by autograd."
@@ -140,7 +151,7 @@ class PerSampleGradsFunction:
         size = sum(call.size for call in run.calls)
         chunk = Chunks.choose(self.options.chunk_size, run.calls[0].params, size).size
         try:
-            value = run.live("vmap", f"inside torch.func.{transforms()}", chunk)
+            value = run.live("vmap", f"inside torch.func.{transforms()}", chunk, rows=rows)
         except (RuntimeError, NotImplementedError) as error:
             refuse(run.call, error)
         self._warn_of_draws(run)
@@ -192,7 +203,7 @@ class PerSampleGradsFunction:
                     raise cannot(run.call, engine, limit, batched=self.options.batched) from error
                 refused[engine], hint = f"torch.func cannot run this loss ({limit})", f"{limit.instead} "
             else:
-                if self.options.batched or not run.noticed.drew_otherwise or self.options.randomness == "same":
+                if not self._loop_draws(run):
                     self._learnt.refused = refused
                     return value
                 why = "it draws what torch alone can draw, which vmap gives to a batch and not to a sample by its name"
@@ -206,6 +217,10 @@ class PerSampleGradsFunction:
             text = f"{run.call}: {reason}; using one autograd call a sample. {hint.lstrip()}{do}"
             warnings.warn(text, GradfuncWarning, stacklevel=3)
         return value
+
+    def _loop_draws(self, run: Evaluation) -> bool:
+        """Whether the loss drew what torch alone can draw, which only the loop gives to a sample by its name."""
+        return run.noticed.drew_otherwise and not self.options.batched and self.options.randomness != "same"
 
     def _or_cannot(self, run: Evaluation, engine: str, reason: str) -> PerSampleGrads:
         """The gradients by one engine; what it cannot run is told in one way."""

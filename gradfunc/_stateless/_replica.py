@@ -58,7 +58,7 @@ def replica(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
         do = "Use register_full_backward_hook."
         raise RuntimeError(message("model(params, ...)", got=got, expected="no such hook", do=do))
     copy = made[id(module)] = module.__new__(type(module))
-    copy.__dict__ = module.__dict__.copy()
+    copy.__dict__.update(module.__dict__)  # not assigned: a module's own __setattr__ would look at it first
     for held in ("_parameters", "_buffers"):
         copy.__dict__[held] = module.__dict__[held].copy()
     if isinstance(module, nn.RNNBase):  # keeps its tensors in a list as well, which the swap writes to

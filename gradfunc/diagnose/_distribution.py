@@ -202,9 +202,11 @@ def _largest(x: Any) -> float:
 
 
 def _flat(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
+    tensor = tensor.detach().resolve_neg()
     tensor = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
-    return tensor.to_dense().reshape(-1) if tensor.layout != torch.strided else tensor.reshape(-1)
+    tensor = tensor.to_dense() if tensor.layout != torch.strided else tensor
+    # neither numpy nor torch's own functions compute with floats of a byte
+    return (tensor.float() if tensor.element_size() == 1 else tensor).reshape(-1)
 
 
 def _sampled(flats: list[Tensor], count: int, sample: int, seed: int) -> Any:

@@ -174,6 +174,7 @@ def _made(values: Mapping[str, Tensor], chosen: Mapping[str, tuple[str, Scheme]]
 def _row(name: str, value: Tensor, rule: str | None, scheme: Scheme | None) -> InitRow:
     shape = tuple(value.shape)
     aimed = math.nan if scheme is None else scheme.std(shape)
-    measured = float(value.double().std(correction=0)) if value.numel() else None
+    wide = value.to(torch.complex128 if value.is_complex() else torch.float64)
+    measured = float(wide.std(correction=0)) if value.numel() else None
     said = None if scheme is None else str(scheme)
     return InitRow(name, shape, rule, said, None if math.isnan(aimed) else aimed, measured)

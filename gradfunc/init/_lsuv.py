@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .._errors import POSITIVE, check_int, check_number, message
 from .._layers import Use, Walk
+from .._random import forked
 from .._report import Report, Table, jsonable, number
 from .._stateless import PureModel, Stateless, stateless
 from .._tree import Tensors, splatted
@@ -90,12 +91,14 @@ def lsuv(
     Each weight of a product (linear layers, convolutions, matrix products) is drawn orthogonal; then, in forward order,
     it is divided by the standard deviation of its layer's output, before the activation, over all entries of the batch,
     until the variance is 1 within `tolerance`. Without a bias one division does. All other parameters keep their value.
-    A weight that is used several times is scaled at its first use. Each measurement is a forward pass.
+    A weight that is used several times is scaled at its first use. Each measurement is a forward pass, whose own draws
+    (dropout in train mode) are the same every time.
 
     Args:
         model: `gf.stateless`, `nn.Module` or pure; it stays as it is. `gf.load_params` writes the result back.
         batch: of inputs: a tensor, a tuple of positional or a mapping of keyword arguments.
-        seed: an int >= 0; the weight `name` is drawn by `gf.init.generator(seed, name)`.
+        seed: an int >= 0; the weight `name` is drawn by `gf.init.generator(seed, name)`, what the model draws follows
+            from it too.
         scheme: to draw by, by default `gf.init.orthogonal()`.
         tolerance: of the variance, > 0; 0.1 in the paper.
         most: measurements of a layer, >= 1.
@@ -103,6 +106,7 @@ def lsuv(
     Raises:
         TypeError, ValueError: something else; no weight that is reached; an output without variance, or one that is not
             finite.
+        RuntimeError: inference mode.
 
     Example:
         >>> import torch, gradfunc as gf
@@ -138,8 +142,11 @@ def lsuv_with_report(
     check_number(call, "tolerance", tolerance, POSITIVE)
     check_int(call, "most", most, 1)
     scheme = orthogonal() if scheme is None else check_scheme(call, "scheme", scheme)
+    if torch.is_inference_mode_enabled():
+        do = "Leave torch.inference_mode()."
+        raise RuntimeError(message(call, got="inference mode", expected="a forward pass that autograd records", do=do))
     net = dataclasses.replace(stateless(model), batch_stats="batch")
-    outputs = _Outputs(net, *splatted(batch))
+    outputs = _Outputs(net, *splatted(batch), seed)
     weights = outputs.weights(net.params)
     if not weights:
         expected = "a weight of a linear layer, convolution or matrix product"
@@ -177,6 +184,7 @@ class _Outputs:
     model: Stateless
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    seed: int
 
     def weights(self, params: Tensors) -> list[str]:
         """Names of the weights of products, in the order in which a forward pass first uses them."""
@@ -202,7 +210,8 @@ class _Outputs:
     def _walked(self, params: Tensors, note: Callable[[Tensor, Use], Any]) -> tuple[Use, ...]:
         leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
         walk = Walk(leaves, note, before=True)
-        with torch.enable_grad():
+        devices = {value.device for value in params.values()}
+        with torch.enable_grad(), forked(self.seed, devices=devices):
             walk.around(lambda *args, **kwargs: self.model(leaves, *args, **kwargs))(*self.args, **self.kwargs)
         return walk.uses()
 

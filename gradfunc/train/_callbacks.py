@@ -15,7 +15,7 @@ def patience(epochs: int, of: str = "validation/loss", *, better: str = "lower")
 
     Args:
         epochs: without an improvement.
-        of: the series, such as "validation/accuracy" or "epoch_loss".
+        of: the series, such as "validation/accuracy" or "epoch_loss"; of one with several entries an epoch, the best.
         better: "lower" or "higher".
 
     Raises:
@@ -39,8 +39,9 @@ def patience(epochs: int, of: str = "validation/loss", *, better: str = "lower")
         # NaN is no improvement, on anything
         worst = np.inf if better == "lower" else -np.inf
         values = np.where(np.isnan(values), worst, values)
-        best = int(np.argmin(values) if better == "lower" else np.argmax(values)) if len(values) else 0
-        waited = len(values) - 1 - best
+        best = int(np.argmin(values) if better == "lower" else np.argmax(values))
+        steps, epoch = snapshot.history.steps("epoch"), snapshot.history["epoch"]
+        waited = snapshot.epoch - epoch[np.searchsorted(steps, snapshot.history.steps(of)[best])]
         return f"{of} has not improved for {epochs} epochs" if waited >= epochs else None
 
     return stop

@@ -174,10 +174,16 @@ def read_data(call: str, name: str, data: Any, like: Tensor, order: Order) -> Da
     return Loader(data, seed, like)
 
 
+def no_batch(call: str, where: str) -> ValueError:
+    """What is wrong with data that give none."""
+    do = "An iterable that is empty the second time is an iterator: pass what can be iterated again."
+    return ValueError(message(call, got=f"no batch {where}", expected="at least one", do=do))
+
+
 def map_arrays(batch: Any, like: Tensor) -> Any:
     """numpy arrays as tensors: floating ones in the parameters' dtype, whole numbers as int64."""
     if isinstance(batch, np.ndarray):
-        tensor = torch.from_numpy(np.ascontiguousarray(batch))
+        tensor = torch.from_numpy(np.require(batch, requirements="C"))
         if tensor.is_floating_point():
             return tensor.to(like.dtype)
         return tensor if tensor.dtype == torch.bool or tensor.is_complex() else tensor.long()

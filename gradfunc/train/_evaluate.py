@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from .._errors import kind_of, message
 from .._per_sample import PerSampleGradsFunction, per_sample_grads
 from .._tree import Tensors
 from .._weights import Weighted, as_weighted
-from ._data import Data, Order, read_data
+from ._data import Data, Order, no_batch, read_data
 
 Metric = Callable[..., Tensor | Weighted]
 
@@ -36,7 +36,8 @@ def evaluate(
         batch_size: of data in memory, by default 32.
 
     Raises:
-        TypeError, ValueError: data that cannot be read; a metric that gives something else; a total weight of 0.
+        TypeError, ValueError: data that cannot be read, or give no batch; a metric that is no function, or gives
+            something else; a total weight of 0.
 
     Example:
         >>> import torch, gradfunc as gf
@@ -48,12 +49,11 @@ def evaluate(
         {'loss': 3.5, 'near': 0.25}
     """
     call = "gf.train.evaluate(loss, params, data)"
-    if "loss" in (metrics or {}):
-        raise ValueError(message(call, got="metrics of ['loss']", expected="other names than 'loss'"))
+    metrics = functions(call, "metrics", metrics, ("loss",))
     f = loss if isinstance(loss, PerSampleGradsFunction) else per_sample_grads(loss)
     like = first_floating(call, params)
     read = read_data(call, "data", data, like, Order(batch_size))
-    return means(call, f, params, read, metrics or {})
+    return means(call, f, params, read, metrics)
 
 
 def means(
@@ -72,9 +72,29 @@ def means(
                 before = sums.get(name, (0.0, 0.0))
                 pair = (float(numerator.sum(dtype=torch.float64)), float(weight.sum(dtype=torch.float64)))
                 sums[name] = (before[0] + pair[0], before[1] + pair[1])
+    if not sums:
+        raise no_batch(call, "of the data")
     if none := [name for name, (_, weight) in sums.items() if weight == 0]:
         raise ValueError(message(call, got=f"a total weight of 0 for {none}", expected="a sample with weight > 0"))
     return {name: numerator / weight for name, (numerator, weight) in sums.items()}
+
+
+def functions(call: str, name: str, given: Any, taken: Sequence[str]) -> dict[str, Any]:
+    """A mapping of functions under names that are not taken; empty for None.
+
+    Raises:
+        TypeError: something else.
+        ValueError: a name that is taken.
+    """
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) or not all(isinstance(k, str) and callable(v) for k, v in given.items()):
+        raise TypeError(message(call, got=f"{name}={given!r}", expected="a mapping {name: function}"))
+    if used := [key for key in given if key.partition("/")[0] in taken]:
+        raise ValueError(
+            message(call, got=f"{name} of {used}", expected=f"other names than those taken, {list(taken)}")
+        )
+    return dict(given)
 
 
 def first_floating(call: str, params: Any) -> Tensor:

@@ -12,7 +12,7 @@ from .._transform import Transformation, Updates, flatten_state, make_step
 from .._tree import Tensors
 from ._checkpoint import CheckpointError, check_writable
 from ._data import Order, read_data
-from ._evaluate import Metric, first_floating
+from ._evaluate import Metric, first_floating, functions
 from ._history import ALWAYS, Recorder
 from ._loop import Loop, Place, Setup, Stopped
 from ._progress import noting
@@ -112,11 +112,12 @@ def fit(
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise TypeError(message(call, got=f"seed={seed!r}", expected="an int"))
     one_of(call, "on_nonfinite", on_nonfinite, ("stop", "ignore"))
-    capture, metrics = _functions(call, "capture", capture, ALWAYS), _functions(call, "metrics", metrics, ("loss",))
-    if not all(callable(callback) for callback in callbacks):
+    capture, metrics = functions(call, "capture", capture, ALWAYS), functions(call, "metrics", metrics, ("loss",))
+    if not isinstance(callbacks, Sequence) or not all(callable(callback) for callback in callbacks):
         raise TypeError(message(call, got=f"callbacks={callbacks!r}", expected="a sequence of functions"))
     if validation is None and (metrics or validation_loss is not None):
-        raise ValueError(message(call, got="metrics without validation=", expected="data to compute them on"))
+        given = "metrics" if metrics else "validation_loss"
+        raise ValueError(message(call, got=f"{given} without validation=", expected="data to compute it on"))
     like = first_floating(call, params)
     f = loss if isinstance(loss, PerSampleGradsFunction) else per_sample_grads(loss, seed=seed)
     run = make_step(f, step)
@@ -188,13 +189,3 @@ def _function(
     if loss is None:
         return other
     return loss if isinstance(loss, PerSampleGradsFunction) else per_sample_grads(loss, seed=seed)
-
-
-def _functions(call: str, name: str, given: Any, taken: Sequence[str]) -> dict[str, Any]:
-    if given is None:
-        return {}
-    if not isinstance(given, Mapping) or not all(isinstance(k, str) and callable(v) for k, v in given.items()):
-        raise TypeError(message(call, got=f"{name}={given!r}", expected="a mapping {name: function}"))
-    if used := [key for key in given if key.partition("/")[0] in taken]:
-        raise ValueError(message(call, got=f"{name} of {used}", expected=f"other names than fit's own, {list(taken)}"))
-    return dict(given)

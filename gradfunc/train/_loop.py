@@ -17,7 +17,7 @@ from .._per_sample import PerSampleGradsFunction
 from .._transform import StepFunction, StepReport, flatten_state
 from .._tree import Tensors, wide
 from ._checkpoint import Checkpoint, CheckpointError, save_checkpoint
-from ._data import Batch, Data
+from ._data import Batch, Data, no_batch
 from ._evaluate import Metric, means
 from ._history import Recorder
 from ._nonfinite import Nonfinite, find
@@ -106,9 +106,7 @@ class Loop:
                 if self.setup.path is not None and self.at.step % self.setup.every == 0:
                     self.save()
             if empty:
-                do = "An iterable that is empty the second time is an iterator: pass what can be iterated again."
-                got = f"no batch in epoch {self.at.epoch}"
-                raise ValueError(message("gf.train.fit(...)", got=got, expected="at least one", do=do))
+                raise no_batch("gf.train.fit(...)", f"in epoch {self.at.epoch}")
             if self.at.batch:  # fewer batches than the checkpoint had seen
                 self.at = dataclasses.replace(self.at, epoch=self.at.epoch + 1, batch=0, generators=self.setup.states())
         return None

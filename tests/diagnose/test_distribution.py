@@ -135,6 +135,14 @@ def test_edges():
     assert len(describe(torch.randn(100)).bars(7)) == 7
 
 
+def test_what_numpy_does_not_know():
+    x = torch.randn(300, dtype=torch.complex64)
+    assert describe(x.conj().imag) == describe(-x.imag)
+    short = x.real.to(torch.float8_e4m3fn)
+    for sample in (10_000, 7):
+        assert describe(short, sample=sample) == describe(short.float(), sample=sample)
+
+
 def test_neighbours_are_one_bin():
     x = torch.tensor([1.0, 1.0 + 2.0**-52, 1.0 + 2.0**-51], dtype=torch.float64)
     found = describe(x, bins=30)

@@ -265,6 +265,22 @@ def test_nan_and_inf_are_named():
     json.dumps(report.to_dict(), allow_nan=False)
 
 
+def test_what_is_not_finite_has_no_norm_and_no_ratio():
+    module, (x, y) = tanh_net(), data()
+    for target in (y * math.inf, torch.cat([y[:-1], y[-1:] * math.inf])):
+        report = flow(module, nn.MSELoss(), (x, target))
+        assert report.verdict == "non-finite"
+        for row in report.rows:
+            assert (row.norm, row.ratio, row.change, row.factor) == (None, None, None, None)
+
+
+def test_samples_that_draw_warn_of_nothing(recwarn):
+    module, (x, y) = tanh_net(), data()
+    report = flow(nn.Sequential(nn.Dropout(0.5), *module), nn.MSELoss(), (x, y), per_sample=True)
+    assert report.rows[0].spread is not None
+    assert not recwarn.list
+
+
 class Fails(nn.Module):
     def __init__(self):
         super().__init__()

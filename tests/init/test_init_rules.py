@@ -7,6 +7,7 @@ import json
 import math
 
 import init_laws as laws
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -300,6 +301,13 @@ def test_the_report():
 def test_the_report_of_a_parameter_without_entries():
     row = init.initialize_with_report({"w": torch.zeros(0, 3)}, {"w": init.lecun_normal()})[1].rows[0]
     assert (row.aimed, row.measured) == (None, None)
+
+
+def test_the_report_of_a_complex_parameter_that_is_kept(recwarn):
+    kept = torch.tensor([1 + 1j, 1 - 1j, -1 + 3j])
+    row = init.initialize_with_report({"w": torch.ones(2), "c": kept}, {"w": init.zeros()})[1].rows[1]
+    assert row.measured == pytest.approx(float(np.std(kept.numpy())), rel=1e-6)
+    assert not recwarn.list
 
 
 W = {"fc.weight": torch.zeros(2, 3), "fc.bias": torch.zeros(2)}

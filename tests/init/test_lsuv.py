@@ -133,6 +133,20 @@ def test_norms_by_the_batch_and_parametrised_weights():
     assert any("original" in name for name in report.unreached)
 
 
+def test_what_the_model_draws_follows_from_the_seed():
+    model = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.5), nn.Linear(16, 3)).double()
+    x, before = batch(32, 4), torch.random.get_rng_state()
+    first, second, other = (gf.init.lsuv(model, x, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["2.weight"], other["2.weight"])
+
+
+def test_inference_mode_is_refused():
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"gf.init.lsuv.*got inference mode"):
+        gf.init.lsuv(nn.Linear(4, 2).double(), batch(3, 4))
+
+
 BAD = {
     "no product": (lambda: (nn.LayerNorm(4).double(), batch(3, 4)), r"expected a weight of a linear layer"),
     "no variance": (

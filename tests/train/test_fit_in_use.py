@@ -297,6 +297,57 @@ def test_patience_with_losses_that_are_nan():
         assert fit.stopped.reason == "validation/loss has not improved for 2 epochs"
 
 
+@pytest.mark.parametrize(("better", "taught"), [("lower", -1.0), ("higher", 1.0)])
+def test_patience_counts_epochs_whatever_the_series(better, taught):
+    # three batches an epoch; the best of all is the second batch of epoch 1
+    values = [*[0.0] * 4, taught, *[0.0] * 100]
+    fit = train(
+        data=(XS, YS),
+        batch_size=16,
+        epochs=9,
+        capture={"own": lambda s: values[s.step]},
+        callbacks=[gf.train.patience(2, "own", better=better)],
+    )
+    assert fit.stopped.reason == "own has not improved for 2 epochs"
+    assert fit.stopped.step == 3 * 4 - 1
+
+
+class Once:
+    """Batches that are there the first time alone."""
+
+    def __init__(self, times):
+        self.left = times
+
+    def __iter__(self):
+        self.left -= 1
+        return iter(BATCHES if self.left >= 0 else [])
+
+
+def test_validation_without_a_batch_is_no_result():
+    with pytest.raises(ValueError, match=r"got no batch of the data; expected at least one"):
+        gf.train.evaluate(loss, MODEL.params, Once(0))
+    with pytest.raises(ValueError, match=r"validation=...\): got no batch of the data") as caught:
+        train(epochs=3, validation=Once(2))
+    assert "had made 20 updates" in caught.value.__notes__[0]
+
+
+def test_what_is_no_mapping_of_functions_is_no_metrics():
+    for metrics in (right, {"right": 3}):
+        with pytest.raises(TypeError, match=r"got metrics=.*; expected a mapping \{name: function\}"):
+            gf.train.evaluate(loss, MODEL.params, (X, Y), metrics=metrics)
+
+
+def test_an_array_without_a_dimension_stays_one():
+    seen = []
+
+    def scaled(p, x, temperature):
+        seen.append(temperature.shape)
+        return MODEL(p, x * temperature).square().mean(1)
+
+    gf.train.evaluate(gf.per_sample_grads(scaled, batched=True), MODEL.params, [(XS, np.array(2.0))])
+    assert seen == [()]
+
+
 NAMES = {
     "loss": {"capture": {"loss": lambda s: 1}},
     "epoch": {"capture": {"epoch": lambda s: 1}},
@@ -309,7 +360,7 @@ NAMES = {
 @pytest.mark.parametrize("kind", NAMES)
 def test_names_that_are_taken(kind):
     ran = []
-    with pytest.raises(ValueError, match="expected other names than fit's own"):
+    with pytest.raises(ValueError, match="expected other names than those taken"):
         train(callbacks=[ran.append], **NAMES[kind])
     assert not ran
 
@@ -317,7 +368,7 @@ def test_names_that_are_taken(kind):
 def test_two_values_of_one_name():
     with pytest.raises(ValueError, match=r"capture\['a/b'\]\(snapshot\): got a second value at step 0"):
         train(capture={"a": lambda s: {"b": 1}, "a/b": lambda s: 2})
-    with pytest.raises(ValueError, match="expected other names than 'loss'"):
+    with pytest.raises(ValueError, match="expected other names than those taken"):
         gf.train.evaluate(loss, MODEL.params, (X, Y), metrics={"loss": right})
 
 

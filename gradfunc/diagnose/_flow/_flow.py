@@ -40,8 +40,8 @@ def gradient_flow(
     """Activations and gradients of a model layer by layer, and where they vanish, explode, die or saturate.
 
     One forward and one backward pass of the criterion's mean over the batch; tensors are described as they come, and
-    none is kept. Hooks, `.grad`, running statistics and global generators are left alone. It costs less than two plain
-    passes.
+    none is kept. Hooks, `.grad`, running statistics and global generators are left alone. It costs 1.5 plain passes
+    of a transformer and a little over two of a perceptron, on one thread.
 
     A layer is a use of parameters: whatever mixes them with data, with the activation that follows. *Comparable* are
     those with a parameter of two dimensions or more that do not act entry by entry; norms directly behind one are
@@ -124,7 +124,7 @@ def _rows(
     for k, measured in enumerate(passes.uses):
         use, seen = measured.use, measured.activation
         weights, gradient = of(measured.weights)
-        quotient = ratio(gradient.norm, weights.norm)
+        quotient = None if gradient.nonfinite or weights.nonfinite else ratio(gradient.norm, weights.norm)
         norm = norms[k]
         change = norm / last if k in compared and last and norm is not None else None
         changes += [] if change is None else [change]
@@ -191,7 +191,8 @@ def _ends(uses: Sequence[Measured], products: set[int]) -> list[int]:
 
 
 def _norm(measured: Measured) -> float | None:
-    return None if measured.gradient is None else measured.gradient.norm
+    gradient = measured.gradient
+    return None if gradient is None or gradient.nonfinite else gradient.norm
 
 
 def _quotient(a: float | None, b: float | None) -> float | None:

@@ -36,13 +36,13 @@ class FlowRow:
         activation_gradient: of the loss with respect to that; None where no gradient comes.
         weights: of its parameters with two dimensions or more; of all where none has.
         gradient: of the loss with respect to these.
-        ratio: |gradient| / |weight|; None for weights of 0.
+        ratio: |gradient| / |weight|; None for weights of 0, or where one is not finite.
         update: rate times that, None without a rate.
         spread: how gradients of single samples differ in these parameters; None if not asked for.
-        norm: Euclidean norm of the activation gradient, None where none comes; behind the norms and scales that
-            follow a product directly.
+        norm: Euclidean norm of the activation gradient, None where none comes or it is not finite; behind the norms
+            and scales that follow a product directly.
         change: `norm` over that of the last comparable layer; None for a layer that is not compared (norms, biases
-            and scales on their own).
+            and scales on their own), or without a norm.
         factor: what `norm` is multiplied by on the way back through this layer and its activation, to the comparable
             layer before.
         gain: `sqrt(fan_in mean(w^2))`; None but for linear and convolutional layers.

@@ -48,7 +48,7 @@ class Rows:
 def rows(problem: Problem, seed: int) -> Rows:
     """Gradients of every sample, as norms only; the engine is chosen by `gf.per_sample_grads`."""
     losses = Losses(problem)
-    f = per_sample_grads(losses.rows, batched=True, seed=seed)
+    f = per_sample_grads(losses.rows, batched=True, seed=seed).at(0)
     g = f(problem.model.params, *losses.tensors)
     weights = g.weights.double()
     used = weights > 0
