@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .._errors import kind_of, message
 from .._per_sample import PerSampleGradsFunction, per_sample_grads
+from .._random import forked
 from .._tree import Tensors
 from .._weights import Weighted, as_weighted
 from ._data import Data, Order, no_batch, read_data
@@ -59,15 +60,18 @@ def evaluate(
 def means(
     call: str, f: PerSampleGradsFunction, params: Tensors, data: Data, metrics: Mapping[str, Metric], step: int = 0
 ) -> dict[str, float]:
-    """The same of data that have been read; `step` names the draws of the loss."""
+    """The same of data that have been read; `step` names the draws of the loss, and of metrics."""
     sums: dict[str, tuple[float, float]] = {}
+    devices = {value.device for value in params.values()}
     with torch.no_grad():
-        for batch in data.in_order():
+        for number, batch in enumerate(data.in_order()):
             found = {
                 "loss": f.at(step, None if f.options.batched else batch.ids).losses(params, *batch.args, **batch.kwargs)
             }
-            for name, metric in metrics.items():
-                found[name] = _rows(f"metrics[{name!r}](params, ...)", metric(params, *batch.args, **batch.kwargs))
+            for k, (name, metric) in enumerate(metrics.items()):
+                with forked(f.options.seed, step, number, k, devices=devices):
+                    rows = metric(params, *batch.args, **batch.kwargs)
+                found[name] = _rows(f"metrics[{name!r}](params, ...)", rows)
             for name, (numerator, weight) in found.items():
                 before = sums.get(name, (0.0, 0.0))
                 pair = (float(numerator.sum(dtype=torch.float64)), float(weight.sum(dtype=torch.float64)))

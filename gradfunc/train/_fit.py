@@ -140,7 +140,7 @@ def fit(
     )
     loop = Loop(setup, place, Recorder())
     if path is not None:
-        if getattr(data, "persistent_workers", False):
+        if any(getattr(loader, "persistent_workers", False) for loader in (data, validation)):
             do = "Its workers keep draws from epoch to epoch, which no checkpoint holds: pass persistent_workers=False."
             expected = "a loader that begins each epoch anew"
             raise ValueError(message(call, got="a loader with persistent_workers=True", expected=expected, do=do))

@@ -112,6 +112,20 @@ def test_workers_that_stay_are_refused_beside_a_checkpoint(tmp_path):
     assert train(data=workers(persistent_workers=True), epochs=1, **OF_A_LOADER).steps == 3
     with pytest.raises(ValueError, match="persistent_workers=True; expected a loader that begins each epoch anew"):
         train(data=workers(persistent_workers=True), checkpoint=tmp_path / "a", **OF_A_LOADER)
+    with pytest.raises(ValueError, match="persistent_workers=True; expected a loader that begins each epoch anew"):
+        train(validation=workers(persistent_workers=True), checkpoint=tmp_path / "a")
+
+
+def test_a_metric_that_draws_draws_the_same_and_nobody_else_s():
+    def noisy(params, x, y):
+        return torch.rand(len(x))
+
+    state = torch.get_rng_state()
+    one, two = (train(validation=(X[:40], Y[:40]), metrics={"noisy": noisy, "also": noisy}) for _ in range(2))
+    assert one.history["validation/noisy"].tolist() == two.history["validation/noisy"].tolist()
+    assert one.history["validation/noisy"].tolist() != one.history["validation/also"].tolist()
+    assert len(set(one.history["validation/noisy"])) == 2
+    assert torch.equal(state, torch.get_rng_state())
 
 
 @pytest.mark.parametrize("shared", [False, True])
