@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import functools
-import linecache
-import os
 import re
-import sysconfig
 import traceback
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -14,9 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_TORCH = os.path.dirname(os.path.abspath(torch.__file__))
-_INSTALLED = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")})
+from .._frames import in_torch, place_of
 
 
 class _Wall(NamedTuple):
@@ -142,17 +137,8 @@ def limitation(error: Exception) -> Limit | None:
 
 def limit_of(error: Exception, why: str, instead: str = "") -> Limit:
     """With the place that the traceback names."""
-    frames = list(traceback.walk_tb(error.__traceback__))
-    outside = [(frame, line) for frame, line in frames if not _within(frame.f_code.co_filename, _OURS, _TORCH)]
-    if not outside:
-        return Limit(why, instead)
-    frame, line = outside[-1]
-    own = [one for one in outside if not _within(one[0].f_code.co_filename, *_INSTALLED)]
-    where = _spelt(frame, line)
-    if own and own[-1][0] is not frame:
-        where += f", called at {_spelt(*own[-1])}"
-    code = linecache.getline(frame.f_code.co_filename, line).strip()
-    return Limit(why, instead, code, where, _module([frame for frame, _ in frames]))
+    place = place_of(list(traceback.walk_tb(error.__traceback__)))
+    return Limit(why, instead, place.code, place.where, place.module if place.where else "")
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -162,42 +148,10 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
-def _within(path: str, *folders: str) -> bool:
-    return path.startswith(("<frozen", "<eval_with_key>")) or any(
-        path.startswith(folder + os.sep) for folder in folders
-    )
-
-
-def _spelt(frame: Any, line: int) -> str:
-    path = frame.f_code.co_filename
-    if path.startswith("<"):  # typed, or made by exec
-        return f"{path}:{line}"
-    path = os.path.abspath(path)
-    for folder in _INSTALLED:
-        path = path.removeprefix(folder + os.sep)
-    return f"{os.path.relpath(path) if path.startswith(os.getcwd() + os.sep) else path}:{line}"
-
-
-def _module(frames: list[Any]) -> str:
-    """The path of the innermost module whose forward pass is running, in the outermost one that is the user's."""
-    modules = [frame.f_locals.get("self") for frame in frames]
-    known = [m for m in modules if isinstance(m, nn.Module) and not _within(_file_of(m), _OURS)]
-    if not known:
-        return ""
-    names = {id(module): name for name, module in known[0].named_modules()}
-    return next((names[id(m)] or type(m).__name__ for m in reversed(known) if id(m) in names), "")
-
-
-def _file_of(module: nn.Module) -> str:
-    forward: Any = type(module).forward
-    code = getattr(forward, "__code__", None)
-    return "" if code is None else str(code.co_filename)
-
-
 def _reenters(frame: Any) -> bool:
     """Whether it is torch's checkpoint, in its reentrant form."""
     code, of = frame.f_code, frame.f_locals
-    return code.co_name == "checkpoint" and _within(code.co_filename, _TORCH) and of.get("use_reentrant") is True
+    return code.co_name == "checkpoint" and in_torch(frame) and of.get("use_reentrant") is True
 
 
 def _reentrant(error: Exception, found: Limit) -> Limit:

@@ -6,12 +6,12 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from .._nonfinite import Origin, Watch
 from .._per_sample import PerSampleGrads, PerSampleGradsFunction
-from .._tree import Tensors, rows_of, tensors_of
+from .._tree import Tensors, rows_of
+from ..diagnose._nonfinite import FAULTS, Fault, recognized
 
 MOST = 8  # samples and parameters that a reason names
 
@@ -24,18 +24,30 @@ class Nonfinite:
         what: "loss", "gradient", or "parameters" where both were finite and the update was not.
         samples: which samples of the data (of the batch, where the data do not say), at most eight.
         parameters: whose gradient, or which after the update, at most eight.
-        operation: the first operation of the first such sample whose result was not finite and whose inputs were,
-            such as "aten.log"; "" where none is.
-        backward: whether that was in the backward pass.
-        given: whether a tensor of that sample was not finite as it came.
+        origin: what the first such sample's began with; None where that is not known.
+        fault: what was recognised in it, with its safe form; see `gf.diagnose.FAULTS`.
     """
 
     what: str
     samples: tuple[int, ...] = ()
     parameters: tuple[str, ...] = ()
-    operation: str = ""
-    backward: bool = False
-    given: bool = False
+    origin: Origin | None = None
+    fault: Fault | None = None
+
+    @property
+    def operation(self) -> str:
+        """What made the number, such as "aten.log", or "aten.div.Tensor" in the derivative of a root."""
+        return self.origin.kernel if self.origin else ""
+
+    @property
+    def backward(self) -> bool:
+        """Whether that was in the backward pass."""
+        return self.origin is not None and self.origin.backward
+
+    @property
+    def given(self) -> bool:
+        """Whether the sample was not finite as it came."""
+        return self.origin is not None and self.origin.given.startswith("the ")
 
     def __str__(self) -> str:
         text = {"loss": "a loss", "gradient": "a gradient", "parameters": "an update"}[self.what] + " is not finite"
@@ -43,10 +55,12 @@ class Nonfinite:
             text += f"; samples {', '.join(map(str, self.samples))}"
         if self.parameters:
             text += f"; parameters {', '.join(self.parameters)}"
-        if self.given:
-            text += "; the sample itself is not finite"
-        if self.operation:
-            text += f"; first in {self.operation} of the {'backward' if self.backward else 'forward'} pass"
+        if self.origin and self.origin.given:
+            text += f"; {self.origin.given} {'itself ' if self.given else ''}is not finite"
+        elif self.origin:
+            text += f"; first in {self.origin}"
+        if self.fault:
+            text += f"; {self.fault.name}: {self.fault.why}; safe form: {self.fault.safe}"
         return text
 
 
@@ -71,10 +85,9 @@ def find(
     positions = bad.nonzero()[:, 0].cpu()
     samples = positions if index is None else index[positions]
     first = positions[:1]
-    given = not f.options.batched and not _all_finite(rows_of((args, kwargs), first))
-    operation, backward = _operation(f, params, args, kwargs, index, step, first)
+    origin = _origin(f, params, args, kwargs, index, step, first, what)
     named = tuple(samples[:MOST].tolist())
-    return Nonfinite(what, named, _parameters(g, positions), operation, backward, given)
+    return Nonfinite(what, named, _parameters(g, positions), origin, recognized(origin, what == "gradient", FAULTS))
 
 
 def _parameters(g: PerSampleGrads, positions: Tensor) -> tuple[str, ...]:
@@ -82,7 +95,7 @@ def _parameters(g: PerSampleGrads, positions: Tensor) -> tuple[str, ...]:
     return tuple(name for name, norm in norms.items() if not bool(norm.cpu()[positions].isfinite().all()))[:MOST]
 
 
-def _operation(
+def _origin(
     f: PerSampleGradsFunction,
     params: Tensors,
     args: tuple[Any, ...],
@@ -90,39 +103,20 @@ def _operation(
     index: Tensor | None,
     step: int,
     position: Tensor,
-) -> tuple[str, bool]:
-    """The first of sample `position`, run alone: by one autograd call, so that each operation is the sample's."""
+    what: str,
+) -> Origin | None:
+    """Where it began in sample `position`, run alone: by one autograd call, so that each operation is the sample's."""
     alone = dataclasses.replace(f.unverified(), options=dataclasses.replace(f.options, engine="loop", verify=False))
-    watch = _First()
+    ids, given = None, "the batch" if f.options.batched else "the sample"
+    if not f.options.batched:
+        ids = None if index is None else index[position]
+        args, kwargs = rows_of((args, kwargs), position)
+    named = {f"parameter '{name}'": value for name, value in params.items()}
+    watch = Watch({**named, given: (args, kwargs)})
     try:
-        if f.options.batched:
-            with watch:
-                alone.at(step)(params, *args, **kwargs)
-        else:
-            ids = None if index is None else index[position]
-            args, kwargs = rows_of((args, kwargs), position)
-            with watch:
-                alone.at(step, ids)(params, *args, **kwargs)
+        with watch:
+            g = alone.at(step, ids)(params, *args, **kwargs)
+            results = [g.losses] if what == "loss" else list(g.sum().values())
     except Exception:  # the reason is found already; this adds to it what can be had
-        return watch.name, watch.backward
-    return watch.name, watch.backward
-
-
-class _First(TorchDispatchMode):
-    """Notes the first operation that makes a number that is not finite of finite ones."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.name, self.backward = "", False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # as torch calls it
-        out = func(*args, **(kwargs or {}))
-        if not self.name and not _all_finite(out) and _all_finite((args, kwargs)):
-            self.name = str(func).removesuffix(".default")
-            self.backward = torch._C._current_graph_task_id() != -1
-        return out
-
-
-def _all_finite(tree: Any) -> bool:
-    return all(bool(t.isfinite().all()) for t in tensors_of(tree) if t.is_floating_point() and t.numel())
+        return None
+    return watch.origin(results)
