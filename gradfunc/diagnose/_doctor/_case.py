@@ -296,7 +296,7 @@ class Case:
 
         def closure() -> Tensor:
             now = {name: named[name].detach() for name in problem.model.params}
-            found = self.pass_at(problem, now)
+            found = self.pass_at(problem, now) if losses else self.first  # the first one is known
             for name, g in found.gradients.items():
                 named[name].grad = None if g is None else g.detach().clone()
             losses.append(float(found.loss.detach()))

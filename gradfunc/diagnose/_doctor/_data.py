@@ -156,7 +156,7 @@ def labels(case: Case) -> Iterator[Finding]:
     orders = torch.stack([torch.randperm(len(y), generator=generator) for _ in range(_limits.PERMUTATIONS)])
     shifts = torch.stack([torch.arange(len(y)).roll(k) for k in (0, 1, -1)])
     given = torch.cat([shifts, orders]).to(y.device)
-    agree = torch.stack([_agreement(y[order, 0], near, design, classes) for order in given])  # [orders, 2]
+    agree = _agreement(y[given, 0], near, design, classes)  # [orders, 2]
     # Each statistic against its own permutations; the better of two, hence twice the p-value.
     higher = agree[None, 3:] >= agree[:3, None]
     p = (2 * (1 + higher.sum(1)).double() / (_limits.PERMUTATIONS + 1)).amin(1).clamp(max=1.0).tolist()
@@ -185,8 +185,11 @@ def _near(x: Tensor, k: int = 5) -> Tensor:
 
 
 def _agreement(y: Tensor, near: Tensor, design: Tensor, classes: bool) -> Tensor:
-    """How neighbours agree, and how much of the target a linear fit explains: two statistics, larger is closer."""
-    own = y[:, None]
-    close = (y[near] == own).double().mean() if classes else -(y[near].mean(1, keepdim=True) - own).square().mean()
-    centred = y - y.mean()
-    return torch.stack([close, (design.T @ centred).square().sum()])
+    """How neighbours agree, and how much of the targets `[orders, n]` a linear fit explains: `[orders, 2]`."""
+    others = y[:, near]  # [orders, n, k]
+    own = y[:, :, None]
+    if classes:
+        close = (others == own).double().mean((1, 2))
+    else:
+        close = -(others.mean(2) - y).square().mean(1)
+    return torch.stack([close, ((y - y.mean(1, keepdim=True)) @ design).square().sum(1)], 1)

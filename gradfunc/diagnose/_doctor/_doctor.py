@@ -19,9 +19,11 @@ from ._finding import Finding, NotRun, Probe
 from ._missing import all_frozen
 from ._probes import PROBES
 from ._report import DoctorReport
+from ._trial import Touched
 
 CALL = "gf.diagnose.doctor(model, criterion, data)"
 BATCHES = 16  # of a loader
+FAILED = "the probe raised"
 
 
 def doctor(
@@ -85,25 +87,33 @@ def doctor(
     not_run: list[tuple[str, str]] = []
     for probe in probes:
         note(probe.name)
-        try:
-            if probe.tier == "deep" and not deep and not _quietly(lambda p=probe: p.symptom(case)):
-                not_run.append((probe.name, "no symptom; pass deep=True"))
-                continue
-            made: list[Finding] = _quietly(lambda p=probe: list(p.run(case)))
-        except NotRun as reason:
-            not_run.append((probe.name, str(reason)))
-            continue
+        made: list[Finding] = []
+        reason = _run(probe, case, deep, made)
         found += made
-        if not made:
+        if reason:
+            not_run.append((probe.name, reason))
+        elif not made:
             healthy.append(probe.name)
     order = sorted(found, key=lambda finding: finding.rank)  # stable: of equals, the first in the list of probes
     return DoctorReport(tuple(order), tuple(healthy), tuple(not_run), case.count.forward, case.count.backward)
 
 
-def _quietly(fn: Callable[[], Any]) -> Any:
+def _run(probe: Probe, case: Case, deep: bool, made: list[Finding]) -> str:
+    """Add what a probe finds; why it could not look, or not at all of it, "" where it could."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own hints on shapes; the probes say them
-        return fn()
+        try:
+            if probe.tier == "deep" and not deep and not probe.symptom(case):
+                return "no symptom; pass deep=True"
+            for finding in probe.run(case):
+                made.append(finding)  # one by one: what was found before it stops is kept
+        except NotRun as reason:
+            return str(reason)
+        except Touched:
+            raise
+        except Exception as error:  # of the user's model in a place that a probe did not expect; the others go on
+            return f"{FAILED} {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    return ""
 
 
 def _read(model: Any, criterion: Any, batch: Any) -> Problem:

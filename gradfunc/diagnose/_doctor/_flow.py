@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .._flow._verdict import CHANGE
 from ._case import Case
 from ._finding import Finding
 
@@ -57,5 +58,8 @@ def flow(case: Case) -> Iterator[Finding]:
             continue
         text = f"{there[0].evidence}; {len(there)} of {len(rows)} layers"
         severity = "warning" if verdict == "saturated" else "severe"
+        sure = "likely"
+        if verdict == "exploding":  # from layer to layer, or beside the weights only: then a rate may do it as well
+            sure = "certain" if any((row.change or 0.0) > CHANGE for row in there) else "possible"
         names = ", ".join(dict.fromkeys(row.layer for row in there[:5]))
-        yield Finding(cause, severity, text, _FIXES[verdict], "likely", names)
+        yield Finding(cause, severity, text, _FIXES[verdict], sure, names)

@@ -96,7 +96,7 @@ def curvature(case: Case) -> Iterator[Finding]:
     if rate > largest and not case.falls:
         text = f"rate {rate:.3g} above {limit:.3g} / {top:.4g} = {largest:.3g}; the loss goes "
         text += f"{case.descent.losses[0]:.3g} to {case.descent.losses[-1]:.3g} in {_limits.STEPS} steps"
-        yield Finding("rate_too_large", "severe", text, f"lr={largest / 4:.1g}", "certain")
+        yield Finding("rate_too_large", "severe", text, f"lr={largest / 4:.1g}", "likely")
     elif rate < _limits.SLOW * largest:
         text = f"rate {rate:.3g} below {_limits.SLOW:g} of {limit:.3g} / {top:.4g} = {largest:.3g}"
         yield Finding("rate_too_small", "severe", text, f"lr={largest / 4:.1g}", "likely")

@@ -68,9 +68,10 @@ def trial(case: Case) -> Trial:
 
         handle = optimizer.register_step_pre_hook(note)
         batch = map_tensors(copy_of, case.given)
-        with _untouched(case.module), torch.enable_grad(), forked(case.seed, 0, devices=devices_of(case.problem)):
+        with _Untouched(case.module), torch.enable_grad(), forked(case.seed, 0, devices=devices_of(case.problem)):
             _, failed = attempt(lambda batch=batch: case.step(module, optimizer, batch))
         handle.remove()
+        case.count.forward, case.count.backward = case.count.forward + 1, case.count.backward + 1  # at least
         if failed is not None:
             raise NotRun(f"the step fails on copies: {failed}")
         start = {name: value.detach() for name, value in before.named_parameters() if name in case.problem.model.params}
@@ -102,7 +103,11 @@ def _draws(case: Case, problem: Problem) -> bool:
     return not torch.equal(*losses)
 
 
-class _untouched:  # noqa: N801  # reads as a statement
+class Touched(ValueError):
+    """The step changed the user's own model."""
+
+
+class _Untouched:
     """Puts the user's model back and raises if it was changed inside."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -124,7 +129,7 @@ class _untouched:  # noqa: N801  # reads as a statement
             with torch.no_grad():
                 for tensor, value in zip(self.held, self.values, strict=True):
                     tensor.copy_(value)
-            raise ValueError(
+            raise Touched(
                 message(
                     "step(model, optimizer, batch)",
                     got="a change of your own model (it was put back)",
