@@ -12,7 +12,6 @@ from torch import nn
 from torch.nn import functional as F
 
 
-
 class Draw:
     """Shapes and data of one seed."""
 
@@ -582,6 +581,99 @@ def nondeterministic(d, cured):
     return case(net, nn.CrossEntropyLoss(), (d.x, d.labels()))
 
 
+def loss_fails(d, cured):
+    net = d.net(d.classes)
+    y = d.labels()
+    return case(net, nn.CrossEntropyLoss(), (d.x, y if cured else y[:, None]), sgd(net))
+
+
+def worse_than_constant(d, cured):
+    net = d.net(d.classes)
+    if not cured:
+        net[-1].weight.data *= 60
+    return case(net, nn.CrossEntropyLoss(), (d.x, d.labels()))
+
+
+class Ignoring(nn.Module):
+    """Never looks at its input."""
+
+    def __init__(self, body, sees):
+        super().__init__()
+        self.body, self.sees = body, sees
+
+    def forward(self, x):
+        return self.body(x if self.sees else torch.ones_like(x))
+
+
+def constant_output(d, cured):
+    return classifying(d, net=Ignoring(d.net(d.classes), cured))
+
+
+def frozen_in_optimizer(d, cured):
+    net = d.net(d.classes, hidden=2)
+    net[0].requires_grad_(False)
+    own = [p for p in net.parameters() if p.requires_grad] if cured else list(net.parameters())
+    return classifying(d, net=net, optimizer=torch.optim.SGD(own, lr=0.05))
+
+
+def step_differs(d, cured):
+    def change(criterion):
+        other = criterion if cured else lambda output, y: F.cross_entropy(output.tanh(), y)
+        return plain(other)
+
+    return classifying(d, change)
+
+
+def moved_otherwise(d, cured):
+    def change(criterion):
+        def step(model, optimizer, batch):
+            plain(criterion)(model, optimizer, batch)
+            if not cured:
+                for p in model.parameters():
+                    p.data.mul_(0.999)
+
+        return step
+
+    return classifying(d, change)
+
+
+def clips_by_value(d, cured):
+    def change(criterion):
+        def step(model, optimizer, batch):
+            optimizer.zero_grad()
+            criterion(model(batch[0]), batch[1]).backward()
+            if not cured:
+                torch.nn.utils.clip_grad_value_(model.parameters(), 1e-2)
+            optimizer.step()
+
+        return step
+
+    return classifying(d, change)
+
+
+def noisy_batch(d, cured):
+    """Least squares beside its optimum, where |mean gradient|^2 is a thousandth above what chance makes of 0."""
+    net, x, y = nn.Linear(d.d, 1, bias=False).double(), d.x.double(), d.numbers().double()
+    y = y + torch.randn_like(y)
+    if not cured:
+        inverse = torch.linalg.inv(x.T @ x / d.n)
+        best = inverse @ (x.T @ y) / d.n
+        weight, along = best, torch.randn(d.d, 1).double()
+        for _ in range(50):  # the noise moves a little with the weight
+            rows = 2 * x * (x @ weight - y)
+            mean = rows.mean(0)
+            trace = (rows - mean).square().sum() / (d.n - 1)
+            weight = best + inverse @ (along / along.norm() * (1.001 * trace / d.n).sqrt()) / 2
+        net.weight.data = weight.T.contiguous()
+    return case(net, nn.MSELoss(), (x, y), deep=True)
+
+
+def reductions_disagree(d, cured):
+    net, n = d.net(d.classes), 7
+    weight = None if cured else torch.arange(1.0, d.classes + 1)
+    return case(net, nn.CrossEntropyLoss(weight=weight), (d.x[:n], d.labels()[:n]), deep=True)
+
+
 # --- healthy ----------------------------------------------------------------------------------------------------------
 
 
@@ -864,6 +956,15 @@ SICK = {
     eval_mode: "eval_mode",
     small_batch_norm: "small_batch_norm",
     nondeterministic: "nondeterministic",
+    loss_fails: "loss_fails",
+    worse_than_constant: "worse_than_constant",
+    constant_output: "constant_output",
+    frozen_in_optimizer: "frozen_in_optimizer",
+    step_differs: "step_differs",
+    moved_otherwise: "moved_otherwise",
+    clips_by_value: "clips_by_value",
+    noisy_batch: "noisy_batch",
+    reductions_disagree: "reductions_disagree",
 }
 
 

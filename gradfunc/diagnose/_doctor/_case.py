@@ -123,7 +123,7 @@ class Case:
 
     @functools.cached_property
     def _passed(self) -> tuple[Pass | None, str | None]:
-        return attempt(lambda: self.pass_at(self.problem, self.problem.model.params))  # type: ignore[return-value]
+        return attempt(lambda: self.pass_at(self.problem, self.problem.model.params))
 
     @property
     def error(self) -> str:
@@ -179,6 +179,13 @@ class Case:
         """Whether the loss is lower after some steps of the optimiser on copies."""
         losses = self.descent.losses
         return losses[-1] < losses[0] or losses[-1] == losses[0] == 0
+
+    @functools.cached_property
+    def waiting(self) -> tuple[str, ...]:
+        """Weights that are 0 and will move with the first step: a head or a branch that begins at 0."""
+        params = self.problem.model.params
+        zero = [name for name, value in params.items() if value.dim() > 1 and not bool(value.any())]
+        return tuple(name for name in zero if bool(self.gradient[name].any()))
 
     @functools.cached_property
     def made_by(self) -> str:
@@ -294,13 +301,13 @@ class Case:
         before = {name: named[name].detach().clone() for name in problem.model.params}
         losses: list[float] = []
 
-        def closure() -> Tensor:
+        def closure() -> float:
             now = {name: named[name].detach() for name in problem.model.params}
             found = self.pass_at(problem, now) if losses else self.first  # the first one is known
             for name, g in found.gradients.items():
                 named[name].grad = None if g is None else g.detach().clone()
             losses.append(float(found.loss.detach()))
-            return found.loss.detach()
+            return losses[-1]
 
         moved: Tensors = {}
         for _k in range(_limits.STEPS):

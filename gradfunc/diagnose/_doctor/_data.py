@@ -188,8 +188,5 @@ def _agreement(y: Tensor, near: Tensor, design: Tensor, classes: bool) -> Tensor
     """How neighbours agree, and how much of the targets `[orders, n]` a linear fit explains: `[orders, 2]`."""
     others = y[:, near]  # [orders, n, k]
     own = y[:, :, None]
-    if classes:
-        close = (others == own).double().mean((1, 2))
-    else:
-        close = -(others.mean(2) - y).square().mean(1)
+    close = (others == own).double().mean((1, 2)) if classes else -(others.mean(2) - y).square().mean(1)
     return torch.stack([close, ((y - y.mean(1, keepdim=True)) @ design).square().sum(1)], 1)

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .._flow import FlowRow
 from .._flow._verdict import CHANGE
 from ._case import Case
 from ._finding import Finding
 
 _CAUSES = {"dead": "dead_units", "exploding": "exploding", "vanishing": "vanishing", "saturated": "saturated"}
 _FIXES = {
-    "dead": "gf.init.initialize(params, {r'.*weight': gf.init.kaiming_normal(nonlinearity='relu'), r'.*bias': gf.init.zeros()})",
+    "dead": "torch.nn.init.zeros_(layer.bias)  # and a smaller rate, where training did it",
     "exploding": "gf.init.initialize(params, {r'.*weight': gf.init.kaiming_normal()})  # or gf.init.lsuv, or norms",
     "vanishing": "gf.init.lsuv(model, batch)  # or ReLU for sigmoid, norms, skip connections",
     "saturated": "gf.init.lsuv(model, batch)  # or smaller inputs and weights before the activation",
@@ -47,11 +48,18 @@ def _rows_equal(value: Tensor) -> bool:
     return bool(spread <= 100 * torch.finfo(value.dtype).eps * value.abs().max())
 
 
+def _passing(row: FlowRow, waiting: tuple[str, ...]) -> bool:
+    """Whether weights of 0 that are about to move explain a verdict: their units are 0, and no gradient passes them."""
+    if set(row.parameters) & set(waiting):
+        return True
+    return bool(waiting) and row.verdict == "vanishing" and (row.norm == 0 or row.gradient.norm == 0)
+
+
 def flow(case: Case) -> Iterator[Finding]:
     """The verdicts of `gf.diagnose.gradient_flow`, each once, with the layer that is worst off."""
-    rows = case.flow.rows
+    rows, waiting = case.flow.rows, case.waiting
     for verdict, cause in _CAUSES.items():
-        there = [row for row in rows if row.verdict == verdict]
+        there = [row for row in rows if row.verdict == verdict and not _passing(row, waiting)]
         if verdict == "saturated":
             there = [row for row in there if row is not rows[-1]]  # an output that is sure of itself
         if not there:

@@ -29,8 +29,9 @@ SAMPLES = 512  # and at most
 WORSE = 4.0
 
 # --- rate ---------------------------------------------------------------------------------------------------------
-# A thousandth of the largest stable rate: a thousand steps do what one could.
-SLOW = 1e-3
+# Below a ten-thousandth of the largest stable rate, ten thousand steps do what one could. (A thousandth is in use,
+# where a trained net is tuned.)
+SLOW = 1e-4
 # A step that moves weights by less than this share takes over a million of them to move weights by their own size.
 STILL = 1e-6
 # Where decay pulls ten times as hard as the loss pushes, weights shrink whatever the data say. (At an equilibrium the

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from ..._stateless import Stateless
+from ..._tree import Tensors
 from ...audit._case import attempt
 from ._case import Case
 from ._finding import Finding, NotRun
@@ -41,16 +43,17 @@ def reached(case: Case) -> Iterator[Finding]:
 def _cut(case: Case, lost: list[str]) -> list[str]:
     """Those that the loss moves with: all moved together first, then one by one."""
 
+    def loss(params: Tensors) -> Tensor | None:
+        found, _ = attempt(lambda: case.loss_of(case.problem, params)[1].detach())
+        return found if isinstance(found, Tensor) else None
+
     def moves(names: list[str]) -> bool:
         params = dict(case.problem.model.params)
         generator = torch.Generator().manual_seed(case.seed)
         for name in names:
             noise = torch.randn(params[name].shape, generator=generator).to(params[name])
             params[name] = params[name] + (float(params[name].abs().max()) or 1.0) * noise
-        here, there = (
-            attempt(lambda p=p: case.loss_of(case.problem, p)[1].detach())[0]
-            for p in (case.problem.model.params, params)
-        )
+        here, there = loss(dict(case.problem.model.params)), loss(params)
         return here is not None and there is not None and not torch.equal(here, there)
 
     if not moves(lost):

@@ -127,7 +127,8 @@ def backward(case: Case) -> Iterator[Finding]:
         raise NotRun("the loss is not smooth here")
     fix = "torch.autograd.gradcheck(Function.apply, inputs)  # and mend its backward"
     for name, slope in found:
-        text = f"its backward gives {slope.claimed:.6g}, central differences {slope.measured:.6g} +- {slope.uncertainty:.1g}"
+        text = f"its backward gives {slope.claimed:.6g}, central differences {slope.measured:.6g}"
+        text += f" +- {slope.uncertainty:.1g}"
         yield Finding("wrong_backward", "severe", text, fix, "certain", name)
     if whole.verdict == "wrong" and not found:
         text = f"autograd says {whole.claimed:.6g}, central differences {whole.measured:.6g}; no layer alone is wrong"

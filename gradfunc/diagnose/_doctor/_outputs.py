@@ -28,7 +28,18 @@ CLASSES = ("cross_entropy", "nll_loss")
 BINARY = ("binary_cross_entropy", "binary_cross_entropy_with_logits")
 
 # Nodes that hand values on; what made the output lies before them.
-_PASSING = ("View", "Squeeze", "Unsqueeze", "Alias", "Clone", "Reshape", "Transpose", "Permute", "Select", "Slice")
+_PASSING: tuple[str, ...] = (
+    "View",
+    "Squeeze",
+    "Unsqueeze",
+    "Alias",
+    "Clone",
+    "Reshape",
+    "Transpose",
+    "Permute",
+    "Select",
+    "Slice",
+)
 _PASSING += ("T", "ToCopy", "Unsafe", "Expand")
 _ACTIVATIONS = {"Sigmoid": "sigmoid", "Softmax": "softmax", "LogSoftmax": "log_softmax", "Relu": "relu", "Tanh": "tanh"}
 RANGES = {"sigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0), "relu": (0.0, math.inf)}

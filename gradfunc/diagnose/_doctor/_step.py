@@ -1,4 +1,4 @@
-"""Probes of the user's own step: the gradient that its optimiser gets, against closed forms of that of the criterion."""
+"""Probes of the user's own step: what gradient its optimiser gets, against closed forms of the criterion's."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _gradients(case: Case, ran: Trial) -> Iterator[Finding]:
     if not norm(g):
         raise NotRun("the criterion's gradient is 0")
     if not norm(seen):
-        text = "the optimiser sees gradients of 0 or none; the criterion's has the norm {:.3g}".format(norm(g))
+        text = f"the optimiser sees gradients of 0 or none; the criterion's has the norm {norm(g):.3g}"
         fix = "optimizer.zero_grad(); loss.backward(); optimizer.step()  # in this order"
         yield Finding("gradient_zeroed", "severe", text, fix, "certain")
         return

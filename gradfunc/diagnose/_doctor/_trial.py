@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +70,7 @@ def trial(case: Case) -> Trial:
         handle = optimizer.register_step_pre_hook(note)
         batch = map_tensors(copy_of, case.given)
         with _Untouched(case.module), torch.enable_grad(), forked(case.seed, 0, devices=devices_of(case.problem)):
-            _, failed = attempt(lambda batch=batch: case.step(module, optimizer, batch))
+            _, failed = attempt(functools.partial(case.step, module, optimizer, batch))
         handle.remove()
         case.count.forward, case.count.backward = case.count.forward + 1, case.count.backward + 1  # at least
         if failed is not None:
