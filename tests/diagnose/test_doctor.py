@@ -7,10 +7,12 @@ import json
 import clinic
 import pytest
 import torch
+from tiers import every
 from torch import nn
 from torch.nn import functional as F
 
 import gradfunc as gf
+from gradfunc._zoo import MODELS
 from gradfunc.diagnose._doctor import _data, _step
 from gradfunc.diagnose._doctor._doctor import FAILED
 
@@ -260,3 +262,18 @@ def test_the_scale_of_features_is_judged_at_its_threshold():
     for quotient, there in ((99.0, False), (101.0, True)):
         scaled = x * torch.tensor([1.0, 1.0, 1 / quotient])
         assert ("unscaled_features" in doctor(nn.Linear(3, 1), nn.MSELoss(), (scaled, y)).causes) == there
+
+
+@pytest.mark.parametrize("name", every(6, MODELS))
+def test_no_probe_fails_on_a_model_of_the_zoo(name):
+    model = MODELS[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        module, batch = model.module(), model.batch()
+    pure = gf.stateless(module, in_dims=model.in_dims, out_dims=model.out_dims)
+    report = doctor(pure, model.criterion, batch, Adam(module.parameters(), lr=1e-3), deep=True)
+    assert not [reason for reason in report.not_run if FAILED in reason[1]]
+    severe = {finding.cause for finding in report.findings if finding.severity == "severe"}
+    # targets of the zoo are normal numbers, and some of its models stop gradients or end in an activation on purpose
+    assert severe <= {"target_out_of_reach", "gradient_cut", "wrong_backward", "identical_inputs", "unscaled_inputs"}
+    assert json.dumps(report.to_dict(), allow_nan=False)

@@ -95,10 +95,11 @@ def noise(case: Case) -> Iterator[Finding]:
 def reductions(case: Case) -> Iterator[Finding]:
     """`gf.audit.reductions` of the first samples."""
     _ = case.first
-    model = case.module if case.module is not None else case.problem.model
     size = min(case.problem.size, 8)
     found, failed = attempt(
-        lambda: audit.reductions(model, case.criterion, case.problem.batch, batch_size=size, seed=case.seed)
+        lambda: audit.reductions(
+            case.problem.model, case.criterion, case.problem.batch, batch_size=size, seed=case.seed
+        )
     )
     case.count.backward += 8 * size
     if found is None:

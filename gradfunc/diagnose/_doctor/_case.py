@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from ..._engines import gradients
 from ..._problem import Criterion, Problem
 from ..._random import forked
-from ..._tree import Tensors
+from ..._tree import Tensors, norm
 from ...audit._case import attempt, devices_of, mean_loss
 from ...quantities import HessianExtremes, hessian_extremes
 from .._flow import FlowReport, gradient_flow
@@ -182,10 +182,22 @@ class Case:
 
     @functools.cached_property
     def waiting(self) -> tuple[str, ...]:
-        """Weights that are 0 and will move with the first step: a head or a branch that begins at 0."""
+        """Parameters that are 0 and will move with the first step: a head, a gate or a branch that begins at 0."""
         params = self.problem.model.params
-        zero = [name for name, value in params.items() if value.dim() > 1 and not bool(value.any())]
+        zero = [name for name, value in params.items() if not bool(value.any())]
         return tuple(name for name in zero if bool(self.gradient[name].any()))
+
+    @functools.cached_property
+    def waking(self) -> tuple[str, ...]:
+        """Parameters whose gradient is exactly 0 now, and is not after a step that moves weights by a thousandth."""
+        asleep = [name for name, g in self.gradient.items() if not bool(g.any())]
+        params = self.problem.model.params
+        if not asleep or not self.waiting:
+            return ()
+        share = 1e-3 * norm(params) / (norm(self.gradient) or 1.0)
+        moved = {name: value.detach() - share * self.gradient[name] for name, value in params.items()}
+        found = self.pass_at(self.problem, moved).gradients
+        return tuple(name for name in asleep if (g := found[name]) is not None and bool(g.any()))
 
     @functools.cached_property
     def made_by(self) -> str:
@@ -238,10 +250,9 @@ class Case:
         self.count.forward += 1
         self.count.backward += 1
         plain = isinstance(self.optimizer, torch.optim.SGD) and min(rates, default=0.0) > 0
-        model = self.module if self.module is not None else self.problem.model
         found, failed = attempt(
             lambda: gradient_flow(
-                model,
+                self.problem.model,
                 self.criterion,
                 self.problem.batch,
                 lr=max(rates) if plain else None,

@@ -48,18 +48,18 @@ def _rows_equal(value: Tensor) -> bool:
     return bool(spread <= 100 * torch.finfo(value.dtype).eps * value.abs().max())
 
 
-def _passing(row: FlowRow, waiting: tuple[str, ...]) -> bool:
+def _passing(row: FlowRow, case: Case) -> bool:
     """Whether weights of 0 that are about to move explain a verdict: their units are 0, and no gradient passes them."""
-    if set(row.parameters) & set(waiting):
+    if set(row.parameters) <= set(case.waiting):
         return True
-    return bool(waiting) and row.verdict == "vanishing" and (row.norm == 0 or row.gradient.norm == 0)
+    return row.verdict == "vanishing" and row.gradient.norm == 0 and set(row.parameters) <= set(case.waking)
 
 
 def flow(case: Case) -> Iterator[Finding]:
     """The verdicts of `gf.diagnose.gradient_flow`, each once, with the layer that is worst off."""
-    rows, waiting = case.flow.rows, case.waiting
+    rows = case.flow.rows
     for verdict, cause in _CAUSES.items():
-        there = [row for row in rows if row.verdict == verdict and not _passing(row, waiting)]
+        there = [row for row in rows if row.verdict == verdict and not _passing(row, case)]
         if verdict == "saturated":
             there = [row for row in there if row is not rows[-1]]  # an output that is sure of itself
         if not there:

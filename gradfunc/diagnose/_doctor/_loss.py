@@ -160,11 +160,15 @@ def floor(case: Case) -> Iterator[Finding]:
     best = _floor(case)
     spread = _spread(case)
     loss = case.loss / case.target.numel() if case.criterion.option("reduction") == "sum" else case.loss
-    if spread is not None and spread == 0 and not case.waiting:
+    if (
+        spread is not None
+        and spread == 0
+        and not any(case.problem.model.params[name].dim() > 1 for name in case.waiting)
+    ):
         text = f"outputs of all samples are equal; the best constant has the loss {best:.4g}, yours {loss:.4g}"
         fix = "return self.body(x)  # is x read at all in forward? See the other findings too"
         yield Finding("constant_output", "severe", text, fix, "likely", "output")
-    elif best > 0 and loss > _limits.WORSE * best:
+    elif best > 0 and loss > _limits.WORSE * best and len(case.targets) >= _limits.CONSTANT:
         text = f"loss {loss:.4g}, best constant {best:.4g}: {loss / best:.3g} times, above {_limits.WORSE:g}"
         fix = "model[-1].bias.data = y.mean(0); model[-1].weight.data *= 0.1"
         yield Finding("worse_than_constant", "warning", text, fix, "possible", "output")

@@ -84,7 +84,7 @@ def held(case: Case) -> Iterator[Finding]:
     if frozen:
         text = f"{len(frozen)} of {len(groups)} do not require grad, and stay"
         fix = "optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=lr)"
-        yield Finding("frozen_in_optimizer", "warning", text, fix, "certain", _listed(frozen))
+        yield Finding("frozen_in_optimizer", "note", text, fix, "certain", _listed(frozen))
 
 
 def _listed(names: list[str]) -> str:

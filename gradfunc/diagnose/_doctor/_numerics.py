@@ -24,8 +24,9 @@ def finite(case: Case) -> Iterator[Finding]:
     values = [g for g in case.first.gradients.values() if g is not None]
     if math.isfinite(case.loss) and all(bool(g.isfinite().all()) for g in values):
         return
-    model = case.module if case.module is not None else case.problem.model
-    found, failed = attempt(lambda: find_nonfinite(model, case.criterion, case.problem.batch, seed=case.seed))
+    found, failed = attempt(
+        lambda: find_nonfinite(case.problem.model, case.criterion, case.problem.batch, seed=case.seed)
+    )
     if found is None:
         text, fix = f"loss {case.loss:g}; its origin could not be found: {failed}", "torch.autograd.detect_anomaly()"
         yield Finding("nonfinite", "severe", text, fix, "certain")

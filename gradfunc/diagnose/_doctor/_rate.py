@@ -76,7 +76,8 @@ def curvature(case: Case) -> Iterator[Finding]:
 
     For gradient descent with momentum b that is 2 (1 + b) / lambda, with Nesterov's 2 (1 + b) / ((1 + 2 b) lambda)
     (Cohen et al. 2021, arXiv 2103.00065, appendix B). For Adam lambda is that of D H D, D^2 = 1 / (sqrt(v) + eps), and
-    the limit (2 + 2 b1) / (1 - b1) / lambda (Cohen et al. 2022, arXiv 2207.14484, eq. 4).
+    the limit (2 + 2 b1) / (1 - b1) / lambda (Cohen et al. 2022, arXiv 2207.14484, eq. 4); its steps are of the size of
+    the rate whatever the curvature, so that too small a rate is a matter of `moves`.
     """
     group = _group(case)
     rate = float(group["lr"])
@@ -97,7 +98,7 @@ def curvature(case: Case) -> Iterator[Finding]:
         text = f"rate {rate:.3g} above {limit:.3g} / {top:.4g} = {largest:.3g}; the loss goes "
         text += f"{case.descent.losses[0]:.3g} to {case.descent.losses[-1]:.3g} in {_limits.STEPS} steps"
         yield Finding("rate_too_large", "severe", text, f"lr={largest / 4:.1g}", "likely")
-    elif rate < _limits.SLOW * largest:
+    elif isinstance(case.optimizer, torch.optim.SGD) and rate < _limits.SLOW * largest:
         text = f"rate {rate:.3g} below {_limits.SLOW:g} of {limit:.3g} / {top:.4g} = {largest:.3g}"
         yield Finding("rate_too_small", "severe", text, f"lr={largest / 4:.1g}", "likely")
 

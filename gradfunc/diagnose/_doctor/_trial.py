@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..._errors import message
 from ..._problem import Problem, read
 from ..._random import forked
+from ..._stateless import stateless
 from ..._tree import Tensors, copy_of, map_tensors
 from ...audit._case import attempt, devices_of
 from ._case import Case, copies
@@ -80,7 +81,8 @@ def trial(case: Case) -> Trial:
         planned = _planned(before, planner, seen[0]) if len(seen) == 1 else None
         for a, b in zip(before.modules(), module.modules(), strict=True):
             a.training = b.training
-        problem = read("step(model, optimizer, batch)", before, case.criterion, case.given)
+        model = stateless(before, in_dims=case.problem.model.in_dims, out_dims=case.problem.model.out_dims)
+        problem = read("step(model, optimizer, batch)", model, case.criterion, case.given)
         turns.append(Turn(problem, tuple(seen), moved, planned))
     return Trial(tuple(turns), _draws(case, turns[0].problem))
 
