@@ -581,6 +581,71 @@ def nondeterministic(d, cured):
     return case(net, nn.CrossEntropyLoss(), (d.x, d.labels()))
 
 
+class Apply(nn.Module):
+    def __init__(self, fn):
+        super().__init__()
+        self.fn = fn
+
+    def forward(self, x):
+        return self.fn(x)
+
+
+def between(fn, safe):
+    """A classifier with a function between its layers, or the safe form of it."""
+
+    def make(d, cured):
+        return classifying(d, net=d.net(d.classes, activation=lambda: Apply(safe if cured else fn)))
+
+    return make
+
+
+root_of_zero = between(lambda x: x.relu().square().sqrt(), lambda x: (x.square() + 1).sqrt())
+division_by_zero = between(lambda x: x / (x.relu().amin(1, keepdim=True)), lambda x: x / x.norm(dim=1, keepdim=True))
+overflow = between(lambda x: (x * 300).exp(), torch.tanh)
+root_of_zero.__name__, division_by_zero.__name__, overflow.__name__ = "root_of_zero", "division_by_zero", "overflow"
+
+
+def underflow(d, cured):
+    net, x, y = d.net(1), d.x, d.numbers()
+    if not cured:
+        net, x, y = net.half(), x.half(), y.half()
+    return case(net, lambda output, target: (1e-6 * (output - target).square()).mean(1), (x, y))
+
+
+def wrong_hook(d, cured):
+    net = d.net(d.classes)
+    if not cured:
+        net[0].register_full_backward_hook(lambda layer, given, got: (None if given[0] is None else 2 * given[0],))
+        net[2].register_full_backward_hook(lambda layer, given, got: (3 * given[0],))
+    return classifying(d, net=net)
+
+
+def rate_too_large_nesterov(d, cured):
+    net = d.net(1)
+    return case(net, nn.MSELoss(), (d.x, d.numbers()), sgd(net, 0.01 if cured else 8.0, momentum=0.9, nesterov=True))
+
+
+def exploding_regression(d, cured):
+    """Ten features, targets of a size of 130, 15 hidden units, batches of 32, a rate of 1/100: NaN soon."""
+    x, coefficients = torch.randn(1000, 10), 100 * torch.rand(10)
+    y = (x @ coefficients)[:, None] + 0.1 * torch.randn(1000, 1)
+    net = nn.Sequential(nn.Linear(10, 15), nn.ReLU(), nn.Linear(15, 1))
+    y = (y - y.mean()) / y.std() if cured else y
+    return case(net, nn.MSELoss(), list(zip(x.split(32), y.split(32), strict=True)), sgd(net, 0.01))
+
+
+def rate_of_raw_features(d, cured):
+    x = torch.cat([d.x, 5000 * d.scores(1)], 1)
+    net = d.net(1, inputs=d.d + 1)
+    return regressing(d, net=net, x=(x - x.mean(0)) / x.std(0) if cured else x)
+
+
+def cut_by_data(d, cured):
+    return classifying(
+        d, net=nn.Sequential(d.net(d.width), Apply(lambda x: x if cured else x.data), d.net(d.classes, inputs=d.width))
+    )
+
+
 def loss_fails(d, cured):
     net = d.net(d.classes)
     y = d.labels()
@@ -856,7 +921,48 @@ def several_batches(d):
     return case(net, nn.CrossEntropyLoss(), batches, sgd(net), plain(nn.CrossEntropyLoss()))
 
 
+def many(d):
+    x = torch.randn(1200, d.d)
+    return case(
+        net := d.net(2), nn.CrossEntropyLoss(), (x, (x[:, 0] > 0).long()), sgd(net), plain(nn.CrossEntropyLoss())
+    )
+
+
+class Language(nn.Module):
+    def __init__(self, d):
+        super().__init__()
+        width = 4 * d.d
+        self.table, self.head = nn.Embedding(20, width), nn.Linear(width, 20)
+        self.layer = nn.TransformerEncoderLayer(width, 2, 2 * width, dropout=0.0, batch_first=True)
+
+    def forward(self, x):
+        return self.head(self.layer(self.table(x))).transpose(1, 2)
+
+
+def language(d):
+    net, x = Language(d), torch.randint(0, 20, (32, 9))
+    return case(net, nn.CrossEntropyLoss(), (x[:, :-1], x[:, 1:]), torch.optim.AdamW(net.parameters(), lr=3e-4))
+
+
+def autoencoder(d):
+    x = torch.rand(d.n, d.d)
+    net = nn.Sequential(nn.Linear(d.d, d.width), nn.ReLU(), nn.Linear(d.width, d.d), nn.Sigmoid())
+    return case(net, nn.MSELoss(), (x, x), torch.optim.Adam(net.parameters(), lr=1e-3))
+
+
+def convolutional(d):
+    parts = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3)]
+    net = nn.Sequential(*parts, nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+    y = torch.arange(64) % 4
+    x = torch.randn(64, 3, 8, 8) + y[:, None, None, None]
+    return classifying(d, net=net, x=x, y=y, optimizer=sgd(net, 0.05, momentum=0.9, weight_decay=5e-4))
+
+
 HEALTHY = (
+    many,
+    language,
+    autoencoder,
+    convolutional,
     classifier,
     regressor,
     binary,
@@ -956,6 +1062,15 @@ SICK = {
     eval_mode: "eval_mode",
     small_batch_norm: "small_batch_norm",
     nondeterministic: "nondeterministic",
+    root_of_zero: "nonfinite",
+    division_by_zero: "nonfinite",
+    overflow: "nonfinite",
+    underflow: "precision",
+    wrong_hook: "wrong_backward",
+    rate_too_large_nesterov: "rate_too_large",
+    exploding_regression: "unscaled_target",
+    rate_of_raw_features: "unscaled_features",
+    cut_by_data: "gradient_cut",
     loss_fails: "loss_fails",
     worse_than_constant: "worse_than_constant",
     constant_output: "constant_output",

@@ -72,8 +72,8 @@ def named_and_cured(make, seed):
 
 
 def test_the_clinic_is_as_large_as_it_says():
-    assert len(clinic.SICK) >= 70
-    assert len(clinic.HEALTHY) >= 28
+    assert len(clinic.SICK) >= 80
+    assert len(clinic.HEALTHY) >= 32
 
 
 @pytest.mark.parametrize("make", clinic.SICK, ids=name)

@@ -142,7 +142,7 @@ def labels(case: Case) -> Iterator[Finding]:
         raise NotRun(f"fewer than {_limits.NEIGHBOURS} samples with a target each")
     if not bool(x.isfinite().all()) or not bool(y.isfinite().all()):
         raise NotRun("the data are not finite")
-    x, y = x[: _limits.SAMPLES], y[: _limits.SAMPLES].reshape(len(y), -1)[: _limits.SAMPLES].double()
+    x, y = x[: _limits.SAMPLES], y.reshape(len(y), -1)[: _limits.SAMPLES].double()
     if y.shape[1] != 1:
         raise NotRun("several targets a sample")
     if len(y.unique()) < 2:
@@ -151,7 +151,9 @@ def labels(case: Case) -> Iterator[Finding]:
     x = (x - x.mean(0)) / torch.where(spread > 0, spread, 1.0)
     classes = case.targets.dtype in (torch.int64, torch.int32, torch.bool) or len(y.unique()) == 2
     near = _near(x)
-    design = torch.linalg.qr(torch.cat([torch.ones(len(x), 1, dtype=x.dtype, device=x.device), x], 1)).Q
+    fitted = x if 2 * x.shape[1] < len(x) else x[:, :0]  # as many features as samples would fit anything
+    ones = torch.ones(len(x), 1, dtype=x.dtype, device=x.device)
+    design = torch.linalg.qr(torch.cat([ones, fitted], 1)).Q
     generator = torch.Generator().manual_seed(case.seed)
     orders = torch.stack([torch.randperm(len(y), generator=generator) for _ in range(_limits.PERMUTATIONS)])
     shifts = torch.stack([torch.arange(len(y)).roll(k) for k in (0, 1, -1)])
