@@ -599,7 +599,7 @@ def between(fn, safe):
     return make
 
 
-root_of_zero = between(lambda x: x.relu().square().sqrt(), lambda x: (x.square() + 1).sqrt())
+root_of_zero = between(lambda x: (x * (x > 0)).square().sqrt(), lambda x: (x.square() + 1).sqrt())
 division_by_zero = between(lambda x: x / (x.relu().amin(1, keepdim=True)), lambda x: x / x.norm(dim=1, keepdim=True))
 overflow = between(lambda x: (x * 300).exp(), torch.tanh)
 root_of_zero.__name__, division_by_zero.__name__, overflow.__name__ = "root_of_zero", "division_by_zero", "overflow"

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ._case import Case
+from typing import Any
 
 SEVERITIES = ("severe", "warning", "note")
 CONFIDENCES = ("certain", "likely", "possible")
@@ -61,7 +58,7 @@ class Finding:
         return SEVERITIES.index(self.severity), CONFIDENCES.index(self.confidence)
 
 
-def _never(case: Case) -> str:
+def _never(case: Any) -> str:
     return ""
 
 
@@ -91,9 +88,9 @@ class Probe:
 
     name: str
     causes: tuple[str, ...]
-    run: Callable[[Case], Iterable[Finding]]
+    run: Callable[[Any], Iterable[Finding]]  # of a Case
     tier: str = "cheap"
-    symptom: Callable[[Case], str] = _never
+    symptom: Callable[[Any], str] = _never
 
     def __post_init__(self) -> None:
         if self.tier not in TIERS:

@@ -37,7 +37,7 @@ STILL = 1e-6
 # Where decay pulls ten times as hard as the loss pushes, weights shrink whatever the data say. (At an equilibrium the
 # two are equal.)
 DECAY = 10.0
-STEPS = 4  # of the user's optimiser on copies: an unstable direction grows by its factor to the fourth
+STEPS = 3  # of the user's optimiser on copies: an unstable direction grows by its factor cubed
 
 # --- step ---------------------------------------------------------------------------------------------------------
 # Loss scales are powers of two, of at least 2^8 as a rule (torch starts at 2^16).
