@@ -24,8 +24,12 @@ faster or more general way equals it.
 Files, in the order in which data flows (a row imports only rows below it; `pyproject.toml` holds the contract):
 
     cli/            parse, call one function, print; one command a file
+    _page           a report as one HTML page: tables, figures, nothing from elsewhere
+    plot/           reports as figures whose titles say what was found
     bench/          what per-sample gradients cost, as a ratio to one plain backward pass
     testing/        are these gradients right, on this model: certificate, checks, slopes layer by layer
+    _export         reports and histories as flat numbers, for loggers
+    store/          per-sample gradients on disk: shards, one manifest, queries in blocks
     train/          a small training loop: any chain, a history, checkpoints
     diagnose/       what goes wrong with gradients: from layer to layer, through time; what each remedy does
     audit/          why sum, mean and per-sample gradients disagree: estimators, verdicts, causes
@@ -40,6 +44,7 @@ Files, in the order in which data flows (a row imports only rows below it; `pypr
     _engines/       factored, vmap(grad), loop, rows of cotangents; kept, selected and joined rows
     _capture/       a loss that was run once -> factors of every sample's gradient, by its autograd graph
     _swap/          a function mode inside a loss: draws become keyed ones, recurrent operators become scans
+    projections/    random linear maps of a row, named by (seed, parameter)
     _layers/        the uses of a model's parameters in forward order, with edges to differentiate
     _problem        what tools take: (model, criterion, batch), read once
     _factors/       rows as factors: Outer, Unfolded, Grouped, Rows, Dense and their algebra
@@ -49,6 +54,8 @@ Files, in the order in which data flows (a row imports only rows below it; `pypr
     _weights        Weighted, Accumulator: the only mean
     _random/        draws keyed by (seed, step, sample, use); generators forked; draws refused, recorded, replayed
     _recurrent/     lstm, gru, rnn as scans: of plain operations, by hand
+    _files          files replaced as a whole; digests
+    _nonfinite/     operations followed to the root of what is not finite   _frames   lines and modules of a traceback
     _report         tables and JSON                     _rounding   error bounds
     _cotangent      clipping during the backward pass   schedules   numbers that change from step to step
     weightings/     from the Gram matrix of rows to one coefficient a row: MGDA, aligned, Krum
@@ -103,8 +110,11 @@ from . import hf as hf
 from . import init as init
 from . import losses as losses
 from . import models as models
+from . import plot as plot
+from . import projections as projections
 from . import quantities as quantities
 from . import schedules as schedules
+from . import store as store
 from . import testing as testing
 from . import train as train
 from . import weightings as weightings
@@ -113,6 +123,8 @@ from ._bridge import load_params as load_params
 from ._cotangent import clip_cotangent as clip_cotangent
 from ._errors import EngineError as EngineError
 from ._errors import GradfuncWarning as GradfuncWarning
+from ._export import scalars as scalars
+from ._page import page as page
 from ._per_sample import PerSampleGrads as PerSampleGrads
 from ._per_sample import concatenate as concatenate
 from ._per_sample import per_sample_grads as per_sample_grads

@@ -55,6 +55,11 @@ class Report(ABC):
         return Group(*blocks)
 
 
+def findings(report: Report) -> list[Table | str]:
+    """The parts of a report inside of another one, whose verdict is not this one's."""
+    return [part.replace("Verdict:", "Found:") if isinstance(part, str) else part for part in report.parts()]
+
+
 def _rendered(table: Table) -> list[RenderableType]:
     out = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for i, column in enumerate(table.columns):

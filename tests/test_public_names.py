@@ -41,20 +41,29 @@ NAMES = {
         for name, value in public(gf.schedules).items()
         if inspect.isfunction(value) and value.__module__ == "gradfunc.schedules"
     },
+    **{f"gf.projections.{name}": value for name, value in public(gf.projections).items()},
+    **{f"gf.store.{name}": value for name, value in public(gf.store).items()},
     **{f"gf.train.{name}": value for name, value in public(gf.train).items()},
     **{f"gf.testing.{name}": value for name, value in public(gf.testing).items()},
+    **{f"gf.plot.{name}": value for name, value in public(gf.plot).items()},
     **{f"gf.models.{name}": value for name, value in public(gf.models).items()},
     **{f"gf.diagnose.{name}": value for name, value in public(gf.diagnose).items()},
 }
 # Made by other functions, which have the example; internal helpers of the losses.
 MADE = {"gf.quantities.NoiseScale", "gf.losses.Whole", "gf.models.Pure", "gf.losses.class_weights"}
-MADE |= {"gf.quantities.Eigenpair"}
+MADE |= {
+    f"gf.quantities.{name}"
+    for name in ("Eigenpair", "GramBlock", "Duplicates", "GradientSpectrum", "KroneckerFactors", "TraceEstimate")
+}
+MADE |= {"gf.quantities.BatchEfficiency", "gf.quantities.CriticalBatch"}
 MADE |= {"gf.init.InitReport", "gf.init.InitRow", "gf.init.Place", "gf.init.VarianceFactor", "gf.init.VariancePath"}
 MADE |= {"gf.init.LsuvReport", "gf.init.LsuvRow"}
 MADE |= {"gf.testing.CheckReport", "gf.testing.CheckRow", "gf.bench.BenchReport", "gf.bench.BenchRow", "gf.bench.Case"}
+MADE |= {f"gf.store.{name}" for name in ("Manifest", "Shard", "Damage", "StoreReport", "TopK")}
+MADE |= {f"gf.projections.{name}" for name in ("Gaussian", "Rademacher", "CountSketch", "TwoSided", "PerParameter")}
+MADE |= {"gf.diagnose.NonfiniteReport", "gf.diagnose.MovedLayer", "gf.diagnose.MovedReport", "gf.diagnose.Unmoved"}
 MADE |= {"gf.diagnose.Distribution", "gf.diagnose.FlowReport", "gf.diagnose.FlowRow", "gf.diagnose.GridReport"}
 MADE |= {"gf.diagnose.GridRow"}
-MADE |= {"gf.diagnose.NonfiniteReport", "gf.diagnose.MovedLayer", "gf.diagnose.MovedReport", "gf.diagnose.Unmoved"}
 MADE |= {"gf.diagnose.DoctorReport"}
 MADE |= {"gf.train.Fit", "gf.train.Stopped", "gf.train.Nonfinite", "gf.train.Checkpoint"}
 MADE |= {"gf.models.Recurrent", "gf.diagnose.Growth", "gf.diagnose.LinearRecurrence", "gf.diagnose.RecurrenceReport"}

@@ -13,6 +13,8 @@ A `Gradient` is the sum of one parameter's factors; `Gradients`, one a name, ans
     dense                                       the only one that holds B x P
 """
 
+from ._blocks import fitting as fitting
+from ._compressed import compressed as compressed
 from ._concatenated import concatenated as concatenated
 from ._dense import Dense as Dense
 from ._factor import Factor as Factor
@@ -34,9 +36,7 @@ from ._mapped import Mapped as Mapped
 from ._norms import norms as norms
 from ._norms import norms_each as norms_each
 from ._outer import Outer as Outer
-from ._projection import Gaussian as Gaussian
 from ._projection import Projection as Projection
-from ._projection import gaussian as gaussian
 from ._rows import Rows as Rows
 from ._sums import dots as dots
 from ._sums import gram as gram

@@ -81,7 +81,7 @@ class Unfolded:
         if self._is_grouped:
             return self._by_groups()
         out = torch.empty(self.size, *self._matrices, dtype=self.dtype, device=self.x.device)
-        for at, still, windows in self._blocks(_IN_CACHE):
+        for at, still, windows in self.blocks(_IN_CACHE):
             torch.matmul(still, windows.mT, out=out[at])
         return out.view(self.size, *self.shape)
 
@@ -90,7 +90,7 @@ class Unfolded:
         groups, channels, entries = self._matrices
         for k in range(groups):
             for o in spans(channels, width // max(1, entries)):
-                blocks = self._blocks(width * self.size)
+                blocks = self.blocks(width * self.size)
                 none = self.x.new_zeros(0, o.stop - o.start, entries, dtype=self.dtype)
                 rows = torch.cat([none, *(still[:, k, o] @ windows[:, k].mT for _, still, windows in blocks)]).flatten(
                     1
@@ -118,7 +118,7 @@ class Unfolded:
         value = self.x.new_zeros(self.size, dtype=self.dtype)
         magnitude = torch.full_like(value, slack(self.dtype, math.prod(self.shape)))
         if self.method(scratch).name == "direct":
-            for at, still, windows in self._blocks(scratch, math.prod(self.shape)):
+            for at, still, windows in self.blocks(scratch, math.prod(self.shape)):
                 value[at] = torch.linalg.vector_norm(still @ windows.mT, dim=(1, 2, 3)).square()
             return Terms(value, magnitude)
         step = fitting(scratch, 2 * self._windows.pixels**2)
@@ -134,7 +134,7 @@ class Unfolded:
     def dots(self, directions: Tensor, scratch: int) -> Tensor:
         """The rows of a few samples times every direction."""
         v = directions.reshape(len(directions), math.prod(self.shape)).to(self.dtype)
-        blocks = self._blocks(scratch, math.prod(self.shape))
+        blocks = self.blocks(scratch, math.prod(self.shape))
         parts = [(still @ windows.mT).flatten(1) @ v.T for _, still, windows in blocks]
         return torch.cat(parts) if parts else v.new_zeros(0, len(v))
 
@@ -178,7 +178,7 @@ class Unfolded:
         """`[b, channels, T]`."""
         return self._sides[0][at].to(self.dtype).movedim(2, 1).flatten(2)
 
-    def _blocks(self, scratch: int, beside: int = 0) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    def blocks(self, scratch: int, beside: int = 0) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Some samples at a time: the still side `[b, groups, channels, T]`, the windows `[b, groups, entries, T]`."""
         step = fitting(min(scratch, _IN_CACHE), self._positions * self._columns + beside)
         for at, windows in self._windows.blocks(step, self.dtype):

@@ -24,6 +24,9 @@ from ._origin import Input, short
 _MASKS = ("WhereBackward", "MaskedFillBackward", "IndexBackward", "MaskedSelectBackward", "IndexPutBackward")
 _FILLS = {"masked_fill", "where", "full", "fill", "full_like", "scalar_tensor", "new_full", "lift_fresh", "copy"}
 _SOFTMAX = {"_softmax", "_log_softmax", "_safe_softmax"}
+_CARRIED = ("Clone", "View", "UnsafeView", "Alias", "ToCopy", "Unsqueeze", "Squeeze", "Slice", "Select", "Gather", "T")
+_CARRIED_ON = tuple(f"{name}Backward" for name in _CARRIED)
+_NUMBERS = {"other", "exponent"}  # what may be a number as well as a tensor
 _REDUCED = {"mean", "var", "std", "var_mean", "std_mean", "sum"}
 
 
@@ -39,8 +42,9 @@ def all_finite(tree: Any) -> bool:
 
 
 def finite(tensor: Tensor) -> bool:
-    """Whether every entry is."""
-    return not tensor.numel() or bool(tensor.detach().isfinite().all())
+    """Whether every entry is: so if their sum is, which is quicker to have."""
+    tensor = tensor.detach()
+    return not tensor.numel() or bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 def inputs_of(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Input, ...]:
@@ -80,11 +84,12 @@ def masked(nodes: list[Any], sequence: int) -> bool:
 
 
 def made_by(tensors: list[Tensor]) -> tuple[str, ...]:
-    """Names of the nodes behind the first differentiable tensor, five at most."""
+    """Names of the nodes behind the first differentiable tensor, five at most, but for those that carry entries on."""
     node: Any = next((t.grad_fn for t in tensors if t.grad_fn is not None), None)
     names: list[str] = []
     while node is not None and len(names) < 5:
-        names.append(node.name())
+        if not node.name().startswith(_CARRIED_ON):
+            names.append(node.name())
         node = next((before for before, _ in node.next_functions if before is not None), None)
     return tuple(names)
 
@@ -108,8 +113,9 @@ def _zero_there(tensor: Tensor, made: Tensor) -> bool:
 def _named(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     names = [argument.name for argument in func._schema.arguments]
     for name, value in (*zip(names, args, strict=False), *kwargs.items()):
-        tensors = tensors_of(value)
-        for k, tensor in enumerate(tensors):
+        if name in _NUMBERS and isinstance(value, (int, float)):
+            yield name, torch.tensor(float(value), dtype=torch.float64)
+        for k, tensor in enumerate(tensors_of(value)):
             yield (name if isinstance(value, Tensor) else f"{name}[{k}]"), tensor
 
 
@@ -117,11 +123,17 @@ def _input(name: str, tensor: Tensor) -> Input:
     values = tensor._values() if tensor.is_sparse else tensor
     values = values.detach()
     values = torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
-    lost = 0
-    if values.is_floating_point() and not finite(values):
+    low, high, lost = *_ends(values), 0
+    if not math.isfinite(low + high) and values.numel():
         kept = values[values.isfinite()]
-        lost, values = values.numel() - kept.numel(), kept
-    low, high = (float(end) for end in torch.aminmax(values)) if values.numel() else (math.nan, math.nan)
-    zero = low <= 0 <= high and bool((values == 0).any())
+        lost, (low, high) = values.numel() - kept.numel(), _ends(kept)
+    zero = low <= 0 <= high and int(torch.count_nonzero(values)) < values.numel()
     kind = str(tensor.dtype).removeprefix("torch.")
     return Input(name, tuple(tensor.shape), kind, low, high, zero, lost, tensor.requires_grad)
+
+
+def _ends(values: Tensor) -> tuple[float, float]:
+    if not values.numel():
+        return math.nan, math.nan
+    low, high = torch.aminmax(values)
+    return float(low), float(high)

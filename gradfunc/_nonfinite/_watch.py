@@ -57,6 +57,7 @@ class Watch(TorchDispatchMode):
     Args:
         named: tensors that were given, by name.
         widen: make what the passes make in narrower types float64.
+        ranges: note what each operation reads, and not only where it is.
 
     >>> x = torch.zeros(3, requires_grad=True)
     >>> with Watch({"x": x}) as watch:
@@ -66,9 +67,9 @@ class Watch(TorchDispatchMode):
     ('aten.sqrt', 'aten.div.Tensor', 0.0)
     """
 
-    def __init__(self, named: Mapping[str, Any] | None = None, *, widen: bool = False) -> None:
+    def __init__(self, named: Mapping[str, Any] | None = None, *, widen: bool = False, ranges: bool = True) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._widen = widen
+        self._widen, self._ranges = widen, ranges
         self._order = 0
         self._roots: dict[int, _Root] = {}  # by storage
         self._kept: list[Tensor] = []  # so that no storage of these is used again
@@ -122,7 +123,7 @@ class Watch(TorchDispatchMode):
         self._order += 1
         node = torch._C._current_autograd_node() if torch._C._current_graph_task_id() != -1 else None
         bad = [tensor for tensor in floats((args, kwargs)) if not finite(tensor)]
-        inputs = inputs_of(func, args, kwargs)
+        inputs = inputs_of(func, args, kwargs) if self._ranges else ()
         site, sequence = self._site(func, args, inputs, node)
         nan = any(bool(tensor.isnan().any()) for tensor in bad)
         roots = [root for tensor in bad if (root := self._roots.get(_storage(tensor))) is not None]

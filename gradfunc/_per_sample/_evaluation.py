@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from .._capture import Plans
+from .._capture import Plans, capture
 from .._engines import (
     Block,
     Call,
@@ -32,9 +32,9 @@ from .._engines import (
     spans,
 )
 from .._errors import message
-from .._factors import tensors
+from .._factors import Gradients, select, tensors
 from .._swap import Scans
-from .._tree import At, Selection, Tensors, count, wide
+from .._tree import At, Selection, Tensors, at_positions, count, wide
 from .._weights import Weighted, check_weights
 from ._chunks import Chunks
 from ._live import readable
@@ -202,6 +202,29 @@ class Evaluation:
             own = torch.arange(source.size) if self.options.batched else positions
             for at in source.plan(value._chunks.size):
                 yield own[at], source.traced(at)
+
+    def factors(self) -> Iterator[tuple[Gradients, Tensor, float]]:
+        """Rows as factors, none formed, with their weights and what the rows were multiplied by; a chunk at a time.
+
+        Whose an entry is can be told of two samples at least, so one that is alone in its chunk is run twice. A chunk
+        without weight is left out.
+        """
+        chunk, batched = self.options.chunk_size, self.options.batched
+        for source in self._forwards("factored"):
+            size = chunk if isinstance(chunk, int) and not batched else max(source.size, 1)
+            for at in source.plan(size):
+                traced, kept = source.traced(at), slice(0, count(at) if not batched else source.size)
+                check_weights(self.call, traced.weights)
+                counted = (traced.weights > 0).nonzero()[:, 0].cpu()
+                if not len(counted):
+                    continue
+                if len(counted) == 1 and not batched:
+                    traced, kept = source.traced(at_positions(at)[counted].repeat(2)), slice(0, 1)
+                backward, scale = traced.swap.backward, traced.scale
+                found = capture(
+                    traced.losses, traced.leaves, Plans(), backward, scale=scale, vmapped=not batched, form=False
+                )
+                yield select(found.gradients, kept), traced.weights[kept], scale
 
     def _source(self, engine: str) -> Source:
         parts = [self._differentiated(engine, *pair) for pair in zip(self.calls, self._forwards(engine), strict=True)]

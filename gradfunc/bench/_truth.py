@@ -15,7 +15,7 @@ from . import _by_hand
 from ._workload import Case
 
 QUANTITIES = ("clip-and-sum", "norms", "gram", "materialise")
-BESIDES = ("step",)  # what is timed and not compared
+BESIDES = ("step", "flow")  # what is timed and not compared
 BUDGET = 2**29  # bytes of rows at once
 
 

@@ -12,13 +12,19 @@ from .._errors import ModelPathError
 from ._audit import audit
 from ._bench import bench
 from ._check import check
+from ._flow import flow
+from ._recurrence import recurrence_
+from ._store import store
 
 app = cyclopts.App(
     name="gradfunc", help="The per-sample gradient as a value.", version=__version__, default_parameter=None
 )
 app.command(audit)
 app.command(check)
+app.command(flow)
+app.command(recurrence_, name="recurrence")
 app.command(bench)
+app.command(store)
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .._report import Report
 from ..audit import _demo, reductions
-from ._shared import DType, Size, load, running, show
+from ._shared import DType, Page, Size, load, running, show
 
 
 def audit(
@@ -15,6 +15,7 @@ def audit(
     batch_size: Size | None = None,
     seed: int = 0,
     json: bool = False,
+    report: Page | None = None,
 ) -> int:
     """Find out why sum, mean and per-sample gradients disagree.
 
@@ -28,15 +29,16 @@ def audit(
         batch_size: use the first samples of the batch only.
         seed: of dropout and other draws.
         json: print JSON instead of tables.
+        report: write one HTML page with tables and figures to this file.
     """
     with running() as note:
         if model is None:
-            report: Report = _demo.demo(
+            found: Report = _demo.demo(
                 dtype=dtype or "float32", device=device, batch_size=batch_size or 64, seed=seed, progress=note
             )
         else:
             made, criterion, batch, yours = load(model)
-            report = reductions(
+            found = reductions(
                 made,
                 criterion,
                 batch,
@@ -47,4 +49,4 @@ def audit(
                 seed=seed,
                 progress=note,
             )
-    return show(report, json)
+    return show(found, json, report)

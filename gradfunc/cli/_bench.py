@@ -14,7 +14,7 @@ from .._report import Report
 from ..bench import of_model, run
 from ..bench import zoo as bench_zoo
 from ..bench._zoo_table import asked_too
-from ._shared import Size, load_problem, running, show
+from ._shared import Page, Size, load_problem, running, show
 
 Names = Annotated[list[str], Parameter(consume_multiple=True, negative_iterable=())]
 
@@ -34,6 +34,7 @@ def bench(
     memory: bool = True,
     json: bool = False,
     out: Path | None = None,
+    report: Page | None = None,
 ) -> int:
     """Measure what clipping each sample costs, as a ratio to one plain backward pass, and whether it is right.
 
@@ -51,8 +52,8 @@ def bench(
             backpack-l2, torchjd, jax; gradfunc's own may name an engine, as in gradfunc:vmap. Default: all but peers;
             with --zoo, peers too. The plain backward pass is always measured.
         peers: measure every installed peer too.
-        quantities: of clip-and-sum, norms, gram and materialise, and step (of Adam: in-place-adam, chain and
-            chain-donated); default: clip-and-sum.
+        quantities: of clip-and-sum, norms, gram and materialise, step (of Adam: in-place-adam, chain and
+            chain-donated), and flow (gradient-flow); default: clip-and-sum.
         rounds: timed calls of each, interleaved.
         warmups: calls before these; the first is reported on its own.
         threads: of torch; default: its own choice.
@@ -60,16 +61,17 @@ def bench(
         memory: measure the peak of extra memory, in one more call.
         json: print JSON instead of tables.
         out: write the JSON to this file too.
+        report: write one HTML page with tables and figures to this file.
     """
     # torch's profiler announces itself on stderr otherwise; it reads this when it is first used
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     if zoo and (model is not None or workloads is not None):
         do = "Leave --zoo to time them, or the others to ask the zoo."
         raise ValueError(message("gradfunc bench --zoo", got="--model or --workloads", expected="neither", do=do))
-    report: Report
+    found: Report
     with running() as note:
         if zoo:
-            report = bench_zoo(contenders, peers=peers, progress=note)
+            found = bench_zoo(contenders, peers=peers, progress=note)
         else:
             own = [] if model is None else [of_model(*load_problem("bench", model))]
             timed = run(
@@ -84,7 +86,7 @@ def bench(
                 memory=memory,
                 progress=note,
             )
-            report = asked_too(timed, own, contenders, peers=peers, progress=note)
+            found = asked_too(timed, own, contenders, peers=peers, progress=note)
     if out is not None:
-        out.write_text(_json.dumps(report.to_dict(), indent=1) + "\n")
-    return show(report, json)
+        out.write_text(_json.dumps(found.to_dict(), indent=1) + "\n")
+    return show(found, json, report)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .._report import Report
 from ..testing import _demo, check_gradients
-from ._shared import DType, Size, load_problem, running, show
+from ._shared import DType, Page, Size, load_problem, running, show
 
 
 def check(
@@ -15,6 +15,7 @@ def check(
     batch_size: Size | None = None,
     seed: int = 0,
     json: bool = False,
+    report: Page | None = None,
 ) -> int:
     """Check the gradients of a model: engines, reductions, independence, weights, hooks, and slopes layer by layer.
 
@@ -28,15 +29,16 @@ def check(
         batch_size: use the first samples of the batch only.
         seed: of dropout and other draws, and of random directions.
         json: print JSON instead of tables.
+        report: write one HTML page with tables and figures to this file.
     """
     with running() as note:
         if model is None:
-            report: Report = _demo.demo(
+            found: Report = _demo.demo(
                 dtype=dtype or "float32", device=device, batch_size=batch_size or 16, seed=seed, progress=note
             )
         else:
             made, criterion, batch = load_problem("check", model)
-            report = check_gradients(
+            found = check_gradients(
                 made,
                 criterion,
                 batch,
@@ -46,4 +48,4 @@ def check(
                 seed=seed,
                 progress=note,
             )
-    return show(report, json)
+    return show(found, json, report)

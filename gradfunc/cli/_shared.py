@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from cyclopts import Parameter, Token
 from rich.console import Console
 
+from .. import plot
 from .._errors import ModelPathError, kind_of
+from .._page import page
+from .._problem import read
 from .._report import Report
+from ..bench._environment import environment
 
 
 def _whole_number(type_: Any, tokens: Sequence[Token]) -> int:
@@ -29,10 +37,66 @@ DType = Literal["float64", "float32", "bfloat16", "float16"]
 Size = Annotated[int, Parameter(converter=_whole_number)]
 
 
-def show(report: Report, as_json: bool) -> int:
-    """Print a report; the exit code."""
+def _positive(type_: Any, value: float | None) -> None:
+    if value is not None and not 0 < value < math.inf:
+        raise ValueError("expected a positive number")
+
+
+def _beside_a_folder(type_: Any, value: Path | None) -> None:
+    """Before anything long is run."""
+    if value is not None and (value.is_dir() or not value.parent.is_dir()):
+        raise ValueError("expected a file in a folder that is there")
+
+
+def _no_file(type_: Any, value: Path | None) -> None:
+    if value is not None and value.exists() and not value.is_dir():
+        raise ValueError("expected a folder")
+
+
+Rate = Annotated[float, Parameter(validator=_positive)]
+Page = Annotated[Path, Parameter(validator=_beside_a_folder)]
+Folder = Annotated[Path, Parameter(validator=_no_file)]
+NO_FIGURES = "No figures: matplotlib is not there (pip install 'gradfunc[plot]')."
+SAID = ("date", "gradfunc", "commit", "python", "torch", "numpy", "system", "cpu", "threads")  # of the environment
+
+
+def show(report: Report, as_json: bool, to: Path | None = None) -> int:
+    """Print a report, and write it as a page if a file is given; the exit code."""
     print(json.dumps(report.to_dict(), indent=2) if as_json else report)
+    if to is not None:
+        figures = figures_of(report)
+        every = environment(torch.device("cpu"))
+        text = page(
+            " ".join(["gradfunc", *sys.argv[1:2]]),
+            report,
+            figures,
+            environment={name: every[name] for name in SAID},
+            command=shlex.join(["gradfunc", *sys.argv[1:]]),
+            notes=[] if figures is not None else [NO_FIGURES],
+        )
+        to.write_text(text, encoding="utf-8")
     return 0 if report.ok else 1
+
+
+def keep(report: Report, folder: Path | None) -> None:
+    """Write report.json and the figures that fit it into a folder, if one is given."""
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+    figures = figures_of(report)
+    if figures is None:
+        print(f"gradfunc: {NO_FIGURES}", file=sys.stderr)
+    for name, figure in (figures or {}).items():
+        plot.save(figure, folder / f"{name}.svg")
+
+
+def figures_of(report: Report) -> dict[str, Any] | None:
+    """All that fit; None without matplotlib."""
+    try:
+        return plot.figures(report)
+    except ImportError:
+        return None
 
 
 @contextmanager
@@ -85,11 +149,14 @@ def load(path: str) -> tuple[Any, Any, Any, Any]:
     return model, criterion, batch, yours
 
 
-def load_problem(command: str, path: str) -> tuple[Any, Any, Any]:
-    """The same for a command without use for a loop; where one is given, stderr says so."""
+def load_problem(command: str, path: str, batch_size: int | None = None) -> tuple[Any, Any, Any]:
+    """The same for a command without use for a loop; where one is given, stderr says so. The first samples if asked."""
     model, criterion, batch, yours = load(path)
     if yours is not None:
         print(f"gradfunc {command}: the fourth entry, a loop, is not used; gradfunc audit takes it", file=sys.stderr)
+    if batch_size is not None:
+        problem = read(f"gradfunc {command}", model, criterion, batch)
+        batch = problem.rows(0, min(batch_size, problem.size)).batch
     return model, criterion, batch
 
 

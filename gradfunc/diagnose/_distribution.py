@@ -232,5 +232,9 @@ def _shape(x: Any, bins: int) -> tuple[tuple[tuple[float, float], ...], tuple[in
         return (), (), (math.nan, math.nan)
     values = np.quantile(x, LEVELS).tolist()
     low, high = float(x.min()), float(x.max())
-    counts, _ = np.histogram(x, bins, range=(low, high) if high > low else None)
-    return tuple(zip(LEVELS, values, strict=True)), tuple(counts.tolist()), (low, high)
+    if bool((np.diff(np.linspace(low, high, bins + 1)) > 0).all()):
+        counts = np.histogram(x, bins, range=(low, high))[0].tolist()
+    else:  # one number, or neighbours with fewer floats between them than bins
+        counts = [0] * bins
+        counts[bins // 2] = x.size
+    return tuple(zip(LEVELS, values, strict=True)), tuple(counts), (low, high)

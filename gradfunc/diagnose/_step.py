@@ -147,7 +147,7 @@ def step_report(
         >>> moved.unmoved
         {'fc.bias': 'every update is below half an ulp of its weight', 'head.weight': 'no gradient'}
         >>> round(moved.layers[0].ratio, 4), round(moved.layers[0].lost, 3)
-        (0.0283, 0.333)
+        (0.0246, 0.333)
     """
     call = "gf.diagnose.step_report(before, after)"
     _check(call, before, after, grads, updates)

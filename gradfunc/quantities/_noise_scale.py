@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
-from .._errors import kind_of, message
+from .._errors import one_of
 from .._per_sample import PerSampleGrads
+from .._tree import row_norms
+from ._read import COARSE, check_samples, check_value, layer_of
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,11 @@ class NoiseScale:
     scale: Tensor
 
 
-def gradient_noise_scale(g: PerSampleGrads) -> NoiseScale:
+@overload
+def gradient_noise_scale(g: PerSampleGrads, *, per: Literal["total"] = "total") -> NoiseScale: ...
+@overload
+def gradient_noise_scale(g: PerSampleGrads, *, per: str) -> NoiseScale | dict[str, NoiseScale]: ...
+def gradient_noise_scale(g: PerSampleGrads, *, per: str = "total") -> NoiseScale | dict[str, NoiseScale]:
     """The simple noise scale `B = tr(Sigma) / |G|^2` of a batch (McCandlish et al. 2018, arXiv 1812.06162, eq. 2.9).
 
     Of rows `u_i = g_i / w_i` with shares `p_i = w_i / sum w`, mean m, and `q = sum p_i^2` (1/n for equal weights):
@@ -39,12 +46,19 @@ def gradient_noise_scale(g: PerSampleGrads) -> NoiseScale:
     do not depend on them; `scale`, a quotient, is not. Its parts averaged over batches, each, before dividing have a
     bias that vanishes (as in the paper's appendix A.1). At `squared_norm` 0 it is inf or NaN, below 0 negative.
 
+    That of a parameter or of a layer is of its part of the rows alone; traces and squared norms add up to the total's,
+    scales do not.
+
     Cost: the rows' norms and one sum; nothing is materialised. The differences are taken in float64; rows of lower
     precision leave `trace` an error of their unit roundoff times `|m|^2`.
 
+    Args:
+        g: per-sample gradients.
+        per: "total", or `{name: NoiseScale}` for each "parameter", or "layer" (a name without its last part).
+
     Raises:
         TypeError: `g` is something else.
-        ValueError: fewer than two samples of weight above 0.
+        ValueError: fewer than two samples of weight above 0; another `per`.
 
     Example:
         >>> import torch, gradfunc as gf
@@ -55,13 +69,20 @@ def gradient_noise_scale(g: PerSampleGrads) -> NoiseScale:
         (tensor(2., dtype=torch.float64), tensor(3., dtype=torch.float64))
     """
     call = "gf.quantities.gradient_noise_scale(g)"
-    if not isinstance(g, PerSampleGrads):
-        raise TypeError(message(call, got=kind_of(g), expected="per-sample gradients"))
-    used = int((g.weights > 0).sum())
-    if used < 2:
-        got = f"{used} samples of weight above 0"
-        raise ValueError(message(call, got=got, expected="at least two, to see how they differ"))
-    return noise_scale_of(g.norms(), g.weights, g.mean())
+    one_of(call, "per", per, COARSE)
+    check_samples(call, check_value(call, g), 2)
+    if per == "total":
+        return noise_scale_of(g.norms(), g.weights, g.mean())
+    groups: dict[str, list[str]] = {}
+    for name in g.names:
+        groups.setdefault(layer_of(name) if per == "layer" else name, []).append(name)
+    norms, mean = g.norms(per_parameter=True), g.mean()
+    return {
+        key: noise_scale_of(
+            row_norms({name: norms[name][:, None] for name in names}), g.weights, {name: mean[name] for name in names}
+        )
+        for key, names in groups.items()
+    }
 
 
 def noise_scale_of(norms: Tensor, weights: Tensor, mean: Mapping[str, Tensor]) -> NoiseScale:

@@ -10,10 +10,10 @@ from ._checkpoint import CheckpointError as CheckpointError
 from ._checkpoint import load_checkpoint as load_checkpoint
 from ._checkpoint import save_checkpoint as save_checkpoint
 from ._evaluate import evaluate as evaluate
-from ._fit import Fit as Fit
-from ._fit import Interrupted as Interrupted
 from ._fit import fit as fit
 from ._history import History as History
 from ._loop import Stopped as Stopped
 from ._nonfinite import Nonfinite as Nonfinite
+from ._result import Fit as Fit
+from ._result import Interrupted as Interrupted
 from ._snapshot import Snapshot as Snapshot

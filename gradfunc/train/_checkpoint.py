@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .._errors import message
+from .._files import partial_of, replace_file, target_of
 from .._tree import Tensors
-from ._atomic import partial_of, replace, target_of
 from ._history import History, Series
 
 FORMAT = "gradfunc checkpoint 1"
@@ -92,7 +92,7 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
     """
     call = f"gf.train.save_checkpoint({str(path)!r}, ...)"
     try:
-        replace(target_of(path), _bytes(checkpoint))
+        replace_file(target_of(path), _bytes(checkpoint))
     except (OSError, LookupError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         # OSError: the file cannot be written; the others: no file can hold that
         do = "What was there before is as it was; free some space or choose another path."

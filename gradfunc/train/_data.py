@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._errors import check_int, kind_of, message
 from .._random import drawing_from, mixed
-from .._tree import Ragged, Static, map_all, rows_of
+from .._tree import Ragged, Static, map_all, rows_of, splatted
 
 
 class Batch(NamedTuple):
@@ -76,7 +76,7 @@ class InMemory(Data):
     def _cut(self, order: Tensor, numbers: range) -> Iterator[Batch]:
         for k in numbers:
             index = order[k * self.batch_size : (k + 1) * self.batch_size]
-            yield Batch(*passed(moved(rows_of(self.data, index), self.like)), index)
+            yield Batch(*splatted(moved(rows_of(self.data, index), self.like)), index)
 
     def identity(self) -> dict[str, Any]:
         """Sizes and order."""
@@ -117,7 +117,7 @@ class Loader(Data):
             if skip:
                 skip -= 1
                 continue
-            yield Batch(*passed(moved(batch, self.like)), None)
+            yield Batch(*splatted(moved(batch, self.like)), None)
 
     def identity(self) -> dict[str, Any]:
         """Its length."""
@@ -172,13 +172,6 @@ def read_data(call: str, name: str, data: Any, like: Tensor, order: Order) -> Da
             do = "A loader has its own batches and order; leave it out."
             raise ValueError(message(call, got=f"{option}={value!r} beside a loader", expected=f"no {option}", do=do))
     return Loader(data, seed, like)
-
-
-def passed(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """How a batch reaches the loss: a mapping as keywords, a tuple or list as positionals, else one positional."""
-    if isinstance(batch, Mapping):
-        return (), dict(batch)
-    return (tuple(batch), {}) if isinstance(batch, (tuple, list)) else ((batch,), {})
 
 
 def map_arrays(batch: Any, like: Tensor) -> Any:

@@ -3,86 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from .._errors import check_int, message, one_of
 from .._per_sample import PerSampleGradsFunction, per_sample_grads
-from .._report import Report, Table
-from .._transform import Transformation, Updates, flatten_state, make_step, unflatten_state
+from .._transform import Transformation, Updates, flatten_state, make_step
 from .._tree import Tensors
-from ._checkpoint import Checkpoint, CheckpointError, check_writable, load_checkpoint
-from ._data import Data, Order, read_data
+from ._checkpoint import CheckpointError, check_writable
+from ._data import Order, read_data
 from ._evaluate import Metric, first_floating
-from ._history import ALWAYS, History, Recorder
+from ._history import ALWAYS, Recorder
 from ._loop import Loop, Place, Setup, Stopped
 from ._progress import noting
+from ._result import Fit, Interrupted
+from ._resume import identity, resumed
 from ._snapshot import Snapshot
-
-
-@dataclass(frozen=True)
-class Fit(Report):
-    """What a training has reached. Made by `gf.train.fit`.
-
-    Attributes:
-        params: `{name: tensor}`, after the last update that was made.
-        state: of the chain, likewise.
-        history: what was seen, by name.
-        steps: updates made.
-        stopped: why training ended early; None if it did not.
-    """
-
-    params: Tensors = field(repr=False)
-    state: Any = field(repr=False)
-    history: History = field(repr=False)
-    steps: int
-    stopped: Stopped | None
-    _checkpoint: Callable[[], Checkpoint] = field(repr=False)
-
-    def checkpoint(self) -> Checkpoint:
-        """The same for `gf.train.save_checkpoint`."""
-        return self._checkpoint()
-
-    @property
-    def ok(self) -> bool:
-        """Whether training did not stop for a number that is not finite, nor for an interrupt."""
-        return self.history.ok and not (self.stopped and (self.stopped.nonfinite or self.stopped.interrupted))
-
-    def parts(self) -> Sequence[Table | str]:
-        """The epochs, and why training stopped."""
-        why = [f"Stopped at step {self.stopped.step}: {self.stopped.reason}."] if self.stopped else []
-        return [*self.history.parts(), *why]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Steps, reason and history, JSON-ready."""
-        stopped = {"reason": self.stopped.reason, "step": self.stopped.step} if self.stopped else None
-        return {"ok": self.ok, "steps": self.steps, "stopped": stopped, "history": self.history.to_dict()}
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during `gf.train.fit`. The checkpoint, where there is one, was written.
-
-    Attributes:
-        fit: what training had reached.
-
-    Example:
-        >>> import torch, gradfunc as gf
-        >>> def impatient(snapshot):
-        ...     raise KeyboardInterrupt
-        >>> try:
-        ...     gf.train.fit(lambda p, x: (p["w"] - x).square(), gf.mean() >> gf.sgd(0.1), {"w": torch.zeros(())},
-        ...                  torch.ones(4), callbacks=[impatient])
-        ... except gf.train.Interrupted as stop:
-        ...     print(stop.fit.steps)
-        0
-    """
-
-    def __init__(self, text: str, fit: Fit) -> None:
-        super().__init__(text)
-        self.fit = fit
 
 
 def fit(
@@ -194,7 +130,7 @@ def fit(
     path = None if checkpoint is None else Path(checkpoint)
     setup = Setup(
         run, train, epochs, held, _function(validation_loss, f, seed), metrics, capture, capture_every,
-        tuple(callbacks), on_nonfinite == "stop", path, checkpoint_every, _identity(seed, f, train, held, params),
+        tuple(callbacks), on_nonfinite == "stop", path, checkpoint_every, identity(seed, f, train, held, params),
     )  # fmt: skip
     place = Place(
         {name: value.detach() for name, value in params.items()},
@@ -209,7 +145,7 @@ def fit(
             raise ValueError(message(call, got="a loader with persistent_workers=True", expected=expected, do=do))
         check_writable(call, path)
         flatten_state(place.state)  # refuses now what no file could hold
-        loop = _resumed(call, loop, path, resume, state) if path.exists() else loop
+        loop = resumed(call, loop, path, resume, state) if path.exists() else loop
     return _run(loop, progress)
 
 
@@ -244,52 +180,6 @@ def _reached(loop: Loop, stopped: Stopped | None) -> Fit:
     at, saved = loop.at, loop.checkpoint
     before = at.step if stopped is None or stopped.nonfinite is None else None
     return Fit(at.params, at.state, loop.recorder.history(before), at.step, stopped, saved)
-
-
-def _resumed(call: str, loop: Loop, path: Path, resume: bool, given: Any) -> Loop:
-    """Where the checkpoint stands."""
-    if not resume:
-        do = "Pass resume=True to go on from it, or another path."
-        raise ValueError(message(call, got=f"checkpoint={str(path)!r}, which is there", expected="a new file", do=do))
-    found = load_checkpoint(path)
-    _check_same(call, path, found.identity or {}, dict(loop.setup.identity))
-    params = {name: found.params[name].to(value.device) for name, value in loop.at.params.items()}
-    like = loop.setup.run.step.init(params) if given is None else given  # laid out as these parameters are
-    state = _on_devices(unflatten_state(found.state, like=like), like)
-    for generator, kept in zip(loop.setup.generators(), found.generators, strict=True):
-        generator.set_state(kept)
-    place = Place(params, state, found.step, found.epoch, found.batch, found.generators)
-    return Loop(loop.setup, place, Recorder(found.history), owns=True)
-
-
-def _check_same(call: str, path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    other = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
-    if other:
-        said = "; ".join(f"{name} {found.get(name)!r}, here {wanted.get(name)!r}" for name in other)
-        do = "Repeat the call that wrote it, or begin anew at another path."
-        got = f"a checkpoint {str(path)!r} of another run: {said}"
-        raise ValueError(message(call, got=got, expected="the same data, order and parameters", do=do))
-
-
-def _on_devices(state: Any, like: Any) -> Any:
-    """Tensors of the state on the devices of those in `like`."""
-    if isinstance(like, Mapping):
-        return {key: _on_devices(state[key], value) for key, value in like.items()}
-    if isinstance(like, (tuple, list)):
-        return type(like)(_on_devices(a, b) for a, b in zip(state, like, strict=True))
-    return state.to(like.device) if isinstance(like, Tensor) else state
-
-
-def _identity(seed: int, f: PerSampleGradsFunction, data: Data, held: Data | None, params: Tensors) -> dict[str, Any]:
-    shapes = {name: [str(value.dtype).removeprefix("torch."), *value.shape] for name, value in params.items()}
-    count = [len(data.generators()), len(held.generators()) if held else 0]
-    return {
-        "seed": seed,
-        "seed of the loss": f.options.seed,
-        **data.identity(),
-        "params": shapes,
-        "generators of loaders": count,
-    }
 
 
 def _function(

@@ -41,6 +41,12 @@ def picked(u, x):
     return out.index_put((rows,), u.sqrt()[rows])
 
 
+def in_place(u, x):
+    out = u.clone()
+    out[x[:, 0] <= 0] /= 0
+    return out
+
+
 @dataclass(frozen=True)
 class Case:
     fn: Any
@@ -73,6 +79,17 @@ CASES = {
     "sqrt below": Case(lambda u, x: u.sqrt(), -1.0, "aten.sqrt", FORWARD, "sqrt of a negative"),
     "reciprocal": Case(lambda u, x: 1 / u, 0.0, "aten.reciprocal", FORWARD, "division by 0"),
     "division": Case(lambda u, x: x / (2 * u), 0.0, "aten.div.Tensor", FORWARD, "division by 0"),
+    "division in place": Case(in_place, -1.0, "aten.div_.Tensor", FORWARD, "division by 0"),
+    "weight norm": Case(
+        lambda u, x: torch._weight_norm(u, x[:, :1], 0), 0.0, "aten._weight_norm_interface", FORWARD, "division by 0"
+    ),
+    "determinant": Case(
+        lambda u, x: torch.linalg.slogdet(torch.diag_embed(u))[1][:, None],
+        0.0,
+        "aten._linalg_slogdet",
+        FORWARD,
+        "singular matrix",
+    ),
     "rsqrt": Case(lambda u, x: u.rsqrt(), 0.0, "aten.rsqrt", FORWARD, "division by 0"),
     "exp": Case(lambda u, x: (100 * u).exp(), 1.0, "aten.exp", FORWARD, "exp overflow", PRECISION),
     "exp by hand": Case(
@@ -86,10 +103,10 @@ CASES = {
     "cosh": Case(lambda u, x: (100 * u).cosh(), -1.0, "aten.cosh", FORWARD, "exp overflow", PRECISION),
     "power below": Case(lambda u, x: u**1.5, -1.0, "aten.pow.Tensor_Scalar", FORWARD, "power of a negative"),
     "negative power": Case(lambda u, x: u**-1.5, 0.0, "aten.pow.Tensor_Scalar", FORWARD, "power at 0"),
-    "acos outside": Case(lambda u, x: u.acos(), 1.5, "aten.acos", FORWARD, "end of the domain"),
-    "atanh": Case(lambda u, x: u.atanh(), 1.0, "aten.atanh", FORWARD, "end of the domain"),
-    "erfinv": Case(lambda u, x: u.erfinv(), 1.0, "aten.erfinv", FORWARD, "end of the domain"),
-    "logit": Case(lambda u, x: u.logit(), 0.0, "aten.logit", FORWARD, "end of the domain"),
+    "acos outside": Case(lambda u, x: u.acos(), 1.5, "aten.acos", FORWARD, "end of [-1, 1]"),
+    "atanh": Case(lambda u, x: u.atanh(), 1.0, "aten.atanh", FORWARD, "end of [-1, 1]"),
+    "erfinv": Case(lambda u, x: u.erfinv(), 1.0, "aten.erfinv", FORWARD, "end of [-1, 1]"),
+    "logit": Case(lambda u, x: u.logit(), 0.0, "aten.logit", FORWARD, "end of [0, 1]"),
     "mean of none": Case(
         lambda u, x: torch.stack([r[r > 0].mean() for r in u])[:, None], -1.0, "aten.mean", FORWARD, "empty mask"
     ),
@@ -132,7 +149,8 @@ CASES = {
     "masked sqrt": Case(lambda u, x: u.sqrt().masked_fill(x <= 0, 0.0), 0.0, "aten.sqrt", BACKWARD, "where"),
     "picked sqrt": Case(picked, 0.0, "aten.sqrt", BACKWARD, "where"),
     "power": Case(lambda u, x: u**0.3, 0.0, "aten.pow.Tensor_Scalar", BACKWARD, "power at 0"),
-    "acos": Case(lambda u, x: u.acos(), 1.0, "aten.acos", BACKWARD, "end of the domain"),
+    "acos": Case(lambda u, x: u.acos(), 1.0, "aten.acos", BACKWARD, "end of [-1, 1]"),
+    "acosh": Case(lambda u, x: (1 + u).acosh(), 0.0, "aten.acosh", BACKWARD, "end of [1, inf)"),
     "eigenvectors": Case(
         lambda u, x: torch.linalg.eigh(torch.diag_embed(u) + 1e-3).eigenvectors[:, 0],
         1.0,

@@ -135,6 +135,13 @@ def test_edges():
     assert len(describe(torch.randn(100)).bars(7)) == 7
 
 
+def test_neighbours_are_one_bin():
+    x = torch.tensor([1.0, 1.0 + 2.0**-52, 1.0 + 2.0**-51], dtype=torch.float64)
+    found = describe(x, bins=30)
+    assert found.histogram == describe(torch.ones(3), bins=30).histogram == (*[0] * 15, 3, *[0] * 14)
+    assert found.edges == (1.0, 1.0 + 2.0**-51)
+
+
 def test_bad_input_is_refused():
     with pytest.raises(TypeError, match=r"a tensor of torch\.int64"):
         describe(torch.arange(3))

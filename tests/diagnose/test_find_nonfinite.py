@@ -90,6 +90,35 @@ def test_several_bad_samples_are_listed_up_to_eight():
     assert find(net, CRITERION, x).samples == tuple(range(8))
 
 
+# What is printed, with the case that it mends: `x` becomes the sample's u, `mask` where it is positive.
+MENDED = {
+    "log": "log of 0", "log below": "log of a negative", "log softmax": "log of a softmax",
+    "log sigmoid": "log of a sigmoid", "sqrt": "sqrt at 0", "sqrt below": "sqrt of a negative", "norm": "norm at 0",
+    "exp": "exp overflow", "division": "division by 0", "power": "power at 0", "power below": "power of a negative",
+    "attention": "empty attention mask", "masked mean": "empty mask", "where sqrt": "where", "where log": "where",
+    "acos": "end of [-1, 1]", "atanh": "end of [-1, 1]", "logit": "end of [0, 1]",
+    "acosh": "end of [1, inf)", "determinant": "singular matrix",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MENDED)
+def test_the_safe_form_that_is_printed_is_safe(name):
+    case, (fault,) = CASES[name], [fault for fault in gf.diagnose.FAULTS if fault.name == MENDED[name]]
+    assert case.pattern == fault.name
+    function = {"where sqrt": torch.sqrt, "where log": torch.log, "acos": torch.acos, "atanh": torch.atanh}.get(name)
+
+    def safe(u, x):
+        names = {"x": u, "a": u, "b": 2 * u, "scores": u, "logits": 60 * u, "mask": x > 0, "p": 0.3, "f": function}
+        names |= {"x": 1 + u} if name == "acosh" else {}
+        names |= {"a": torch.diag_embed(u)} if name == "determinant" else {}
+        out = eval(fault.safe, {"torch": torch, "F": F, "other": 0.0, **names})
+        out = out[1][:, None] if name == "determinant" else out
+        return out.reshape(-1, 1).expand(len(u), -1) if out.dim() == 0 else out.reshape(len(u), -1)
+
+    net, x = planted(dataclasses.replace(case, fn=safe), BAD)
+    assert find(net, CRITERION, x).ok
+
+
 # --- what is given ------------------------------------------------------------------------------------
 
 
@@ -461,7 +490,13 @@ def test_what_is_refused(args, options, error, match):
 
 def test_each_fault_of_the_table_is_planted():
     seen = {case.pattern for case in CASES.values()}
-    elsewhere = {"parameter not finite", "input not finite", "all targets ignored", "deviation of one entry"}
+    elsewhere = {
+        "parameter not finite",
+        "input not finite",
+        "all targets ignored",
+        "deviation of one entry",
+        "no alignment",
+    }
     assert {fault.name for fault in gf.diagnose.FAULTS} == seen | elsewhere
 
 
@@ -472,6 +507,64 @@ def test_the_deviation_of_one_entry():
         found = find(net, CRITERION, x)
     assert (found.pattern, found.operation) == ("deviation of one entry", "aten.std.correction")
     assert found.samples == tuple(range(8))
+
+
+def test_a_target_that_no_alignment_gives():
+    net, lengths = nn.Sequential(nn.Linear(8, 4), nn.LogSoftmax(-1)), torch.tensor([5, 5, 1, 5])
+    steps = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([[1, 2, 3]] * 4)
+
+    def ctc(model, batch):
+        inputs, targets, lengths = batch
+        rows = model(inputs).transpose(0, 1)
+        return F.ctc_loss(rows, targets, lengths, torch.full_like(lengths, 3), reduction="none")
+
+    found = find(net, gf.whole(ctc), (steps, targets, lengths))
+    assert (found.pattern, found.samples, found.operation) == ("no alignment", (2,), "aten._ctc_loss.Tensor")
+
+
+def test_a_logarithm_in_the_criterion_is_of_the_models_softmax():
+    def likelihood(output, target):
+        return -output.gather(-1, target[:, None])[:, 0].log()
+
+    net = nn.Sequential(classifier(), nn.Softmax(-1))
+    x, y = data()
+    x[4] *= 1e4
+    with torch.no_grad():
+        y[4] = net(x).argmin(-1)[4]
+    found = find(net, likelihood, (x, y))
+    assert (found.samples, found.pattern, found.after) == ((4,), "log of a softmax", "0.2")
+
+
+@pytest.mark.parametrize("attention", ["module", "function"])
+def test_attention_of_torch_over_nothing(attention):
+    """The module fills with -inf by itself; the fused function gives 0 where everything is masked, since torch 2.5."""
+    x = torch.randn(8, 5, 8, generator=torch.Generator().manual_seed(0))
+    padded = torch.zeros(8, 5, dtype=torch.bool)
+    padded[:, 4] = True
+    padded[3] = True
+    module = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def loss(model, batch):
+        return model(*batch).mean((1, 2))
+
+    class Attend(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attend = module
+
+        def forward(self, x, padded):
+            if attention == "module":
+                return self.attend(x, x, x, key_padding_mask=padded)[0]
+            q = self.attend.out_proj(x)
+            return F.scaled_dot_product_attention(q, q, q, attn_mask=~padded[:, None, :].expand(-1, 5, -1))
+
+    assert find(Attend(), gf.whole(loss), (x[:3], padded[:3])).ok
+    found = find(Attend(), gf.whole(loss), (x, padded))
+    if attention == "function":
+        assert found.ok
+    else:
+        assert (found.pattern, found.samples, found.layer) == ("empty attention mask", (3,), "attend")
 
 
 # --- mutants ------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from oracle import close, close_rows, close_sum, flat
 from torch import Tensor
 
 from gradfunc import _factors as F
-from gradfunc._factors import Gaussian, Gradient, Gradients
+from gradfunc._factors import Gradient, Gradients
+from gradfunc.projections import Gaussian
 
 Law = Callable[[Case, int], None]
 

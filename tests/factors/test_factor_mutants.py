@@ -12,7 +12,6 @@ from factors import laws, test_norms
 from factors.makers import Geometry, case
 
 from gradfunc._factors import (
-    Gaussian,
     Gradient,
     Grouped,
     Outer,
@@ -27,6 +26,7 @@ from gradfunc._factors import (
     _sums,
     _windows,
 )
+from gradfunc.projections import Gaussian
 
 OWNERS = {
     "Gaussian": Gaussian,

@@ -8,7 +8,7 @@ from factors.makers import Geometry, case
 from oracle import close
 
 from gradfunc import _factors as F
-from gradfunc._factors import gaussian
+from gradfunc.projections import Gaussian, gaussian
 
 
 def test_columns_depend_on_seed_name_and_entry_alone(device):
@@ -54,4 +54,4 @@ def test_a_projection_of_ones_own():
 
 def test_nothing_to_project_to():
     some = case(Geometry(4, 3, 5, 6), (("outer",), ("rows",)))
-    assert F.project(some.gradients, gaussian(0)).shape == (4, 0)
+    assert F.project(some.gradients, Gaussian(0)).shape == (4, 0)

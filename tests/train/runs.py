@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import gradfunc as gf
-from gradfunc.train import _atomic
+from gradfunc import _files
 
 EVERY = 3
 SIZE = 80
@@ -119,7 +119,7 @@ def _patched(die, stage, save):
         if count[0] == save and stage == "replaced":
             die()
 
-    _atomic.open = opened
+    _files.open = opened
     os.fsync, os.replace = synced, replaced
 
 

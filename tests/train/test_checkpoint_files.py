@@ -23,7 +23,8 @@ from runs import in_a_process, processes
 from tiers import every
 
 import gradfunc as gf
-from gradfunc.train import Checkpoint, CheckpointError, History, _atomic, _checkpoint
+from gradfunc import _files
+from gradfunc.train import Checkpoint, CheckpointError, History, _checkpoint
 from gradfunc.train._history import Series
 
 
@@ -331,7 +332,7 @@ def fails(name, monkeypatch, number=errno.ENOSPC):
     if name in ("fsync", "replace"):
         monkeypatch.setattr(os, name, failing)
     else:
-        monkeypatch.setattr(_atomic, "open", opened, raising=False)
+        monkeypatch.setattr(_files, "open", opened, raising=False)
 
 
 class Full:
@@ -490,7 +491,7 @@ def test_what_no_file_can_hold_is_refused(tmp_path):
 
 def test_only_what_the_dead_left_is_swept(tmp_path):
     path = tmp_path / "a"
-    prefix = _atomic._prefix(path)
+    prefix = _files._prefix(path)
     child = processes().Process(target=int)
     child.start()
     child.join()

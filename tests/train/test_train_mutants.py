@@ -15,8 +15,9 @@ import test_fit_in_use as in_use
 import torch
 
 import gradfunc as gf
+from gradfunc import _files
 from gradfunc._transform import _states
-from gradfunc.train import _atomic, _checkpoint, _fit, _history, _loop
+from gradfunc.train import _checkpoint, _history, _loop, _resume
 from gradfunc.train._data import InMemory, Loader
 from gradfunc.train._history import Recorder
 from gradfunc.train._snapshot import Snapshot
@@ -29,15 +30,15 @@ named = Function.at
 
 
 def in_place(path, data):
-    with vars(_atomic).get("open", open)(path, "wb") as file:
+    with vars(_files).get("open", open)(path, "wb") as file:
         file.write(data)
 
 
 def unsynced(path, data):
-    partial = _atomic.partial_of(path)
+    partial = _files.partial_of(path)
     partial.write_bytes(data)
-    _atomic.os.replace(partial, path)
-    _atomic._sync(path.parent)
+    _files.os.replace(partial, path)
+    _files._sync(path.parent)
 
 
 def from_the_first_batch(self, epoch, skip=0):
@@ -142,17 +143,17 @@ def mixed_histories(at):
 
 # mutant -> (where, attribute, the mistake, the test, of a maker of folders)
 MUTANTS = {
-    "written in place": (_checkpoint, "replace", in_place, lambda at: no_space("write", at)),
-    "renamed before it is on disk": (_checkpoint, "replace", unsynced, lambda at: order(at)),
+    "written in place": (_checkpoint, "replace_file", in_place, lambda at: no_space("write", at)),
+    "renamed before it is on disk": (_checkpoint, "replace_file", unsynced, lambda at: order(at)),
     "what is broken stays": (Path, "unlink", lambda self, missing_ok=False: None, lambda at: no_space("write", at)),
     "what the dead left stays": (
-        _atomic,
+        _files,
         "_swept",
         lambda path: None,
         lambda at: files.test_only_what_the_dead_left_is_swept(at.mktemp("a")),
     ),
     "what the living write is swept": (
-        _atomic,
+        _files,
         "_alive",
         lambda process: False,
         lambda at: files.test_only_what_the_dead_left_is_swept(at.mktemp("a")),
@@ -184,7 +185,7 @@ MUTANTS = {
         loader_from_the_first_batch,
         lambda at: test_fit.test_a_loader_goes_on_as_well(at.mktemp("a"), False, 4),
     ),
-    "the chain's state forgotten": (_fit, "unflatten_state", lambda flat, like: like, goes_on),
+    "the chain's state forgotten": (_resume, "unflatten_state", lambda flat, like: like, goes_on),
     "numbers of the state cut to what they were": (
         _states,
         "_filled",

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from ..._nonfinite import Origin
 
 _LOGS = {"log": 0.0, "log2": 0.0, "log10": 0.0, "log1p": -1.0, "xlogy": 0.0}  # where their domain ends
-_ENDS = {"acos": 1.0, "asin": 1.0, "atanh": 1.0, "erfinv": 1.0, "acosh": math.inf, "logit": 1.0}
+_ENDS = {"acos", "asin", "atanh", "erfinv"}  # of [-1, 1]
 _SPECTRAL = {"linalg_eigh", "_linalg_eigh", "linalg_eig", "_linalg_svd", "linalg_svd", "linalg_qr"}
+_SOLVERS = {"_linalg_slogdet", "_linalg_det", "linalg_inv_ex", "_linalg_solve_ex", "linalg_cholesky_ex"}
 _NORMS = {"linalg_vector_norm", "norm", "_cdist_forward", "_pdist_forward", "dist"}
 
 
@@ -94,17 +95,12 @@ def _log(origin: Origin, negative: bool) -> bool:
 
 def _divides(origin: Origin, late: bool) -> bool:
     at = {"div": 1, "true_divide": 1, "reciprocal": 0, "rsqrt": 0, "remainder": 1, "fmod": 1, "addcdiv": 2}
-    return origin.name in at and _zero(origin, at[origin.name])
+    return (origin.name in at and _zero(origin, at[origin.name])) or origin.name == "_weight_norm_interface"
 
 
-def _at_an_end(origin: Origin, late: bool) -> bool:
-    end = _ENDS.get(origin.name)
-    if end is None:
-        return False
-    low, high = origin.inputs[0].low, origin.inputs[0].high
-    if origin.name == "acosh":
-        return low <= 1
-    return high >= end or low <= (0 if origin.name == "logit" else -end)
+def _outside(origin: Origin, low: float, high: float) -> bool:
+    """Whether it read an end of an interval, or beyond."""
+    return bool(origin.inputs) and (origin.inputs[0].low <= low or origin.inputs[0].high >= high)
 
 
 FAULTS: tuple[Fault, ...] = (
@@ -166,7 +162,7 @@ FAULTS: tuple[Fault, ...] = (
         "sqrt at 0",
         lambda o, late: o.name == "sqrt" and _zero(o) and late,
         "the derivative of sqrt is infinite at 0",
-        "(x + 1e-12).sqrt()",
+        "(x + torch.finfo(x.dtype).eps).sqrt()",
     ),
     Fault(
         "log of a softmax",
@@ -208,25 +204,49 @@ FAULTS: tuple[Fault, ...] = (
         "power of a negative",
         lambda o, late: o.name == "pow" and _low(o) < 0 and "made infinity" not in o.facts,
         "a fractional power is not defined below 0",
-        "x.clamp_min(1e-12).pow(p)",
+        "x.clamp_min(torch.finfo(x.dtype).eps).pow(p)",
     ),
     Fault(
         "power at 0",
         lambda o, late: o.name == "pow" and _zero(o),
         "the derivative of a power below 1 is infinite at 0, as is a negative power",
-        "x.clamp_min(1e-12).pow(p)",
+        "x.clamp_min(torch.finfo(x.dtype).eps).pow(p)",
     ),
     Fault(
-        "end of the domain",
-        _at_an_end,
-        "the function or its derivative is infinite at the end of its domain",
-        "f(x.clamp(-1 + 1e-6, 1 - 1e-6))",
+        "end of [-1, 1]",
+        lambda o, late: o.name in _ENDS and _outside(o, -1, 1),
+        "the function or its derivative is infinite there",
+        "f(x.clamp(-1 + torch.finfo(x.dtype).eps, 1 - torch.finfo(x.dtype).eps))",
+    ),
+    Fault(
+        "end of [0, 1]",
+        lambda o, late: o.name == "logit" and _outside(o, 0, 1),
+        "the logit is infinite there",
+        "torch.logit(x, eps=torch.finfo(x.dtype).eps)",
+    ),
+    Fault(
+        "end of [1, inf)",
+        lambda o, late: o.name == "acosh" and _outside(o, 1, math.inf),
+        "the derivative of acosh is infinite there",
+        "x.clamp_min(1 + torch.finfo(x.dtype).eps).acosh()",
     ),
     Fault(
         "equal eigenvalues",
         lambda o, late: o.name in _SPECTRAL and late,
         "the derivatives of eigenvectors and singular vectors divide by differences of eigenvalues",
         "torch.linalg.eigvalsh(a)  # eigenvalues alone have derivatives there",
+    ),
+    Fault(
+        "singular matrix",
+        lambda o, late: o.name in _SOLVERS,
+        "a determinant is 0",
+        "torch.linalg.slogdet(a + 1e-6 * torch.eye(a.shape[-1]))",
+    ),
+    Fault(
+        "no alignment",
+        lambda o, late: o.name.startswith("_ctc_loss"),
+        "a target needs more steps than its input has, one more for each repeated label: its probability is 0",
+        "F.ctc_loss(log_probs, targets, input_lengths, target_lengths, zero_infinity=True)",
     ),
     Fault(
         "custom backward",

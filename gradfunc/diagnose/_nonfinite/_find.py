@@ -91,7 +91,7 @@ def _samples(problem: Problem, seed: int, origin: Origin) -> Samples:
         part = problem.rows(start, stop)
         if origin.given:
             return not all_finite(part.batch)
-        found, _ = attempt(lambda: watched(part, seed, of=problem.size).origin)
+        found, _ = attempt(lambda: watched(part, seed, of=problem.size, ranges=False).origin)
         return found is not None and found.same == origin.same
 
     return search(problem.size, breaks)

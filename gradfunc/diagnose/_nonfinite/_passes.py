@@ -50,7 +50,13 @@ def plain(problem: Problem, seed: int) -> Outcome:
 
 
 def watched(
-    problem: Problem, seed: int, *, of: int | None = None, widen: bool = False, layers: bool = False
+    problem: Problem,
+    seed: int,
+    *,
+    of: int | None = None,
+    widen: bool = False,
+    ranges: bool = True,
+    layers: bool = False,
 ) -> Outcome:
     """The same under a watch. An operation that raises at a number which is not finite ends them, not the search.
 
@@ -59,9 +65,10 @@ def watched(
         seed: of draws in the model.
         of: how many samples the batch has of which these are some: their losses count as they do there.
         widen: make float64 of what the model makes in narrower types.
+        ranges: note what operations read.
         layers: follow the model's layers, to say after which one it was.
     """
-    watch = Watch(_named(problem), widen=widen)
+    watch = Watch(_named(problem), widen=widen, ranges=ranges)
     loss_of = functools.partial(mean_loss, problem) if of is None else functools.partial(_share, problem, of)
     met: list[tuple[int, str]] = []
 

@@ -1,21 +1,34 @@
-"""A file that is replaced as a whole, or not at all."""
+"""Files that are there whole or not at all, and what their bytes are."""
 
 from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
+Buffer = bytes | memoryview
 
-def replace(path: Path, data: bytes) -> None:
-    """Write `data` to `path`: at any moment it is the old file or the new one."""
+_CHUNK = 2**20
+
+
+def replace_file(path: Path, *data: Buffer) -> None:
+    """Write `data`, one after the other, to `path`, by a file beside it that is synced and takes its place.
+
+    At any moment, also after a loss of power, `path` is what it was before, or the new file.
+
+    Raises:
+        OSError: it cannot be written; what was there is as it was.
+    """
     _swept(path)
     partial = partial_of(path)
     try:
         with open(partial, "wb") as file:
-            file.write(data)
+            for piece in data:
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -35,8 +48,29 @@ def partial_of(path: Path) -> Path:
     return path.parent / f"{_prefix(path)}{os.getpid()}"
 
 
+def partials(folder: Path) -> Iterator[Path]:
+    """Files on the way to their place, of whatever process."""
+    return folder.glob(".*.partial-*")
+
+
+def sha256_of(path: Path) -> str:
+    """Of the bytes of a file, read a piece at a time: what `sha256sum` prints.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.NamedTemporaryFile() as file:
+        ...     sha256_of(Path(file.name))[:8]
+        'e3b0c442'
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(_CHUNK):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
 def _prefix(path: Path) -> str:
-    """Of files on the way: of this checkpoint, on this machine."""
+    """Of files on the way: to this one, on this machine."""
     return f".{path.name}.partial-{platform.node()}-"
 
 

@@ -1,0 +1,65 @@
+"""What a folder holds, and whether it is as it was written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from .._files import partials, sha256_of
+from ._error import StoreError, reason
+from ._manifest import read_manifest
+from ._report import Damage, StoreReport
+from ._shards import map_shard
+
+
+def verify(path: str | os.PathLike[str]) -> StoreReport:
+    """Hold every byte of a store to its checksum, and say what is damaged; the store is only read.
+
+    Raises:
+        StoreError: there is no store, or its manifest is damaged.
+
+    Example:
+        >>> import tempfile, gradfunc as gf
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store = gf.store.GradientStore.create(folder, size=3)
+        ...     gf.store.verify(folder).ok
+        True
+    """
+    return _inspected(f"gf.store.verify({str(path)!r})", Path(path), check=True)
+
+
+def info(path: str | os.PathLike[str]) -> StoreReport:
+    """What a store holds, from its manifest; the lengths and headers of its files alone are checked.
+
+    Raises:
+        StoreError: there is no store, or its manifest is damaged.
+
+    Example:
+        >>> import tempfile, gradfunc as gf
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store = gf.store.GradientStore.create(folder, size=3)
+        ...     gf.store.info(folder).manifest.rows
+        0
+    """
+    return _inspected(f"gf.store.info({str(path)!r})", Path(path), check=False)
+
+
+def _inspected(call: str, folder: Path, *, check: bool) -> StoreReport:
+    manifest = read_manifest(call, folder)
+    damaged, ids = [], []
+    for shard in manifest.shards:
+        try:
+            mapped = map_shard(call, folder, shard, manifest)
+            if check and sha256_of(folder / shard.file) != shard.sha256:
+                raise ValueError("its bytes are not those that were written (SHA-256)")
+            ids.append(mapped.ids)
+        except (StoreError, ValueError) as error:
+            cause = error.__cause__ or error
+            why = reason(cause) if isinstance(cause, OSError) else str(cause)
+            damaged.append(Damage(shard.file, shard.rows, why))
+    every = torch.cat([torch.empty(0, dtype=torch.int64), *ids])
+    named = {shard.file for shard in manifest.shards}
+    left = [path.name for path in (*folder.glob("rows-*.safetensors"), *partials(folder)) if path.name not in named]
+    return StoreReport(manifest, check, tuple(damaged), len(every) - len(every.unique()), tuple(sorted(left)))
