@@ -4,6 +4,7 @@ _finding     a finding, a probe, what a probe says that could not run
 _causes      every cause that the probes name, in words: the identifiers are stable
 _limits      every threshold, with its reason
 _case        what probes look at: each measurement taken once, when it is first asked for
+_copies      passes and steps as values, copies to run them on
 _trial       the user's optimiser and step, on copies
 _outputs     what a criterion and an output are: kinds, last operation, range
 _loss, _data, _flow, _init, _missing, _rate, _step, _numerics, _batch     probes, a family a file

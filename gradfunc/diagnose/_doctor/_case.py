@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,38 +19,9 @@ from ...audit._case import attempt, devices_of, mean_loss
 from ...quantities import HessianExtremes, hessian_extremes
 from .._flow import FlowReport, gradient_flow
 from . import _limits
+from ._copies import Count, Descent, Pass, copies
 from ._finding import NotRun
 from ._outputs import kind_of_criterion, last_activation
-
-
-@dataclass
-class Count:
-    """Passes of the model so far."""
-
-    forward: int = 0
-    backward: int = 0
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One pass: the output with its graph, the loss, and gradients (None where none comes)."""
-
-    output: Any
-    loss: Tensor
-    gradients: dict[str, Tensor | None]
-
-
-@dataclass(frozen=True)
-class Descent:
-    """Some steps of the user's optimiser on copies, with the criterion's own gradient.
-
-    Attributes:
-        losses: before the first step, and after each.
-        moved: what the first step added to each parameter.
-    """
-
-    losses: tuple[float, ...]
-    moved: Tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -305,7 +275,7 @@ class Case:
         Raises:
             NotRun: no optimiser, or none that can be copied.
         """
-        from_copies = _copies(self.module, self.optimizer)
+        from_copies = copies(self.module, self.optimizer)
         _ = self.first
         problem = self.problem
         named = dict(from_copies[0].named_parameters())
@@ -330,27 +300,3 @@ class Case:
         losses.append(float(final.detach()) if final is not None else float("nan"))
         # an optimiser that evaluates several times a step gives more losses than steps: the first and the last count
         return Descent(tuple(losses), moved)
-
-
-def _copies(module: nn.Module | None, optimizer: Optimizer | None) -> tuple[nn.Module, Optimizer]:
-    if module is None:
-        raise NotRun("the model is no nn.Module")
-    if optimizer is None:
-        raise NotRun("no optimizer was given")
-    return copies(module, optimizer)
-
-
-def copies(module: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
-    """A module and the optimiser of its parameters, copied together.
-
-    Raises:
-        NotRun: they cannot be copied.
-    """
-    found, failed = attempt(lambda: _deepcopy(module, optimizer))
-    if found is None:
-        raise NotRun(f"model and optimizer cannot be copied: {failed}")
-    return found  # type: ignore[no-any-return]
-
-
-def _deepcopy(module: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
-    return copy.deepcopy((module, optimizer))

@@ -15,7 +15,8 @@ from ..._random import forked
 from ..._stateless import stateless
 from ..._tree import Tensors, copy_of, map_tensors
 from ...audit._case import attempt, devices_of
-from ._case import Case, copies
+from ._case import Case
+from ._copies import copies
 from ._finding import NotRun
 
 
