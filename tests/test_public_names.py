@@ -64,6 +64,7 @@ MADE |= {f"gf.projections.{name}" for name in ("Gaussian", "Rademacher", "CountS
 MADE |= {"gf.diagnose.NonfiniteReport", "gf.diagnose.MovedLayer", "gf.diagnose.MovedReport", "gf.diagnose.Unmoved"}
 MADE |= {"gf.diagnose.Distribution", "gf.diagnose.FlowReport", "gf.diagnose.FlowRow", "gf.diagnose.GridReport"}
 MADE |= {"gf.diagnose.GridRow"}
+MADE |= {"gf.diagnose.DoctorReport"}
 MADE |= {"gf.train.Fit", "gf.train.Stopped", "gf.train.Nonfinite", "gf.train.Checkpoint"}
 MADE |= {"gf.models.Recurrent", "gf.diagnose.Growth", "gf.diagnose.LinearRecurrence", "gf.diagnose.RecurrenceReport"}
 MADE |= {"gf.diagnose.MemoryCapacity", "gf.diagnose.Remedy", "gf.diagnose.RemedyReport"}

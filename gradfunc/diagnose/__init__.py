@@ -6,10 +6,19 @@ _nonfinite     where a NaN or infinity came from, and how to write it otherwise
 _step          what an update moved, and what it did not, and why
 _watch         cheap checks for every step, and the deep look where one fails
 _recurrence    gradients through time: growth, vanishing, memory, clipping; the remedies
+_slopes        is the gradient the derivative: central differences along directions, and the layer at fault
+_doctor        why training does not work: probes, findings, the report
 """
 
 from ._distribution import Distribution as Distribution
 from ._distribution import describe as describe
+from ._doctor import CAUSES as CAUSES
+from ._doctor import PROBES as PROBES
+from ._doctor import DoctorReport as DoctorReport
+from ._doctor import Finding as Finding
+from ._doctor import NotRun as NotRun
+from ._doctor import Probe as Probe
+from ._doctor import doctor as doctor
 from ._flow import FlowReport as FlowReport
 from ._flow import FlowRow as FlowRow
 from ._flow import GridReport as GridReport

@@ -18,7 +18,8 @@ import gradfunc as gf
 from gradfunc import _engines, _factors
 from gradfunc._certificate import Difference
 from gradfunc._engines import _factored
-from gradfunc.testing import _agreement, _hooks, _planted, _slopes
+from gradfunc.diagnose import _slopes
+from gradfunc.testing import _agreement, _hooks, _planted
 
 DTYPES = ["float32", "float64"]
 SIZES = [5, 1, 8, 2]

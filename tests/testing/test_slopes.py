@@ -10,7 +10,7 @@ import torch
 
 from gradfunc._certificate import Difference
 from gradfunc._rounding import unit_roundoff
-from gradfunc.testing._slopes import STEPS, slope
+from gradfunc.diagnose._slopes import STEPS, slope
 from gradfunc.testing._verdict import verdict
 
 # name -> (function, derivative at 0)

@@ -1,0 +1,60 @@
+"""Passes and steps as values, and copies of a model and its optimiser to run them on."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..._tree import Tensors
+from ...audit._case import attempt
+from ._finding import NotRun
+
+
+@dataclass
+class Count:
+    """Passes of the model so far."""
+
+    forward: int = 0
+    backward: int = 0
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass: the output with its graph, the loss, and gradients (None where none comes)."""
+
+    output: Any
+    loss: Tensor
+    gradients: dict[str, Tensor | None]
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Some steps of the user's optimiser on copies, with the criterion's own gradient.
+
+    Attributes:
+        losses: before the first step, and after each.
+        moved: what the first step added to each parameter.
+    """
+
+    losses: tuple[float, ...]
+    moved: Tensors
+
+
+def copies(module: nn.Module | None, optimizer: Optimizer | None) -> tuple[nn.Module, Optimizer]:
+    """A module and the optimiser of its parameters, copied together.
+
+    Raises:
+        NotRun: one is missing, or they cannot be copied.
+    """
+    if module is None:
+        raise NotRun("the model is no nn.Module")
+    if optimizer is None:
+        raise NotRun("no optimizer was given")
+    found, failed = attempt(lambda: copy.deepcopy((module, optimizer)))
+    if found is None:
+        raise NotRun(f"model and optimizer cannot be copied: {failed}")
+    return found  # type: ignore[no-any-return]

@@ -1,0 +1,73 @@
+"""Probes of weights at the start, and of gradients from layer to layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .._flow import FlowRow
+from .._flow._verdict import CHANGE
+from ._case import Case
+from ._finding import Finding
+
+_CAUSES = {"dead": "dead_units", "exploding": "exploding", "vanishing": "vanishing", "saturated": "saturated"}
+_FIXES = {
+    "dead": "torch.nn.init.zeros_(layer.bias)  # and a smaller rate, where training did it",
+    "exploding": "gf.init.initialize(params, {r'.*weight': gf.init.kaiming_normal()})  # or gf.init.lsuv, or norms",
+    "vanishing": "gf.init.lsuv(model, batch)  # or ReLU for sigmoid, norms, skip connections",
+    "saturated": "gf.init.lsuv(model, batch)  # or smaller inputs and weights before the activation",
+}
+
+
+def same_units(case: Case) -> Iterator[Finding]:
+    """Weights that are 0 with their gradients; units that are equal with theirs."""
+    zero, equal = [], []
+    for name, value in case.problem.model.params.items():
+        if value.dim() < 2 or case.first.gradients[name] is None:
+            continue
+        gradient = case.gradient[name]
+        if not bool(value.any()) and not bool(gradient.any()):
+            zero.append(name)
+        elif _rows_equal(value) and _rows_equal(gradient) and len(value) > 1 and bool(gradient.any()):
+            equal.append(name)
+    fix = "torch.nn.init.kaiming_uniform_(layer.weight)"
+    if zero:
+        yield Finding(
+            "zero_init", "severe", "weights and their gradients are exactly 0", fix, "certain", ", ".join(zero)
+        )
+    if equal:
+        text = "all rows of weights are equal, and of their gradients: so they stay"
+        yield Finding("symmetric_init", "severe", text, fix, "certain", ", ".join(equal))
+
+
+def _rows_equal(value: Tensor) -> bool:
+    """Equal to rounding: rows of a product may be summed in different orders."""
+    spread = (value - value[:1]).abs().max()
+    return bool(spread <= 100 * torch.finfo(value.dtype).eps * value.abs().max())
+
+
+def _passing(row: FlowRow, case: Case) -> bool:
+    """Whether weights of 0 that are about to move explain a verdict: their units are 0, and no gradient passes them."""
+    if set(row.parameters) <= set(case.waiting):
+        return True
+    return row.verdict == "vanishing" and row.gradient.norm == 0 and set(row.parameters) <= set(case.waking)
+
+
+def flow(case: Case) -> Iterator[Finding]:
+    """The verdicts of `gf.diagnose.gradient_flow`, each once, with the layer that is worst off."""
+    rows = case.flow.rows
+    for verdict, cause in _CAUSES.items():
+        there = [row for row in rows if row.verdict == verdict and not _passing(row, case)]
+        if verdict == "saturated":
+            there = [row for row in there if row is not rows[-1]]  # an output that is sure of itself
+        if not there:
+            continue
+        text = f"{there[0].evidence}; {len(there)} of {len(rows)} layers"
+        severity = "warning" if verdict == "saturated" else "severe"
+        sure = "likely"
+        if verdict == "exploding":  # from layer to layer, or beside the weights only: then a rate may do it as well
+            sure = "certain" if any((row.change or 0.0) > CHANGE for row in there) else "possible"
+        names = ", ".join(dict.fromkeys(row.layer for row in there[:5]))
+        yield Finding(cause, severity, text, _FIXES[verdict], sure, names)

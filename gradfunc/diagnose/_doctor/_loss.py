@@ -1,0 +1,209 @@
+"""Probes of the loss against its targets: kinds, shapes, ranges, and the best constant prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from . import _limits
+from ._case import Case
+from ._finding import Finding, NotRun
+from ._outputs import BINARY, CLASSES, RANGES, REGRESSION
+
+
+def _known(case: Case, *kinds: str) -> None:
+    if case.kind not in kinds:
+        raise NotRun("the criterion is another one")
+
+
+def runs(case: Case) -> Iterator[Finding]:
+    """An error of model or criterion that no other probe explains."""
+    if case.error and not (list(_indices(case)) or list(_beyond(case))):
+        fix = "criterion(model(x), y)  # and compare the shapes and types of both"
+        yield Finding("loss_fails", "severe", case.error, fix, "certain")
+
+
+def indices(case: Case) -> Iterator[Finding]:
+    """Class indices that no output stands for."""
+    _known(case, *CLASSES)
+    yield from _indices(case)
+
+
+def _indices(case: Case) -> Iterator[Finding]:
+    if case.kind not in CLASSES or not isinstance(case.problem.target, Tensor) or case.target.is_floating_point():
+        return
+    output = case.model_output
+    if output is None or output.dim() < 2:
+        return
+    classes = output.shape[1]
+    y = case.targets[case.targets != int(case.criterion.option("ignore_index", -100))]
+    bad = (y < 0) | (y >= classes)
+    if bool(bad.any()):
+        text = (
+            f"{int(bad.sum())} of {y.numel()} are not within 0 and {classes - 1}: from {int(y.min())} to {int(y.max())}"
+        )
+        fix = "y = y - y.min()" if int(y.max() - y.min()) < classes else "nn.Linear(width, int(y.max()) + 1)"
+        yield Finding("index_out_of_range", "severe", text, fix, "certain", "target")
+
+
+def beyond(case: Case) -> Iterator[Finding]:
+    """What binary cross entropy takes: outputs and targets within 0 and 1."""
+    _known(case, *BINARY)
+    yield from _beyond(case)
+
+
+def _beyond(case: Case) -> Iterator[Finding]:
+    if case.kind not in BINARY or not isinstance(case.problem.target, Tensor):
+        return
+    y = case.targets
+    if bool(((y < 0) | (y > 1)).any()):
+        text = f"targets from {float(y.min()):.3g} to {float(y.max()):.3g}, not within 0 and 1"
+        fix = "y = (y > 0).float()"
+        yield Finding("target_out_of_range", "severe", text, fix, "certain", "target")
+    output = case.model_output
+    if output is not None and case.kind == "binary_cross_entropy" and bool(((output < 0) | (output > 1)).any()):
+        text = f"outputs from {float(output.min()):.3g} to {float(output.max()):.3g}, not within 0 and 1"
+        yield Finding("bce_on_logits", "severe", text, "criterion = nn.BCEWithLogitsLoss()", "certain", "output")
+
+
+def classes_as_numbers(case: Case) -> Iterator[Finding]:
+    """Classes under a squared or absolute loss."""
+    _known(case, *REGRESSION)
+    y = case.target
+    if y.is_floating_point() or y.dtype == torch.bool or len(case.targets.unique()) < 2:
+        return
+    text = f"targets of {y.dtype} with {len(case.targets.unique())} values under {case.kind}"
+    fix = "criterion = nn.CrossEntropyLoss()  # and one output a class"
+    yield Finding("classes_under_regression", "severe", text, fix, "likely", "target")
+
+
+def broadcast(case: Case) -> Iterator[Finding]:
+    """Output and target of different shapes under a loss by elements."""
+    _known(case, *REGRESSION)
+    output, y = case.model_output, case.target
+    if output is not None and output.shape != y.shape and not case.error:
+        shape = tuple(torch.broadcast_shapes(output.shape, y.shape))
+        text = f"output {tuple(output.shape)} against target {tuple(y.shape)} gives losses of shape {shape}"
+        fix = "loss = criterion(output.squeeze(-1), y)" if output.dim() > y.dim() else "y = y.squeeze(-1)"
+        yield Finding("broadcast_target", "severe", text, fix, "certain")
+
+
+def outputs(case: Case) -> Iterator[Finding]:
+    """Logits, probabilities or log-probabilities, and which of them the criterion takes."""
+    _known(case, *CLASSES, *BINARY)
+    out, made = case.output.detach().double(), case.made_by
+    if case.kind == "binary_cross_entropy_with_logits" and made in ("sigmoid", "softmax"):
+        text = f"the output is made by {made}"
+        yield Finding("sigmoid_before_logits_loss", "severe", text, "model = model[:-1]", "certain", "output")
+    if case.kind not in CLASSES or out.dim() < 2 or not bool(out.isfinite().all()):
+        return
+    if out.shape[1] == 1:
+        fix = "criterion = nn.BCEWithLogitsLoss()  # or one output a class"
+        yield Finding("one_class", "severe", f"an output of shape {tuple(out.shape)}", fix, "certain", "output")
+        return
+    u = float(torch.finfo(case.output.dtype).eps)
+    close = 10 * out.shape[1] * u  # rounding of a softmax and a sum
+    positive = bool((out >= 0).all())
+    probabilities = positive and bool(((out.sum(1) - 1).abs() <= close).all())
+    if case.kind == "cross_entropy":
+        if probabilities or made == "sigmoid":
+            text = "outputs are >= 0 and sum to 1" if probabilities else "the output is made by sigmoid"
+            fix = "model = model[:-1]  # cross_entropy takes logits"
+            sure = "certain" if made in ("softmax", "sigmoid") else "likely"
+            yield Finding("softmax_before_cross_entropy", "severe", text, fix, sure, "output")
+        return
+    total = out.logsumexp(1)
+    if probabilities:
+        text, fix = "outputs are >= 0 and sum to 1", "loss = criterion(output.log_softmax(1), y)  # of logits"
+        yield Finding("nll_on_probabilities", "severe", text, fix, "certain", "output")
+    elif made != "log_softmax" and bool((total.abs() > 100 * close).any()):
+        text = f"the sum of exp(output) is not 1 but up to {float(total.max().exp()):.3g}"
+        yield Finding("nll_on_logits", "severe", text, "criterion = nn.CrossEntropyLoss()", "certain", "output")
+
+
+def reach(case: Case) -> Iterator[Finding]:
+    """Whether the last activation can give the targets, and learns from being wrong."""
+    _known(case, *REGRESSION)
+    made, y = case.made_by, case.targets.double()
+    if made not in RANGES:
+        return
+    low, high = RANGES[made]
+    out = float(((y < low) | (y > high)).double().mean())
+    if out > 0:
+        text = f"{made} gives values within {low:g} and {high:g}; {out:.0%} of targets are not"
+        yield Finding("target_out_of_reach", "severe", text, "model = model[:-1]", "certain", "output")
+    elif made in ("sigmoid", "softmax") and bool(((y == 0) | (y == 1)).all()):
+        text = f"the output is made by {made}, targets are 0 and 1, the loss is {case.kind}"
+        fix = "criterion = nn.BCEWithLogitsLoss()  # on model[:-1]"
+        if made == "softmax":
+            fix = "criterion = nn.CrossEntropyLoss()  # on model[:-1]"
+        yield Finding("mse_on_sigmoid", "warning", text, fix, "certain", "output")
+
+
+def size_of_target(case: Case) -> Iterator[Finding]:
+    """Targets against outputs of unit size."""
+    _known(case, *REGRESSION)
+    y = case.targets
+    if not y.is_floating_point() or case.made_by in RANGES:
+        return
+    size = float(y.double().square().mean().sqrt())
+    if size > _limits.TARGET:
+        severity = "severe" if size > _limits.TARGET**2 else "warning"
+        text = f"root mean square {size:.3g} (mean {float(y.mean()):.3g}), above {_limits.TARGET:g}"
+        yield Finding("unscaled_target", severity, text, "y = (y - y.mean()) / y.std()", "likely", "target")
+
+
+def floor(case: Case) -> Iterator[Finding]:
+    """The loss against that of the best constant prediction; outputs that do not follow the inputs."""
+    best = _floor(case)
+    spread = _spread(case)
+    loss = case.loss / case.target.numel() if case.criterion.option("reduction") == "sum" else case.loss
+    if (
+        spread is not None
+        and spread == 0
+        and not any(case.problem.model.params[name].dim() > 1 for name in case.waiting)
+    ):
+        text = f"outputs of all samples are equal; the best constant has the loss {best:.4g}, yours {loss:.4g}"
+        fix = "return self.body(x)  # is x read at all in forward? See the other findings too"
+        yield Finding("constant_output", "severe", text, fix, "likely", "output")
+    elif best > 0 and loss > _limits.WORSE * best and len(case.targets) >= _limits.CONSTANT:
+        text = f"loss {loss:.4g}, best constant {best:.4g}: {loss / best:.3g} times, above {_limits.WORSE:g}"
+        fix = "model[-1].bias.data = y.mean(0); model[-1].weight.data *= 0.1"
+        yield Finding("worse_than_constant", "warning", text, fix, "possible", "output")
+
+
+def _spread(case: Case) -> float | None:
+    out = case.output.detach()
+    same = [torch.equal(value, value[:1].expand_as(value)) for value in case.problem.args if isinstance(value, Tensor)]
+    if len(out) < 2 or out.dim() < 1 or all(same):
+        return None
+    return float((out - out[:1]).abs().max())
+
+
+def _floor(case: Case) -> float:
+    y = case.targets
+    if case.kind == "mse_loss":
+        return float(y.double().var(0, correction=0).mean())
+    if case.kind == "cross_entropy" and not y.is_floating_point() and y.dim() == 1:
+        shares = y.unique(return_counts=True)[1].double() / len(y)
+        return float(-(shares * shares.log()).sum())
+    if case.kind in BINARY:
+        p = y.double().mean(0).clamp(1e-12, 1 - 1e-12)
+        return float(-(p * p.log() + (1 - p) * (1 - p).log()).mean())
+    raise NotRun("the best constant of this criterion is not known in closed form")
+
+
+def summed(case: Case) -> Iterator[Finding]:
+    """A loss that grows with the batch."""
+    if case.criterion.form != "reducible":
+        raise NotRun("the criterion's reduction is its own")
+    if case.criterion.option("reduction") == "sum" and case.problem.size > 1:
+        grows = case.optimizer is not None and case.module is not None and not case.falls
+        text = (
+            f"reduction='sum' over {case.problem.size} samples: steps are {case.problem.size} times those of the mean"
+        )
+        text += "; the loss grows under them" if grows else ""
+        name = type(case.criterion.given).__name__
+        yield Finding("sum_reduction", "severe" if grows else "warning", text, f"criterion = nn.{name}()", "certain")

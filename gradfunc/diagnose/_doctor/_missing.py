@@ -1,0 +1,92 @@
+"""Probes of parameters that get no gradient, or that the optimiser does not hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..._stateless import Stateless
+from ..._tree import Tensors
+from ...audit._case import attempt
+from ._case import Case
+from ._finding import Finding, NotRun
+
+_SHOWN = 5
+_TRIED = 8  # parameters that are moved one by one
+
+
+def all_frozen(model: Stateless) -> Finding:
+    """No parameter to train."""
+    text = f"0 trainable parameters, {len(model.frozen)} frozen"
+    return Finding("all_frozen", "severe", text, "model.requires_grad_(True)", "certain")
+
+
+def reached(case: Case) -> Iterator[Finding]:
+    """Parameters without a gradient: whether the loss depends on them all the same."""
+    lost = [name for name, g in case.first.gradients.items() if g is None]
+    if not lost:
+        return
+    cut = _cut(case, lost)
+    unused = [name for name in lost if name not in cut]
+    if cut:
+        text = f"the loss moves with them, and autograd gives none: {len(cut)} of {len(lost)} without a gradient"
+        fix = "# no detach(), .data, .item(), numpy() or no_grad() between parameter and loss"
+        yield Finding("gradient_cut", "severe", text, fix, "certain", _listed(cut))
+    if unused:
+        text = f"{len(unused)} parameters have no gradient, and the loss does not move with them"
+        fix = f"del {unused[0].rpartition('.')[0] or unused[0]}  # or use it in forward"
+        yield Finding("unused_parameter", "warning", text, fix, "likely", _listed(unused))
+
+
+def _cut(case: Case, lost: list[str]) -> list[str]:
+    """Those that the loss moves with: all moved together first, then one by one."""
+
+    def loss(params: Tensors) -> Tensor | None:
+        found, _ = attempt(lambda: case.loss_of(case.problem, params)[1].detach())
+        return found if isinstance(found, Tensor) else None
+
+    def moves(names: list[str]) -> bool:
+        params = dict(case.problem.model.params)
+        generator = torch.Generator().manual_seed(case.seed)
+        for name in names:
+            noise = torch.randn(params[name].shape, generator=generator).to(params[name])
+            params[name] = params[name] + (float(params[name].abs().max()) or 1.0) * noise
+        here, there = loss(dict(case.problem.model.params)), loss(params)
+        return here is not None and there is not None and not torch.equal(here, there)
+
+    if not moves(lost):
+        return []
+    return [name for name in lost[:_TRIED] if moves([name])] or lost
+
+
+def held(case: Case) -> Iterator[Finding]:
+    """The optimiser's parameters against the model's."""
+    if case.optimizer is None or case.module is None:
+        raise NotRun("no optimizer was given" if case.optimizer is None else "the model is no nn.Module")
+    own = {id(value): name for name, value in case.module.named_parameters()}
+    groups = [value for group in case.optimizer.param_groups for value in group["params"]]
+    there = {id(value) for value in groups}
+    fix = "optimizer = type(optimizer)(model.parameters(), **optimizer.defaults)  # after the model is made and moved"
+    left_out = [name for key, name in own.items() if key not in there and name in case.problem.model.params]
+    strangers = sum(id(value) not in own for value in groups)
+    if not any(key in own for key in there):
+        text = f"none of its {len(groups)} parameters is among the model's {len(own)}"
+        yield Finding("other_parameters", "severe", text, fix, "certain")
+    elif left_out:
+        text = f"{len(left_out)} of {len(own)} trainable parameters are not in it"
+        text += f"; {strangers} others are" if strangers else ""
+        fix = "optimizer.add_param_group({'params': [...]})"
+        severity = "severe" if strangers else "warning"
+        yield Finding("parameters_left_out", severity, text, fix, "certain", _listed(left_out))
+    frozen = [own.get(id(value), "?") for value in groups if not value.requires_grad]
+    if frozen:
+        text = f"{len(frozen)} of {len(groups)} do not require grad, and stay"
+        fix = "optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=lr)"
+        yield Finding("frozen_in_optimizer", "note", text, fix, "certain", _listed(frozen))
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -1,0 +1,154 @@
+"""Probes of the user's own step: what gradient its optimiser gets, against closed forms of the criterion's."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+
+from ..._tree import Tensors, add, dot, norm, scale, subtract
+from ...audit._case import attempt
+from . import _limits
+from ._case import Case
+from ._finding import Finding, NotRun
+from ._trial import Trial, Turn, trial
+
+_PARTS = range(2, 9)
+
+
+def step(case: Case) -> Iterator[Finding]:
+    """Run the step twice on copies; name what its gradients are."""
+    ran = trial(case)
+    first, second = ran.turns
+    if not first.seen:
+        moved = any(bool(value.any()) for value in first.moved.values())
+        if moved:
+            raise NotRun("parameters move, but not by the optimizer's step")
+        text, fix = "0 calls of optimizer.step() in a call of yours; 1 is expected", "optimizer.step()"
+        yield Finding("no_step", "severe", text, fix, "certain")
+        return
+    if len(first.seen) > 1 or len(second.seen) != 1:
+        raise NotRun(f"{len(first.seen)} and {len(second.seen)} calls of optimizer.step() in two calls of yours")
+    found = list(_gradients(case, ran))
+    yield from found
+    if first.planned is not None:
+        off = norm(subtract(first.moved, first.planned))
+        size = max(norm(first.planned), norm(first.moved))
+        if off > _limits.SAME * size:
+            text = f"|moved - planned by the optimiser| is {off / size:.2g} of it, above {_limits.SAME:g}"
+            fix = "optimizer.step()  # and nothing else that writes to parameters"
+            yield Finding("moved_otherwise", "warning", text, fix, "certain")
+
+
+def _gradients(case: Case, ran: Trial) -> Iterator[Finding]:
+    first, second = ran.turns
+    g, seen = _mean(case, first), first.seen[0]
+    if not norm(g):
+        raise NotRun("the criterion's gradient is 0")
+    if not norm(seen):
+        text = f"the optimiser sees gradients of 0 or none; the criterion's has the norm {norm(g):.3g}"
+        fix = "optimizer.zero_grad(); loss.backward(); optimizer.step()  # in this order"
+        yield Finding("gradient_zeroed", "severe", text, fix, "certain")
+        return
+    then, later = _mean(case, second), second.seen[0]
+    factor, again = _multiple(seen, g), _multiple(later, then)
+    kept = add(seen, then if factor is None else scale(then, factor))
+    share = _multiple(later, kept)
+    stale = share is not None and (
+        again is None or (factor is not None and abs(again - 2 * factor) < 0.5 * abs(factor))
+    )
+    if stale:
+        off = norm(subtract(later, scale(kept, share or 1.0))) / norm(later)
+        text = f"the second step's gradient is its own plus the first one's, to {off:.1g}, below {_limits.SAME:g}"
+        yield Finding("missing_zero_grad", "severe", text, "optimizer.zero_grad()", "certain")
+    if factor is not None:
+        yield from _factor(case, factor, None if stale else again, norm(seen), norm(later))
+    elif not stale:
+        yield from _turned(case, ran, g)
+
+
+def _factor(case: Case, c: float, again: float | None, size: float, later: float) -> Iterator[Finding]:
+    """What a multiple of the mean gradient comes from."""
+    if abs(c - 1) <= _limits.SAME:
+        return
+    told = f"the optimiser sees {c:.6g} times the criterion's gradient"
+    whole = round(c)
+    if c < 0:
+        yield Finding("ascent", "severe", told, "loss.backward()  # of the loss, not of its negative", "certain")
+    elif c >= _limits.SCALE and abs(c - 2.0 ** round(math.log2(c))) <= _limits.SAME * c:
+        yield Finding("gradient_scale_left", "severe", told, "scaler.step(optimizer); scaler.update()", "certain")
+    elif whole > 1 and abs(c - whole) <= _limits.SAME * c:
+        text = f"{told}: {whole} parts are added"
+        yield Finding("missing_division", "severe", text, f"(loss / {whole}).backward()", "certain")
+    elif size < _limits.CLIPPED and c < _limits.CLIPPED:
+        text = f"{told}, a norm of {size:.2g}, below {_limits.CLIPPED:g}: a clip's norm over a loss scale"
+        fix = "scaler.unscale_(optimizer); torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)"
+        yield Finding("clipped_before_unscaling", "severe", text, fix, "likely")
+    elif c < 1 and again is not None and abs(size - later) <= _limits.SAME * size:
+        if c < 1 / _limits.SIZE:
+            text = (
+                f"norms {size:.4g} and {later:.4g} in two steps, {c:.2g} of the gradient's, below {1 / _limits.SIZE:g}"
+            )
+            fix = f"torch.nn.utils.clip_grad_norm_(model.parameters(), {size / c:.2g})"
+            yield Finding("clips_always", "warning", text, fix, "likely")
+    elif again is not None and abs(again - c) <= _limits.SAME * c:
+        text = f"{told}, in both steps"
+        yield Finding("step_differs", "warning", text, "loss = criterion(model(x), y); loss.backward()", "certain")
+
+
+def _turned(case: Case, ran: Trial, g: Tensors) -> Iterator[Finding]:
+    """What a gradient of another direction comes from."""
+    first = ran.turns[0]
+    seen = first.seen[0]
+    bound = max(float(value.abs().max()) for value in seen.values())
+    clipped = {name: value.clamp(-bound, bound) for name, value in g.items()}
+    if norm(subtract(clipped, seen)) <= _limits.SAME * norm(seen):
+        text = f"entries are clipped to {bound:.3g}; the cosine to the gradient is {_cosine(seen, g):.4f}, not 1"
+        fix = "torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)"
+        yield Finding("clips_by_value", "note", text, fix, "certain")
+        return
+    if ran.draws:
+        raise NotRun("the model draws random numbers: the step's gradient cannot be repeated")
+    for k in _PARTS:
+        last = _last(case, first, k)
+        if last is not None and _multiple(seen, last) is not None:
+            text = f"the optimiser sees the gradient of the last of {k} parts of the batch"
+            fix = "optimizer.zero_grad()  # before the first part, not before each"
+            yield Finding("only_last_part", "severe", text, fix, "certain")
+            return
+    off = norm(subtract(seen, g)) / norm(g)
+    text = f"|yours - the criterion's mean| is {off:.2g} of it, above {_limits.SAME:g}; cosine {_cosine(seen, g):.4f}"
+    fix = "loss = criterion(model(x), y); loss.backward()"
+    yield Finding("step_differs", "warning", text, fix, "certain")
+
+
+def _last(case: Case, turn: Turn, k: int) -> Tensors | None:
+    n = turn.problem.size
+    part = -(-n // k)  # as torch.chunk has it
+    start = (n - 1) // part * part
+    if part >= n:
+        return None
+    found, _ = attempt(functools.partial(_gradient, case, turn, start))
+    return found  # type: ignore[no-any-return]
+
+
+def _gradient(case: Case, turn: Turn, start: int) -> Tensors:
+    problem = turn.problem.rows(start, turn.problem.size)
+    found = case.pass_at(problem, problem.model.params).gradients
+    return {name: value * 0 if (g := found[name]) is None else g for name, value in problem.model.params.items()}
+
+
+def _mean(case: Case, turn: Turn) -> Tensors:
+    return _gradient(case, turn, 0)
+
+
+def _multiple(a: Tensors, b: Tensors) -> float | None:
+    """c where a = c b to `SAME`; None where it is no multiple."""
+    if not norm(b) or not norm(a):
+        return None
+    c = dot(a, b) / dot(b, b)
+    return c if norm(subtract(a, scale(b, c))) <= _limits.SAME * norm(a) else None
+
+
+def _cosine(a: Tensors, b: Tensors) -> float:
+    return dot(a, b) / norm(a) / norm(b)
