@@ -88,6 +88,15 @@ def test_growth_to_nothing():
     assert np.isnan(of(gf.plot.through_time(report).axes[0], "growth")[0].get_ydata()[2:]).all()
 
 
+def test_growth_where_losses_do_not_depend_on_the_last_state(recwarn):
+    for gradients, drawn in ((torch.zeros(2, 3), 0), (torch.tensor([[1.0, 1.0, 0.0], [0.25, 0.5, 1.0]]), 1)):
+        report = dataclasses.replace(recurrent(), gradients=gradients.double())
+        lines = of(gf.plot.through_time(report).axes[0], "gradient")
+        assert len(lines) == drawn
+    assert 10.0 ** lines[0].get_ydata() == pytest.approx([1.0, 0.5, 0.25])
+    assert not recwarn.list
+
+
 # --- eigenvalues and remedies ------------------------------------------------------------------------------------
 
 
@@ -113,6 +122,23 @@ def test_eigenvalues_that_are_one():
     figure = gf.plot.eigenvalues(linear())
     assert title(figure) == "All 2 eigenvalues lie inside of the unit circle, the largest at 0.9"
     assert [text.get_text() for text in figure.axes[0].texts] == ["2 times"]
+
+
+@pytest.mark.parametrize(
+    ("scale", "says"),
+    [(1.2, "At least 3 of 40 eigenvalues lie outside of"), (1.0, "At least 3 of 40 eigenvalues lie on"),
+     (0.7, "All 40 eigenvalues lie inside")],
+)  # fmt: skip
+def test_eigenvalues_of_which_only_the_largest_are_known(scale, says):
+    w = scale * torch.linalg.qr(torch.randn(40, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
+    figure = gf.plot.eigenvalues(gf.diagnose.recurrence(w, steps=5, dense=2, exponents=3))
+    assert title(figure).startswith(says)
+    assert "nan" not in figure.get_label()
+
+
+def test_the_eigenvalue_of_one_state():
+    figure = gf.plot.eigenvalues(gf.diagnose.recurrence(torch.tensor([[2.0]]), steps=1))
+    assert title(figure) == "The eigenvalue lies outside of the unit circle, at 2: x 2 in 1 step"
 
 
 def test_remedies():
@@ -278,6 +304,8 @@ BAD = {
     "geometry, three": (lambda: gf.plot.clip_geometry([1.0, 2.0, 3.0]), ValueError, "expected two finite numbers"),
     "geometry, zero": (lambda: gf.plot.clip_geometry([0.0, 0.0]), ValueError, "not both 0"),
     "geometry, nan": (lambda: gf.plot.clip_geometry([math.nan, 0.0]), ValueError, "finite"),
+    "geometry, text": (lambda: gf.plot.clip_geometry("ab"), TypeError, "got a str; expected two finite numbers"),
+    "geometry, limit text": (lambda: gf.plot.clip_geometry(limit="1"), TypeError, "got limit='1'"),
     "geometry, limit": (lambda: gf.plot.clip_geometry(limit=0.0), ValueError, r"got limit=0\.0"),
     "time": (lambda: gf.plot.through_time(flow_of()), TypeError, "got a FlowReport"),
     "time, none": (lambda: gf.plot.through_time({}), ValueError, "got no report"),
