@@ -166,6 +166,25 @@ def test_the_default_flow(run):
     assert verdicts["ReLU, N(0, 1)"] == "exploding"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["flow", "--lr", "0.1"], ["flow", "--per-sample"], ["recurrence", "--clip-norm", "2"],
+     ["recurrence", "--clip-value", "2"], ["recurrence", "--samples", "4"]],
+)  # fmt: skip
+def test_options_of_a_model_are_refused_without_one(run, words):
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    assert f"gradfunc {words[0]}: got {words[1]} without --model" in " ".join(err.split())
+
+
+def test_a_folder_below_a_file_is_refused_before_anything_runs(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, out, err = run("flow", "--model", "no.such:model", "--save", str(tmp_path / "file" / "folder"))
+    assert (code, out) == (2, "")
+    assert "expected a folder" in err
+    assert "no.such" not in err
+
+
 def test_defaults_say_their_verdict():
     demo = _flow_demo.demo(batch_size=16)
     assert str(demo).endswith("Verdict: every network is found to be what it is made to be.")
