@@ -165,13 +165,17 @@ def _fell(history: History, clipped: str | None) -> str:
     count = f"{len(loss)} steps" if len(loss) != 1 else "1 step"
     sound = loss[np.isfinite(loss)]
     bad = ~np.isfinite(loss) & (np.asarray(history["weight"]) != 0)
-    if bad.any():
-        told = f"Loss is not finite from step {history.steps('loss')[bad][0]} on"
+    first = int(bad.argmax())
+    if bad.any() and not np.isfinite(loss[first:]).any():
+        told = f"Loss is not finite from step {history.steps('loss')[first]} on"
+    elif bad.any():
+        told = f"Loss is not finite at {bad.sum()} of {count}, first at step {history.steps('loss')[first]}"
     elif not len(sound):
         told = f"No loss in {count}"
     else:
-        word = "fell" if sound[-1] < sound[0] else "rose" if sound[-1] > sound[0] else "went"
-        told = f"Loss {word} from {short(sound[0])} to {short(sound[-1])} in {count}"
+        word = "fell" if sound[-1] < sound[0] else "rose"
+        moved = f"{word} from {short(sound[0])} to {short(sound[-1])} in"
+        told = f"Loss {moved if sound[-1] != sound[0] else f'is {short(sound[0])} after'} {count}"
     if clipped is None:
         return told
     times = int((np.asarray(history[clipped], dtype=float) > 0).sum())

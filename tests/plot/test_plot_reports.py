@@ -179,6 +179,11 @@ def test_losses_without_clips_validated_and_broken():
     figure = gf.plot.losses(gf.train.History({**parts, "loss": parts["loss"]._replace(values=broken)}))
     assert title(figure) == "Loss is not finite from step 4 on"
     assert any(line.get_label() == "not finite (step 4)" for line in figure.axes[0].lines)
+    once = np.array([*values[:2], math.nan, *values[3:]])
+    figure = gf.plot.losses(gf.train.History({**parts, "loss": parts["loss"]._replace(values=once)}))
+    assert title(figure) == "Loss is not finite at 1 of 6 steps, first at step 2"
+    flat = parts["loss"]._replace(values=np.full(len(steps), 0.5))
+    assert title(gf.plot.losses(gf.train.History({**parts, "loss": flat}))) == "Loss is 0.5 after 6 steps"
     wide = parts["loss"]._replace(values=np.geomspace(1e3, 1e-3, len(steps)))
     assert gf.plot.losses(gf.train.History({**parts, "loss": wide})).axes[0].get_yscale() == "log"
 
