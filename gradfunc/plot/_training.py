@@ -10,7 +10,7 @@ import numpy as np
 
 from .._errors import kind_of, message, one_of
 from ..train import History
-from ._style import LIGHT, PALETTE, SEQUENTIAL, drawing, elided, new, round_numbers, say, short, told_apart
+from ._style import PALETTE, SEQUENTIAL, drawing, elided, new, round_numbers, say, short, told_apart
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,19 +110,20 @@ def flow_over_training(history: History, series: str = "flow", *, of: str = "gra
         logs = np.ma.masked_invalid(np.log10(values))
     figure = new(8.0, float(np.clip(2.2 + 0.22 * len(names), 3.2, 14.0)))
     axes = figure.subplots()
-    axes.set_facecolor(LIGHT)
+    axes.set_facecolor("white")  # the middle of the colours is grey
     mesh = axes.pcolormesh(_edges(steps), np.arange(len(names) + 1) - 0.5, logs, cmap=SEQUENTIAL, rasterized=False)
     every = max(1, math.ceil(len(names) / 60))
     axes.set_yticks(range(0, len(names), every), told_apart(names)[::every])
     axes.invert_yaxis()
     axes.grid(visible=False)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("step")
     axes.set_ylabel("layer, first on top")
     bar = figure.colorbar(mesh, ax=axes, label=SHARED[of][1])
     if logs.count():
         ticks = round_numbers(10 ** float(logs.min()), 10 ** float(logs.max()))
         bar.set_ticks([math.log10(x) for x in ticks], labels=[short(x) for x in ticks])
-    return say(figure, _moved(names, values, of, steps), "Colour: by decades. Grey: 0, or none.")
+    return say(figure, _moved(names, values, of, steps), "Colour: by decades. White: 0, or none.")
 
 
 def _check(call: str, history: object) -> None:

@@ -203,6 +203,16 @@ def test_flow_over_training():
     assert np.asarray(ratio)[:, 0] == pytest.approx([math.log10(row["ratio"]) for row in history["flow"][0]["rows"]])
 
 
+def test_a_heat_map_has_whole_steps_and_no_colour_for_holes():
+    figure = gf.plot.flow_over_training(trained())
+    axes = figure.axes[0]
+    assert all(tick == round(tick) for tick in axes.get_xticks())
+    hole = axes.get_facecolor()
+    colours = axes.collections[0].cmap(np.linspace(0, 1, 256))
+    assert np.abs(colours - hole).max(1).min() > 0.5
+    assert "White: 0" in figure.get_label()
+
+
 def test_a_heat_map_with_holes():
     series_ = trained().series["flow"]
     reports = [{**report, "rows": [dict(row) for row in report["rows"]]} for report in series_.values]
