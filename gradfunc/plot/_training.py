@@ -105,6 +105,8 @@ def flow_over_training(history: History, series: str = "flow", *, of: str = "gra
     one_of(call, "series", series, list(history))
     one_of(call, "of", of, SHARED)
     names, values = _grid(call, history[series], of)
+    from matplotlib.ticker import MaxNLocator
+
     steps = history.steps(series)
     with np.errstate(divide="ignore"):
         logs = np.ma.masked_invalid(np.log10(values))
@@ -116,7 +118,7 @@ def flow_over_training(history: History, series: str = "flow", *, of: str = "gra
     axes.set_yticks(range(0, len(names), every), told_apart(names)[::every])
     axes.invert_yaxis()
     axes.grid(visible=False)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("step")
     axes.set_ylabel("layer, first on top")
     bar = figure.colorbar(mesh, ax=axes, label=SHARED[of][1])
