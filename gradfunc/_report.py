@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
 WIDTH = 118
+GAP = 3  # between columns
+LEAST = 20  # of a column of names: other columns fold before it gets narrower
 
 
 class Table(NamedTuple):
@@ -62,12 +65,22 @@ def findings(report: Report) -> list[Table | str]:
 
 def _rendered(table: Table) -> list[RenderableType]:
     out = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    room = _room(table)
     for i, column in enumerate(table.columns):
-        out.add_column(Text(column), overflow="fold", no_wrap=i == 0)
+        width = room if i == 0 else None
+        out.add_column(Text(column), overflow="fold", no_wrap=i == 0 and room is None, max_width=width)
     for row in table.rows:
         out.add_row(*[Text(cell) for cell in row])
     blocks: list[RenderableType] = [Text(table.title, style="bold"), out]
     return [*blocks, Text(table.note, style="dim")] if table.note else blocks
+
+
+def _room(table: Table) -> int | None:
+    """What is left for names too long to stand in one line beside the other columns; None where they need no fold."""
+    columns = zip(table.columns, *table.rows, strict=False)
+    first, *others = [max(cell_len(line) for cell in column for line in cell.split("\n")) for column in columns]
+    room = WIDTH - sum(others) - GAP * len(others)
+    return room if LEAST <= room < first else None
 
 
 def number(value: float | None) -> str:

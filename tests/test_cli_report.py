@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import sys
 
 import pytest
+from scipy import stats
 from test_cli import HEALTHY, run
 from test_cli import models as usual
 
 from gradfunc.cli import _shared
+from gradfunc.diagnose import _flow_demo
 
 __all__ = ["run", "usual"]  # fixtures
 pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens:UserWarning")
@@ -160,6 +164,47 @@ def test_the_default_flow(run):
     assert verdicts["sigmoid"] == "vanishing"
     assert verdicts["ReLU, He"] == "healthy"
     assert verdicts["ReLU, N(0, 1)"] == "exploding"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["flow", "--lr", "0.1"], ["flow", "--per-sample"], ["recurrence", "--clip-norm", "2"],
+     ["recurrence", "--clip-value", "2"], ["recurrence", "--samples", "4"]],
+)  # fmt: skip
+def test_options_of_a_model_are_refused_without_one(run, words):
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    assert f"gradfunc {words[0]}: got {words[1]} without --model" in " ".join(err.split())
+
+
+def test_a_folder_below_a_file_is_refused_before_anything_runs(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, out, err = run("flow", "--model", "no.such:model", "--save", str(tmp_path / "file" / "folder"))
+    assert (code, out) == (2, "")
+    assert "expected a folder" in err
+    assert "no.such" not in err
+
+
+def test_defaults_say_their_verdict():
+    demo = _flow_demo.demo(batch_size=16)
+    assert str(demo).endswith("Verdict: every network is found to be what it is made to be.")
+    swapped = dataclasses.replace(demo, flows={**demo.flows, "sigmoid": demo.flows["tanh"]})
+    assert not swapped.ok
+    assert str(swapped).endswith("Verdict: sigmoid is not vanishing.")
+
+
+def test_theory_of_the_default_flow():
+    """Gains are those that weights have, and the factors those of their closed forms."""
+    known = {"tanh": 3**-0.5, "ReLU": 6**-0.5, "ReLU, He": 1.0, "ReLU, N(0, 1)": 50**0.5}
+    known["ReLU, batch norm"] = math.sqrt(math.pi / (math.pi - 1))
+    for case in _flow_demo.CASES:
+        weight = _flow_demo.network(case, 0).params["h2.weight"].double()
+        # variances of 10^4 uniform or normal draws: the normal's has the wider interval, 1e-9 two-sided
+        low, high = stats.chi2(weight.numel()).ppf([5e-10, 1 - 5e-10]) / weight.numel()
+        assert low < weight.square().mean().item() * weight.shape[1] / case.gain**2 < high, case.name
+        if case.name in known:
+            assert math.isclose(case.factor, known[case.name], rel_tol=1e-9), case.name
+    assert len(known) == len(_flow_demo.CASES) - 1
 
 
 def test_the_default_recurrence(run):

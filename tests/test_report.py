@@ -38,6 +38,25 @@ def test_lines_are_within_the_width_and_nothing_is_cut():
     assert " ".join(lines).split().count("word") == 60
 
 
+class Named(Small):
+    def __init__(self, name, columns):
+        self.name, self.columns = name, columns
+
+    def parts(self):
+        cells = [f"{k}.00e-01" for k in range(self.columns)]
+        return [Table("Layers", ["layer", *["number"] * self.columns], [[self.name, *cells], ["b", *cells]])]
+
+
+@pytest.mark.parametrize("length", [3, 40, 400])
+@pytest.mark.parametrize("columns", [1, 4, 8])
+def test_long_names_leave_numbers_whole(length, columns):
+    """A name beyond its room goes on in the next line; no number is broken for it."""
+    text = str(Named("n" * length, columns))
+    assert max(map(len, text.splitlines())) <= WIDTH
+    assert all(text.count(f"{k}.00e-01") == 2 for k in range(columns))
+    assert sum(line.split(" ")[0].count("n") for line in text.splitlines()[3:]) == length
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

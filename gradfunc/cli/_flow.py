@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .._report import Report
 from ..diagnose import _flow_demo, gradient_flow
-from ._shared import Folder, Page, Rate, Size, keep, load_problem, running, show
+from ._shared import Folder, Page, Rate, Size, keep, load_problem, of_a_model, running, show
 
 
 def flow(
@@ -25,8 +25,8 @@ def flow(
     Args:
         model: package.module:factory, a function returning (model, criterion, batch); a fourth entry, the loop that
             `audit` takes, is not used. Files beside you are found.
-        lr: the learning rate, to judge updates by.
-        per_sample: look at how the gradients of single samples differ, too.
+        lr: the learning rate, to judge updates of --model by.
+        per_sample: look at how the gradients of single samples of --model differ, too.
         batch_size: use the first samples of the batch only.
         seed: of dropout and other draws.
         json: print JSON instead of tables.
@@ -35,6 +35,7 @@ def flow(
     """
     with running() as note:
         if model is None:
+            of_a_model("flow", lr=lr, per_sample=per_sample)
             found: Report = _flow_demo.demo(batch_size=batch_size or 128, seed=seed, progress=note)
         else:
             made, criterion, batch = load_problem("flow", model, batch_size)

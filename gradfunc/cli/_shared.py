@@ -18,7 +18,7 @@ from cyclopts import Parameter, Token
 from rich.console import Console
 
 from .. import plot
-from .._errors import ModelPathError, kind_of
+from .._errors import ModelPathError, kind_of, message
 from .._page import page
 from .._problem import read
 from .._report import Report
@@ -49,8 +49,11 @@ def _beside_a_folder(type_: Any, value: Path | None) -> None:
 
 
 def _no_file(type_: Any, value: Path | None) -> None:
-    if value is not None and value.exists() and not value.is_dir():
-        raise ValueError("expected a folder")
+    if value is None:
+        return
+    there = next(part for part in (value, *value.absolute().parents) if part.exists())
+    if not there.is_dir():
+        raise ValueError(f"expected a folder; {there} is a file")
 
 
 Rate = Annotated[float, Parameter(validator=_positive)]
@@ -115,6 +118,14 @@ def _progress() -> Iterator[Callable[[str], None]]:
         return
     with console.status("reading the model") as status:
         yield lambda stage: status.update(stage)
+
+
+def of_a_model(command: str, **options: Any) -> None:
+    """Refuse options that the default run has no use for, where they are given."""
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value]
+    if given:
+        call = f"gradfunc {command}"
+        raise ValueError(message(call, got=f"{', '.join(given)} without --model", expected="both, or neither"))
 
 
 def load(path: str) -> tuple[Any, Any, Any, Any]:

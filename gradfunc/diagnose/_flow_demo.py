@@ -12,7 +12,7 @@ from torch import Tensor
 from .._report import Report, Table, findings, jsonable, number
 from .._stateless import Stateless, stateless
 from ..audit._demo import digits
-from ..init import Scheme, initialize, kaiming_normal, normal, zeros
+from ..init import Scheme, initialize, kaiming_normal, normal, variance_factor, zeros
 from ..models import block
 from ._flow import FlowReport, gradient_flow
 
@@ -26,29 +26,33 @@ class Case:
     Attributes:
         name: of the activation, and of what is not as torch has it.
         activation: of every block.
+        gain: `sqrt(fan_in Var[W])` of its weights.
         begin: how weights begin; None as torch begins them.
         norm: of `gf.models.block`.
-        factor: of the gradient's norm a layer, in the limit of wide layers, at the start.
         verdict: what must be found.
     """
 
     name: str
     activation: Callable[[Tensor], Tensor]
+    gain: float
     begin: Scheme | None
     norm: str | None
-    factor: float
     verdict: str
 
+    @property
+    def factor(self) -> float:
+        """Of the gradient's norm a layer, in the limit of wide layers, at the start."""
+        return variance_factor(self.activation, self.gain, self.norm).backward
 
-# Factors: sqrt(chi), chi = gain^2 E[phi'^2] (Schoenholz et al. 2017); sqrt(pi / (pi - 1)) for batch norms before a ReLU
-# (Yang et al. 2019).
+
+LINEAR = 3**-0.5  # of nn.Linear: uniform weights of variance 1 / (3 fan_in)
 CASES = (
-    Case("sigmoid", torch.sigmoid, None, None, 0.141, "vanishing"),
-    Case("tanh", torch.tanh, None, None, 0.577, "healthy"),
-    Case("ReLU", torch.relu, None, None, 0.408, "healthy"),
-    Case("ReLU, He", torch.relu, kaiming_normal(nonlinearity="relu"), None, 1.0, "healthy"),
-    Case("ReLU, batch norm", torch.relu, None, "batch", 1.211, "healthy"),
-    Case("ReLU, N(0, 1)", torch.relu, normal(), None, 7.071, "exploding"),
+    Case("sigmoid", torch.sigmoid, LINEAR, None, None, "vanishing"),
+    Case("tanh", torch.tanh, LINEAR, None, None, "healthy"),
+    Case("ReLU", torch.relu, LINEAR, None, None, "healthy"),
+    Case("ReLU, He", torch.relu, 2**0.5, kaiming_normal(nonlinearity="relu"), None, "healthy"),
+    Case("ReLU, batch norm", torch.relu, LINEAR, None, "batch", "healthy"),
+    Case("ReLU, N(0, 1)", torch.relu, WIDTH**0.5, normal(), None, "exploding"),
 )
 
 
@@ -83,7 +87,11 @@ class FlowDemo(Report):
             "last: of that norm. For yours: gradfunc flow --model package.module:factory",
         )
         first = next(iter(self.flows))
-        return [table, f"In detail: {first}.", *findings(self.flows[first])]
+        other = [
+            f"{case.name} is not {case.verdict}" for case in CASES if self.flows[case.name].verdict != case.verdict
+        ]
+        told = f"Verdict: {', '.join(other) or 'every network is found to be what it is made to be'}."
+        return [table, f"In detail: {first}.", *findings(self.flows[first]), told]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""

@@ -35,8 +35,16 @@ class RecurrenceDemo(Report):
     @property
     def ok(self) -> bool:
         """Whether each is found to be what it is, and every closed form is met."""
-        expected = self.explodes.explodes and self.transient.vanishes and self.transient.peak > 1 and self.lstm.vanishes
-        return expected and self.remedies.ok
+        return not self._off()
+
+    def _off(self) -> list[str]:
+        held = {
+            "diag(1.5, 0.5) does not explode": self.explodes.explodes,
+            "[[0.9, 10], [0, 0.9]] does not grow and vanish": self.transient.vanishes and self.transient.peak > 1,
+            "the LSTM does not vanish": self.lstm.vanishes,
+            "a closed form is not met": self.remedies.ok,
+        }
+        return [name for name, holds in held.items() if not holds]
 
     def parts(self) -> Sequence[Table | str]:
         """All of them, in this order."""
@@ -49,6 +57,7 @@ class RecurrenceDemo(Report):
             *findings(self.lstm),
             *self.remedies.parts(),
             "For yours: gradfunc recurrence --model package.module:factory",
+            f"Verdict: {', '.join(self._off()) or 'each is found to be what it is made to be'}.",
         ]
 
     def to_dict(self) -> dict[str, Any]:

@@ -82,7 +82,7 @@ class MovedReport(Report):
         return {one.parameter: one.why for layer in self.layers for one in layer.unmoved}
 
     def parts(self) -> Sequence[Table | str]:
-        """Layers; what did not move; clip factors."""
+        """Layers; what did not move; what is not finite; clip factors."""
         rows = [
             [
                 layer.layer,
@@ -100,6 +100,11 @@ class MovedReport(Report):
         parts: list[Table | str] = [Table("One update, layer by layer", heads, rows, note)]
         if self.unmoved:
             parts.append(Table("Did not move", ["parameter", "why"], [list(item) for item in self.unmoved.items()]))
+        if any(layer.nonfinite for layer in self.layers):
+            broken = [
+                [layer.layer, f"{layer.nonfinite} of {layer.entries}"] for layer in self.layers if layer.nonfinite
+            ]
+            parts.append(Table("Not finite after the update", ["layer", "entries"], broken))
         if self.factors:
             facts = [[stage, fact, f"{value:.4g}"] for stage, fact, value in self.factors]
             parts.append(Table("Clip factors", ["stage", "fact", "value"], facts))

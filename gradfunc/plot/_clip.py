@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._errors import message
+from .._errors import POSITIVE, check_number, kind_of, message
 from .._transform import Grads, clip_by_global_norm, clip_by_value
 from ._style import GREY, PALETTE, drawing, new, say, short
 
@@ -31,7 +31,7 @@ def clip_geometry(gradient: Sequence[float] | Tensor = (2.5, 0.8), *, limit: flo
 
     Raises:
         ImportError: matplotlib is not there.
-        ValueError: other gradients or limits.
+        TypeError, ValueError: other gradients or limits.
 
     Example:
         >>> import gradfunc as gf
@@ -39,11 +39,13 @@ def clip_geometry(gradient: Sequence[float] | Tensor = (2.5, 0.8), *, limit: flo
         'Clipping by value turns the gradient by 20.92°, by norm by 0°'
     """
     call = f"gf.plot.clip_geometry({gradient!r}, limit={limit!r})"
-    g = torch.as_tensor(gradient, dtype=torch.float64).detach().cpu()
+    try:
+        g = torch.as_tensor(gradient, dtype=torch.float64).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(message(call, got=kind_of(gradient), expected="two finite numbers, not both 0")) from None
     if g.shape != (2,) or not bool(g.isfinite().all()) or not bool(g.any()):
         raise ValueError(message(call, got=f"a gradient {g.tolist()}", expected="two finite numbers, not both 0"))
-    if not 0 < limit < math.inf:
-        raise ValueError(message(call, got=f"limit={limit!r}", expected="a number > 0"))
+    check_number(call, "limit", limit, POSITIVE)
     by_value = _clipped(clip_by_value(limit), g)
     by_norm = _clipped(clip_by_global_norm(limit), g)
     from matplotlib.patches import Circle, Rectangle

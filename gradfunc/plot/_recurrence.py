@@ -107,7 +107,8 @@ def eigenvalues(report: LinearRecurrence) -> Figure:
     axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel="real part", ylabel="imaginary part")
     axes.legend(loc="upper right")
     note = "Only the largest are computed. " if report.matrix_free else ""
-    how = f"{note}What the circle says of W that is not normal (departure {short(report.departure)}) is the long run."
+    departure = "" if math.isnan(report.departure) else f" (departure {short(report.departure)})"
+    how = f"{note}What the circle says of W that is not normal{departure} is the long run."
     return say(figure, _where(report), how)
 
 
@@ -173,9 +174,11 @@ def _growth(axes: Axes, report: Either, name: str, k: int, *, alone: bool) -> No
     if alone and gradients is not None:
         with np.errstate(all="ignore"):
             relative = np.log10(gradients / gradients[..., :1])
-        relative = np.nanmedian(relative, 0) if relative.ndim > 1 else relative
-        axes.plot(range(len(relative)), _drawable(relative), ":", color=PALETTE["orange"], linewidth=2,
-                  label="|dL/dh_T-k| / |dL/dh_T|", gid="gradient")  # fmt: skip
+        relative = np.atleast_2d(relative)
+        told = relative[np.isfinite(relative[:, 0])]  # samples whose loss depends on h_T
+        if len(told):
+            axes.plot(range(told.shape[1]), _drawable(np.median(told, 0)), ":", color=PALETTE["orange"], linewidth=2,
+                      label="|dL/dh_T-k| / |dL/dh_T|", gid="gradient")  # fmt: skip
 
 
 def _drawable(logs: Any) -> np.ndarray:
@@ -231,16 +234,33 @@ def _side(row: Growth) -> str:
 def _where(report: LinearRecurrence) -> str:
     count, on = (sum(row.multiplicity for row in report.growth if _side(row) == side) for side in (OUTSIDE, ON))
     every = sum(row.multiplicity for row in report.growth)
+    some = every < report.size  # the largest, so that none besides is outside unless all of them are
+    if some and count + on == every:
+        return _of_largest(report, every, count)
+    every = report.size
     if not count and on:
         return f"{on} of {every} eigenvalues {'lies' if on == 1 else 'lie'} on the unit circle, none outside"
     if every == 1 and not count:
         return f"The eigenvalue lies inside of the unit circle, at {short(report.spectral_radius)}"
     if not count:
         return f"All {every} eigenvalues lie inside of the unit circle, the largest at {short(report.spectral_radius)}"
+    if every == 1:
+        return f"The eigenvalue lies outside of the unit circle, at {_grown(report)}"
+    lie = "lies" if count == 1 else "lie"
+    return f"{count} of {every} eigenvalues {lie} outside of the unit circle, the largest at {_grown(report)}"
+
+
+def _of_largest(report: LinearRecurrence, known: int, outside: int) -> str:
+    """Where more may lie as those that are known do."""
+    least = f"At least {outside or known} of {report.size} eigenvalues lie"
+    return (
+        f"{least} outside of the unit circle, the largest at {_grown(report)}"
+        if outside
+        else (f"{least} on the unit circle, none outside")
+    )
+
+
+def _grown(report: LinearRecurrence) -> str:
     tens = report.growth[0].log_closed / TENS
     size = short(10**tens) if abs(tens) < 300 else f"1e{round(tens)}"
-    lie = "lies" if count == 1 else "lie"
-    return (
-        f"{count} of {every} eigenvalues {lie} outside of the unit circle, the largest at "
-        f"{short(report.spectral_radius)}: x {size} in {report.steps} steps"
-    )
+    return f"{short(report.spectral_radius)}: x {size} in {report.steps} step{'s' * (report.steps > 1)}"

@@ -10,7 +10,7 @@ import numpy as np
 
 from .._errors import kind_of, message, one_of
 from ..train import History
-from ._style import LIGHT, PALETTE, SEQUENTIAL, drawing, elided, new, round_numbers, say, short, told_apart
+from ._style import PALETTE, SEQUENTIAL, drawing, elided, new, round_numbers, say, short, told_apart
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -105,24 +105,27 @@ def flow_over_training(history: History, series: str = "flow", *, of: str = "gra
     one_of(call, "series", series, list(history))
     one_of(call, "of", of, SHARED)
     names, values = _grid(call, history[series], of)
+    from matplotlib.ticker import MaxNLocator
+
     steps = history.steps(series)
     with np.errstate(divide="ignore"):
         logs = np.ma.masked_invalid(np.log10(values))
     figure = new(8.0, float(np.clip(2.2 + 0.22 * len(names), 3.2, 14.0)))
     axes = figure.subplots()
-    axes.set_facecolor(LIGHT)
+    axes.set_facecolor("white")  # the middle of the colours is grey
     mesh = axes.pcolormesh(_edges(steps), np.arange(len(names) + 1) - 0.5, logs, cmap=SEQUENTIAL, rasterized=False)
     every = max(1, math.ceil(len(names) / 60))
     axes.set_yticks(range(0, len(names), every), told_apart(names)[::every])
     axes.invert_yaxis()
     axes.grid(visible=False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("step")
     axes.set_ylabel("layer, first on top")
     bar = figure.colorbar(mesh, ax=axes, label=SHARED[of][1])
     if logs.count():
         ticks = round_numbers(10 ** float(logs.min()), 10 ** float(logs.max()))
         bar.set_ticks([math.log10(x) for x in ticks], labels=[short(x) for x in ticks])
-    return say(figure, _moved(names, values, of, steps), "Colour: by decades. Grey: 0, or none.")
+    return say(figure, _moved(names, values, of, steps), "Colour: by decades. White: 0, or none.")
 
 
 def _check(call: str, history: object) -> None:
@@ -165,13 +168,17 @@ def _fell(history: History, clipped: str | None) -> str:
     count = f"{len(loss)} steps" if len(loss) != 1 else "1 step"
     sound = loss[np.isfinite(loss)]
     bad = ~np.isfinite(loss) & (np.asarray(history["weight"]) != 0)
-    if bad.any():
-        told = f"Loss is not finite from step {history.steps('loss')[bad][0]} on"
+    first = int(bad.argmax())
+    if bad.any() and not np.isfinite(loss[first:]).any():
+        told = f"Loss is not finite from step {history.steps('loss')[first]} on"
+    elif bad.any():
+        told = f"Loss is not finite at {bad.sum()} of {count}, first at step {history.steps('loss')[first]}"
     elif not len(sound):
         told = f"No loss in {count}"
     else:
-        word = "fell" if sound[-1] < sound[0] else "rose" if sound[-1] > sound[0] else "went"
-        told = f"Loss {word} from {short(sound[0])} to {short(sound[-1])} in {count}"
+        word = "fell" if sound[-1] < sound[0] else "rose"
+        moved = f"{word} from {short(sound[0])} to {short(sound[-1])} in"
+        told = f"Loss {moved if sound[-1] != sound[0] else f'is {short(sound[0])} after'} {count}"
     if clipped is None:
         return told
     times = int((np.asarray(history[clipped], dtype=float) > 0).sum())

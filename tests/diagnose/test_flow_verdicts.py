@@ -178,7 +178,7 @@ def test_dead_and_saturated_layers_are_told():
     report = flow(module, nn.MSELoss(), (x, y))
     assert report.verdict == report.row("2").verdict == "dead"
     assert report.row("0").verdict == "vanishing"
-    assert "exactly 0" in report.row("0").evidence
+    assert report.row("0").evidence == "its gradient is exactly 0"
     wide = nn.Sequential(nn.Linear(8, 20), nn.Tanh(), nn.Linear(20, 1)).to(F64)
     with torch.no_grad():
         wide[0].weight *= 10

@@ -188,6 +188,17 @@ def test_a_nilpotent_matrix_ends():
     assert gf.diagnose.recurrence(w, steps=2).growth[0].log_closed == 0.0
 
 
+@pytest.mark.parametrize("steps", [1, 20, 100])
+def test_a_nilpotent_matrix_behind_a_change_of_basis(steps):
+    """Its eigenvalues are rounding, and powers of rounding leave the range of floats."""
+    q = torch.linalg.qr(drawn(50))[0]
+    (row,) = gf.diagnose.recurrence(q.T @ torch.diag(torch.ones(49, dtype=F64), 1) @ q, steps=steps).growth
+    assert (row.multiplicity, row.chain) == (50, 50)
+    if steps < 50:
+        assert abs(row.log_closed) <= rounding(50, steps, 1.0)  # |N^T| = 1
+    assert row.log_closed < math.inf
+
+
 def test_a_rotation_turns_by_its_angle():
     c, s = math.cos(0.3), math.sin(0.3)
     report = gf.diagnose.recurrence(1.1 * torch.tensor([[c, -s], [s, c]], dtype=F64), steps=40)
@@ -363,6 +374,11 @@ BAD = {
     "two clips": (lambda: gf.diagnose.recurrence(I2, steps=1, clip_norm=1, clip_value=1), ValueError, "one of them"),
     "clip 0": (lambda: gf.diagnose.recurrence(I2, steps=1, clip_norm=0.0), ValueError, r"clip_norm=0\.0"),
     "share": (lambda: gf.diagnose.recurrence(I2, steps=1, share=1.0), ValueError, r"share=1\.0"),
+    "nothing for ARPACK": (
+        lambda: gf.diagnose.recurrence(torch.zeros(9, 9), steps=1, dense=2),
+        ValueError,
+        r"Pass dense=9\.",
+    ),
     "samples": (lambda: gf.diagnose.recurrence(I2, steps=1, samples=0), ValueError, "samples=0"),
 }
 

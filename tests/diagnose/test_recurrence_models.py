@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import json
 import math
@@ -558,6 +559,26 @@ def test_bad_input(name):
     call, kind, text = BAD[name]
     with pytest.raises(kind, match=text):
         call()
+
+
+def test_gradients_that_are_not_finite_are_no_health():
+    module, _, x, target = layer("LSTM")
+    broken = gf.diagnose.recurrence(module, lambda out, y: last(out, y) * math.nan, (x[:, :2], target))
+    assert not broken.ok
+    assert f"|dL/dh_t| is not finite for {len(x)} of {len(x)} samples." in str(broken)
+    assert gf.diagnose.recurrence(module, last, (x[:, :2], target)).ok
+
+
+def test_a_loss_of_the_first_state_says_nothing_of_the_last():
+    module, _, x, target = layer("LSTM")
+    text = str(gf.diagnose.recurrence(module, lambda out, y: out[0][:, 0].sum(1), (x[:, :3], target)))
+    assert f"|dL/dh_T| is 0 for {len(x)} of {len(x)} samples." in text
+    assert "of its last value" not in text
+    report = gf.diagnose.recurrence(module, last, (x[:, :3], target))
+    some = torch.tensor([[0.5, 1.0, 0.5, 1.0], [1.0, 0.0, 0.0, 0.0]], dtype=F64)
+    text = str(dataclasses.replace(report, gradients=some, batch_size=2))
+    assert "|dL/dh_T| is 0 for 1 of 2 samples." in text
+    assert "|dL/dh_t| stays above 0.01 of its last value for 3 steps back (1 samples)." in text
 
 
 def test_one_step_of_a_model():

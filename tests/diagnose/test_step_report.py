@@ -108,6 +108,8 @@ def test_what_is_not_finite_after_it():
     after["scale"][1] = torch.inf
     found = gf.diagnose.step_report(before, after)
     assert ([layer.nonfinite for layer in found.layers], found.ok) == ([0, 0, 1], False)
+    assert "Not finite after the update" in str(found)
+    assert "Not finite" not in str(gf.diagnose.step_report(before, before))
     zero = gf.diagnose.step_report({"w": torch.zeros(2)}, {"w": torch.ones(2)})
     assert (zero.layers[0].ratio, zero.layers[0].moved, zero.ok) == (None, 1.0, True)
 

@@ -88,6 +88,15 @@ def test_growth_to_nothing():
     assert np.isnan(of(gf.plot.through_time(report).axes[0], "growth")[0].get_ydata()[2:]).all()
 
 
+def test_growth_where_losses_do_not_depend_on_the_last_state(recwarn):
+    for gradients, drawn in ((torch.zeros(2, 3), 0), (torch.tensor([[1.0, 1.0, 0.0], [0.25, 0.5, 1.0]]), 1)):
+        report = dataclasses.replace(recurrent(), gradients=gradients.double())
+        lines = of(gf.plot.through_time(report).axes[0], "gradient")
+        assert len(lines) == drawn
+    assert 10.0 ** lines[0].get_ydata() == pytest.approx([1.0, 0.5, 0.25])
+    assert not recwarn.list
+
+
 # --- eigenvalues and remedies ------------------------------------------------------------------------------------
 
 
@@ -113,6 +122,23 @@ def test_eigenvalues_that_are_one():
     figure = gf.plot.eigenvalues(linear())
     assert title(figure) == "All 2 eigenvalues lie inside of the unit circle, the largest at 0.9"
     assert [text.get_text() for text in figure.axes[0].texts] == ["2 times"]
+
+
+@pytest.mark.parametrize(
+    ("scale", "says"),
+    [(1.2, "At least 3 of 40 eigenvalues lie outside of"), (1.0, "At least 3 of 40 eigenvalues lie on"),
+     (0.7, "All 40 eigenvalues lie inside")],
+)  # fmt: skip
+def test_eigenvalues_of_which_only_the_largest_are_known(scale, says):
+    w = scale * torch.linalg.qr(torch.randn(40, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
+    figure = gf.plot.eigenvalues(gf.diagnose.recurrence(w, steps=5, dense=2, exponents=3))
+    assert title(figure).startswith(says)
+    assert "nan" not in figure.get_label()
+
+
+def test_the_eigenvalue_of_one_state():
+    figure = gf.plot.eigenvalues(gf.diagnose.recurrence(torch.tensor([[2.0]]), steps=1))
+    assert title(figure) == "The eigenvalue lies outside of the unit circle, at 2: x 2 in 1 step"
 
 
 def test_remedies():
@@ -153,6 +179,11 @@ def test_losses_without_clips_validated_and_broken():
     figure = gf.plot.losses(gf.train.History({**parts, "loss": parts["loss"]._replace(values=broken)}))
     assert title(figure) == "Loss is not finite from step 4 on"
     assert any(line.get_label() == "not finite (step 4)" for line in figure.axes[0].lines)
+    once = np.array([*values[:2], math.nan, *values[3:]])
+    figure = gf.plot.losses(gf.train.History({**parts, "loss": parts["loss"]._replace(values=once)}))
+    assert title(figure) == "Loss is not finite at 1 of 6 steps, first at step 2"
+    flat = parts["loss"]._replace(values=np.full(len(steps), 0.5))
+    assert title(gf.plot.losses(gf.train.History({**parts, "loss": flat}))) == "Loss is 0.5 after 6 steps"
     wide = parts["loss"]._replace(values=np.geomspace(1e3, 1e-3, len(steps)))
     assert gf.plot.losses(gf.train.History({**parts, "loss": wide})).axes[0].get_yscale() == "log"
 
@@ -170,6 +201,16 @@ def test_flow_over_training():
     assert title(figure).startswith(f"RMS of the gradients changed most in layer fc{k + 1}: {word} from")
     ratio = gf.plot.flow_over_training(history, of="ratio").axes[0].collections[0].get_array()
     assert np.asarray(ratio)[:, 0] == pytest.approx([math.log10(row["ratio"]) for row in history["flow"][0]["rows"]])
+
+
+def test_a_heat_map_has_whole_steps_and_no_colour_for_holes():
+    figure = gf.plot.flow_over_training(trained())
+    axes = figure.axes[0]
+    assert all(tick == round(tick) for tick in axes.get_xticks())
+    hole = axes.get_facecolor()
+    colours = axes.collections[0].cmap(np.linspace(0, 1, 256))
+    assert np.abs(colours - hole).max(1).min() > 0.5
+    assert "White: 0" in figure.get_label()
 
 
 def test_a_heat_map_with_holes():
@@ -278,6 +319,8 @@ BAD = {
     "geometry, three": (lambda: gf.plot.clip_geometry([1.0, 2.0, 3.0]), ValueError, "expected two finite numbers"),
     "geometry, zero": (lambda: gf.plot.clip_geometry([0.0, 0.0]), ValueError, "not both 0"),
     "geometry, nan": (lambda: gf.plot.clip_geometry([math.nan, 0.0]), ValueError, "finite"),
+    "geometry, text": (lambda: gf.plot.clip_geometry("ab"), TypeError, "got a str; expected two finite numbers"),
+    "geometry, limit text": (lambda: gf.plot.clip_geometry(limit="1"), TypeError, "got limit='1'"),
     "geometry, limit": (lambda: gf.plot.clip_geometry(limit=0.0), ValueError, r"got limit=0\.0"),
     "time": (lambda: gf.plot.through_time(flow_of()), TypeError, "got a FlowReport"),
     "time, none": (lambda: gf.plot.through_time({}), ValueError, "got no report"),

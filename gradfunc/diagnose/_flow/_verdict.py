@@ -66,7 +66,7 @@ def judge(seen: Evidence) -> tuple[str, str]:
         found.append(("exploding", f"its gradient is {number(seen.change)} times that at the last layer"))
     if seen.ratio is not None and seen.ratio * smallest > REPLACED:
         found.append(("exploding", f"|gradient| / |weight| is {number(seen.ratio)}"))
-    if seen.change is not None and seen.most < 1 / CHANGE:
+    if seen.reached and seen.change is not None and seen.most < 1 / CHANGE:
         found.append(("vanishing", f"its gradient is {number(seen.change)} times that at the last layer"))
     if not seen.reached:
         found.append(("vanishing", "its gradient is exactly 0"))

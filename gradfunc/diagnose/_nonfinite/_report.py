@@ -89,7 +89,8 @@ class NonfiniteReport(Report):
         rows = [(name, text) for name, text in self._rows() if text]
         looked = f"{self.batch_size} samples, " if self.batch_size else ""
         title = f"{'A loss' if self.what == 'loss' else 'A gradient'} is not finite ({looked}"
-        parts: list[Table | str] = [Table(title + f"{self.dtype})", ["", "found"], rows)]
+        title += f"{self.dtype})"
+        parts: list[Table | str] = [Table(title, ["", "found"], rows) if rows else f"{title}."]
         ranges = [*self.ranges, *(dataclasses.replace(r, name=f"derivative: {r.name}") for r in self.kernel_ranges)]
         if ranges:
             parts.append(Table("What it read", ["input", "dtype", "shape", "min", "max", "not finite"], _cells(ranges)))

@@ -20,7 +20,7 @@ import numpy as np
 import scipy.linalg
 import torch
 from scipy.sparse.csgraph import connected_components
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigs
+from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigs
 
 from ..._errors import message
 from ..._rounding import unit_roundoff
@@ -162,10 +162,17 @@ def _log_closed(value: complex, powers: Sequence[np.ndarray], steps: int) -> flo
     """log of the norm of `sum_j C(T, j) lambda^(T - j) N^j`."""
     if value == 0:
         return _log_norm(powers[steps]) if steps < len(powers) else -math.inf
-    total = np.zeros_like(powers[0])
-    for j, power in enumerate(powers[: steps + 1]):
-        total = total + math.comb(steps, j) / value**j * power
-    return steps * math.log(abs(value)) + _log_norm(total)
+    # each term in a length, by its logarithm, and a direction: coefficients leave the range of floats near 0
+    terms = [
+        (math.log(math.comb(steps, j)) - j * math.log(abs(value)) + _log_norm(power), power)
+        for j, power in enumerate(powers[: steps + 1])
+        if power.any()
+    ]
+    largest = max(log for log, _ in terms)
+    total, turn = np.zeros_like(powers[0]), abs(value) / value
+    for j, (log, power) in enumerate(terms):
+        total = total + turn**j * math.exp(log - largest) * (power / np.linalg.norm(power, 2))
+    return steps * math.log(abs(value)) + largest + _log_norm(total)
 
 
 def _scaled(a: np.ndarray, shift: float) -> tuple[np.ndarray, float]:
@@ -203,7 +210,9 @@ def _arpack(multiply: Multiply, n: int, count: int, seed: int) -> tuple[np.ndarr
         values, vectors = eigs(operator, k=count, v0=np.random.default_rng(seed).standard_normal(n))
     except ArpackNoConvergence as error:
         values, vectors = error.eigenvalues, error.eigenvectors  # those that did
-        if not len(values):
-            got, do = f"a matrix of {n} rows none of whose eigenvalues ARPACK finds", f"Pass dense={n}."
-            raise ValueError(message("gf.diagnose.recurrence(W, ...)", got=got, expected="one", do=do)) from None
+    except ArpackError:  # such as of a matrix that makes 0 of the starting vector
+        values, vectors = np.empty(0), np.empty((n, 0))
+    if not len(values):
+        got, do = f"a matrix of {n} rows none of whose eigenvalues ARPACK finds", f"Pass dense={n}."
+        raise ValueError(message("gf.diagnose.recurrence(W, ...)", got=got, expected="one", do=do))
     return np.asarray(values), np.asarray(vectors)

@@ -98,8 +98,9 @@ class RecurrenceReport(Report):
 
     @property
     def ok(self) -> bool:
-        """Whether gradients neither vanish nor explode within T steps, as far as could be told."""
-        return not (self.vanishes or self.explodes or bool(self.log_growth.isnan().any()))
+        """Whether gradients are finite and neither vanish nor explode within T steps, as far as could be told."""
+        finite = self.gradients is None or bool(self.gradients.isfinite().all())
+        return finite and not (self.vanishes or self.explodes or bool(self.log_growth.isnan().any()))
 
     def parts(self) -> Sequence[Table | str]:
         """Tables in reading order."""
@@ -140,9 +141,19 @@ class RecurrenceReport(Report):
     def _verdict(self) -> str:
         reach = sorted(self.horizons)[len(self.horizons) // 2]
         lines = [in_words(self.vanishes, self.explodes, reach, self.steps, self.share)]
-        if (found := self.gradient_horizons) is not None:
-            middle = sorted(found)[len(found) // 2]
-            lines.append(f"|dL/dh_t| stays above {self.share:g} of its last value for {middle} steps back.")
+        if self.gradients is None or self.gradient_horizons is None:
+            return lines[0]
+        broken = int((~self.gradients.isfinite()).any(1).sum())
+        if broken:
+            return f"{lines[0]}\n|dL/dh_t| is not finite for {broken} of {self.batch_size} samples."
+        found = sorted(k for k, last in zip(self.gradient_horizons, self.gradients[:, -1], strict=True) if last)
+        whose = "" if len(found) == self.batch_size else f" ({len(found)} samples)"
+        if whose:
+            lines.append(f"|dL/dh_T| is 0 for {self.batch_size - len(found)} of {self.batch_size} samples.")
+        if found:
+            middle = found[len(found) // 2]
+            back = f"{middle} step{'s' * (middle != 1)} back{whose}"
+            lines.append(f"|dL/dh_t| stays above {self.share:g} of its last value for {back}.")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:

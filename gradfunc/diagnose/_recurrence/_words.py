@@ -53,6 +53,6 @@ def clipping_table(what: str, clip: Clip, rows: Sequence[Clipped]) -> Table:
 def in_words(vanishes: bool, explodes: bool, reach: int, steps: int, share: float) -> str:
     """The verdict."""
     what = [word for word, is_so in (("explodes", explodes), ("vanishes", vanishes)) if is_so]
-    seen = f"{reach} of {steps} steps" if reach < steps else f"all {steps} steps"
+    seen = f"{reach} of {steps} steps" if reach < steps else "the only step" if steps == 1 else f"all {steps} steps"
     told = " and ".join(what) if what else "neither vanishes nor explodes"
     return f"Verdict: {told}; |dh_T/dh_t| stays above {share:g} for {seen} back."
