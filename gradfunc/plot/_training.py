@@ -50,7 +50,7 @@ def losses(history: History, *, clipped: str | None = None) -> Figure:
         >>> fit = gf.train.fit(loss, step, {"w": torch.zeros(())}, torch.tensor([1.0, 0.4]), batch_size=2, epochs=3,
         ...                    capture={"clip": lambda snapshot: snapshot.report["clip_per_sample"]})
         >>> gf.plot.losses(fit.history).get_suptitle()
-        'Loss fell from 0.58 to 0.184 in 3 steps; 3 of them clipped'
+        'Mean loss fell from 0.58 to 0.184 in 3 steps; 3 of them clipped'
     """
     call = "gf.plot.losses(history)"
     _check(call, history)
@@ -176,9 +176,14 @@ def _fell(history: History, clipped: str | None) -> str:
     elif not len(sound):
         told = f"No loss in {count}"
     else:
-        word = "fell" if sound[-1] < sound[0] else "rose"
-        moved = f"{word} from {short(sound[0])} to {short(sound[-1])} in"
-        told = f"Loss {moved if sound[-1] != sound[0] else f'is {short(sound[0])} after'} {count}"
+        # single batches say little: where there are epochs, their means
+        known = "epoch_loss" in history
+        epochs = np.asarray(history["epoch_loss"], dtype=float) if known else sound[:0]
+        means = epochs[np.isfinite(epochs)]
+        what, (first_seen, *_, last_seen) = ("Mean loss", means) if len(means) > 1 else ("Loss", [sound[0], *sound])
+        word = "fell" if last_seen < first_seen else "rose"
+        moved = f"{word} from {short(first_seen)} to {short(last_seen)} in"
+        told = f"{what} {moved if last_seen != first_seen else f'is {short(first_seen)} after'} {count}"
     if clipped is None:
         return told
     times = int((np.asarray(history[clipped], dtype=float) > 0).sum())

@@ -178,14 +178,19 @@ def check_piecewise(kinks, slopes, q):
     size = sum(abs(s) for s in slopes) ** 2 * (9 + q) * 8 * torch.finfo(torch.float64).eps
     assert found.square == pytest.approx(expected[1], rel=error, abs=size)
     assert found.slope == pytest.approx(expected[2], rel=error, abs=size)
-    assert abs(found.mean - expected[0]) <= error * math.sqrt(expected[1]) + math.sqrt(size) * 1e-7
+    root = math.sqrt(max(expected[1], 0.0))  # a square that is 0 may come out of sums that cancel below it
+    assert abs(found.mean - expected[0]) <= error * root + math.sqrt(size) * 1e-7
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(kinks, st.data(), st.sampled_from([0.01, 0.3, 1.0, 20.0]))
 def test_kinks_anywhere(places, data, q):
     slopes = data.draw(st.lists(numbers, min_size=len(places) + 1, max_size=len(places) + 1))
     check_piecewise(places, slopes, q)
+
+
+def test_a_piece_narrower_than_any_rule_sees():
+    check_piecewise([0.0, 2.5243188736654085e-82], [0.0, 1.0, 0.0], 0.01)
 
 
 @pytest.mark.parametrize(

@@ -164,9 +164,11 @@ def test_losses_and_clip_events():
     clipped = np.flatnonzero(history["clip/clipped"] > 0)
     assert len(clipped) > 0
     assert of(below, "events")[0].get_xdata() == pytest.approx(clipped)
-    first, last = history["loss"][[0, -1]]
+    first, last = history["epoch_loss"][[0, -1]]  # of two epochs; single batches go the other way here
     word = "fell" if last < first else "rose"
-    assert title(figure) == f"Loss {word} from {first:.3g} to {last:.3g} in 6 steps; {len(clipped)} of them clipped"
+    assert (
+        title(figure) == f"Mean loss {word} from {first:.3g} to {last:.3g} in 6 steps; {len(clipped)} of them clipped"
+    )
 
 
 def test_losses_without_clips_validated_and_broken():
@@ -183,7 +185,8 @@ def test_losses_without_clips_validated_and_broken():
     figure = gf.plot.losses(gf.train.History({**parts, "loss": parts["loss"]._replace(values=once)}))
     assert title(figure) == "Loss is not finite at 1 of 6 steps, first at step 2"
     flat = parts["loss"]._replace(values=np.full(len(steps), 0.5))
-    assert title(gf.plot.losses(gf.train.History({**parts, "loss": flat}))) == "Loss is 0.5 after 6 steps"
+    steps_alone = {name: parts[name] for name in ("weight", "epoch")}
+    assert title(gf.plot.losses(gf.train.History({**steps_alone, "loss": flat}))) == "Loss is 0.5 after 6 steps"
     wide = parts["loss"]._replace(values=np.geomspace(1e3, 1e-3, len(steps)))
     assert gf.plot.losses(gf.train.History({**parts, "loss": wide})).axes[0].get_yscale() == "log"
 
