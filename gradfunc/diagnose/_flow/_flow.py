@@ -40,8 +40,8 @@ def gradient_flow(
     """Activations and gradients of a model layer by layer, and where they vanish, explode, die or saturate.
 
     One forward and one backward pass of the criterion's mean over the batch; tensors are described as they come, and
-    none is kept. Hooks, `.grad`, running statistics and global generators are left alone. It costs 1.5 plain passes
-    of a transformer and a little over two of a perceptron, on one thread.
+    none is kept. Hooks, `.grad`, running statistics and global generators are left alone. It costs some two plain
+    passes of a transformer and three of a perceptron (`benchmarks/flow-cpu.json`).
 
     A layer is a use of parameters: whatever mixes them with data, with the activation that follows. *Comparable* are
     those with a parameter of two dimensions or more that do not act entry by entry; norms directly behind one are
