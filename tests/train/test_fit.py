@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 import json
 
@@ -12,10 +13,13 @@ import torch
 from digits import F64, MODEL, X, Y, loss, right, same, same_fit, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
+from rich.text import Text
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import gradfunc as gf
+from gradfunc.train import _progress
 
 
 def of_torch(make, order, data=(X, Y), steps=None):
@@ -429,6 +433,20 @@ def test_progress_goes_to_stderr(capsys):
     assert "epoch 2/2: step 14, loss" in err
     train()
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_bar_on_a_terminal(monkeypatch):
+    out = io.StringIO()
+    monkeypatch.setattr(_progress, "Console", lambda stderr: Console(file=out, force_terminal=stderr, width=120))
+    fit = train()
+    shown = Text.from_ansi(out.getvalue().replace("\r", "\n")).plain
+    assert "epoch 2/2" in shown
+    assert "14/14" in shown
+    assert f"loss {fit.history['loss'][-1]:.4g}" in shown
+    assert "steps/s" in shown
+    out.truncate(0)
+    train(progress=False)
+    assert out.getvalue() == ""
 
 
 def test_it_prints_as_a_table():
