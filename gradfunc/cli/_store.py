@@ -24,7 +24,7 @@ from ..store import GradientStore, TopK
 from ..store import build as build_store
 from ..store import info as store_info
 from ..store import verify as verify_store
-from ._shared import DType, Size, load_problem, show
+from ._shared import DType, Page, Size, load_problem, show
 
 store = cyclopts.App(name="store", help="Per-sample gradients on disk.", default_parameter=None)
 Through = Literal["rademacher", "gaussian", "count-sketch", "two-sided", "none"]
@@ -43,6 +43,7 @@ def build(
     dtype: DType = "float16",
     at_once: Size = 64,
     json: bool = False,
+    report: Page | None = None,
 ) -> int:
     """Write the gradients of all samples of a batch to a store; run again, it goes on where it was stopped.
 
@@ -58,6 +59,7 @@ def build(
         dtype: of the numbers on disk.
         at_once: how many samples are computed at a time.
         json: print JSON instead of tables.
+        report: write one HTML page with the tables to this file.
     """
     through = _projection(projection, size, seed)
     with redirect_stdout(sys.stderr), _progress() as note:
@@ -68,29 +70,31 @@ def build(
             rows = store_info(path).manifest.rows
             print(f"gradfunc store build: stopped; {rows} rows are there, the same command goes on", file=sys.stderr)
             return INTERRUPTED
-    return show(store_info(path), json)
+    return show(store_info(path), json, report)
 
 
 @store.command
-def info(path: Path, *, json: bool = False) -> int:
+def info(path: Path, *, json: bool = False, report: Page | None = None) -> int:
     """Say what a store holds; lengths and headers of its files are checked. Exit code 1: one is damaged.
 
     Args:
         path: folder of the store.
         json: print JSON instead of tables.
+        report: write one HTML page with the tables to this file.
     """
-    return show(store_info(path), json)
+    return show(store_info(path), json, report)
 
 
 @store.command
-def verify(path: Path, *, json: bool = False) -> int:
+def verify(path: Path, *, json: bool = False, report: Page | None = None) -> int:
     """Hold every byte of a store to its checksum. Exit code 1: something is damaged, the report says what.
 
     Args:
         path: folder of the store.
         json: print JSON instead of tables.
+        report: write one HTML page with the tables to this file.
     """
-    return show(verify_store(path), json)
+    return show(verify_store(path), json, report)
 
 
 @store.command
@@ -101,6 +105,7 @@ def query(
     k: Annotated[Size, Parameter(name="-k")] = 10,
     approximate: bool = False,
     json: bool = False,
+    report: Page | None = None,
 ) -> int:
     """Find the samples whose gradients have the largest inner products with those of some samples of the store.
 
@@ -110,6 +115,7 @@ def query(
         k: how many for each.
         approximate: ask the index that `store.build_index()` made.
         json: print JSON instead of tables.
+        report: write one HTML page with the tables to this file.
     """
     opened = GradientStore.open(path)
     every = opened.ids.tolist()
@@ -120,7 +126,7 @@ def query(
         raise ValueError(message("gradfunc store query", got=got, expected=f"some of its {len(every)} ids"))
     rows = opened.rows([places[number] for number in ids]).to(opened._view.dtype)
     found = opened.top_k(rows, k, approximate=approximate)
-    return show(Neighbours(tuple(ids), found), json)
+    return show(Neighbours(tuple(ids), found), json, report)
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,28 @@ def test_the_default_is_the_digits(run):
     assert json.loads(out)["rows"] == 1797
 
 
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        (("build", "s", "--model", "models_of_store:small", "--size", "16"), "40 of"),
+        (("info", "s"), "40 of"),
+        (("verify", "s"), "every byte"),
+        (("query", "s", "--ids", "3"), "Sample 3"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_each_command_writes_a_page(run, tmp_path, command, shown):
+    if command[0] != "build":
+        run("build", "s", "--model", "models_of_store:small", "--size", "16")
+    code, out, _ = run(*command, "--report", str(tmp_path / "page.html"))
+    assert code == 0
+    page = (tmp_path / "page.html").read_text()
+    assert shown in out
+    assert shown in page
+    assert "gradfunc store" in page
+    assert run(*command, "--report", str(tmp_path / "page.html" / "below"))[0] == 2  # refused: no folder
+
+
 def test_damage_is_a_fault_found(run):
     run("build", "s", "--model", "models_of_store:small", "--size", "16")
     path = next(Path("s").glob("rows-*"))
