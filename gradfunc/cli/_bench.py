@@ -5,18 +5,13 @@ from __future__ import annotations
 import json as _json
 import os
 from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter
 
 from .._errors import message
 from .._report import Report
 from ..bench import of_model, run
 from ..bench import zoo as bench_zoo
 from ..bench._zoo_table import asked_too
-from ._shared import Page, Size, load_problem, running, show
-
-Names = Annotated[list[str], Parameter(consume_multiple=True, negative_iterable=())]
+from ._shared import Names, Page, Size, load_problem, running, show
 
 
 def bench(

@@ -35,6 +35,7 @@ def _whole_number(type_: Any, tokens: Sequence[Token]) -> int:
 
 DType = Literal["float64", "float32", "bfloat16", "float16"]
 Size = Annotated[int, Parameter(converter=_whole_number)]
+Names = Annotated[list[str], Parameter(consume_multiple=True, negative_iterable=())]
 
 
 def _positive(type_: Any, value: float | None) -> None:
@@ -128,8 +129,8 @@ def of_a_model(command: str, **options: Any) -> None:
         raise ValueError(message(call, got=f"{', '.join(given)} without --model", expected="both, or neither"))
 
 
-def load(path: str) -> tuple[Any, Any, Any, Any]:
-    """Call `package.module:factory`.
+def load(path: str, fourth: str = "your loop") -> tuple[Any, Any, Any, Any]:
+    """Call `package.module:factory`. Its fourth entry, None where there is none, is named in what is raised.
 
     Raises:
         ModelPathError: with one line that says what is wrong.
@@ -154,7 +155,7 @@ def load(path: str) -> tuple[Any, Any, Any, Any]:
     if not isinstance(made, tuple) or len(made) not in (3, 4):
         came = f"a tuple of {len(made)}" if isinstance(made, tuple) else kind_of(made)
         raise ModelPathError(
-            f"--model {path!r}: {name}() returned {came}, expected (model, criterion, batch) or with your loop fourth"
+            f"--model {path!r}: {name}() returned {came}, expected (model, criterion, batch) or with {fourth} fourth"
         )
     model, criterion, batch, yours = (*made, None)[:4]
     return model, criterion, batch, yours
