@@ -12,6 +12,7 @@ from .._errors import ModelPathError
 from ._audit import audit
 from ._bench import bench
 from ._check import check
+from ._doctor import doctor
 from ._flow import flow
 from ._recurrence import recurrence_
 from ._store import store
@@ -23,6 +24,7 @@ app.command(audit)
 app.command(check)
 app.command(flow)
 app.command(recurrence_, name="recurrence")
+app.command(doctor)
 app.command(bench)
 app.command(store)
 
