@@ -54,7 +54,7 @@ class Case:
 
 @cache
 def digits() -> Data:
-    """Pixels from 0 to 1, without the three that are always 0."""
+    """Pixels from 0 to 1, without those that are always 0."""
     x, y = load_digits(return_X_y=True)
     return torch.as_tensor(x[:512, x[:512].std(0) > 0] / 16, dtype=torch.float32), torch.as_tensor(y[:512])
 
