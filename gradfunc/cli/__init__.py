@@ -13,6 +13,7 @@ from ._audit import audit
 from ._bench import bench
 from ._check import check
 from ._flow import flow
+from ._influence import influence
 from ._recurrence import recurrence_
 from ._store import store
 
@@ -23,6 +24,7 @@ app.command(audit)
 app.command(check)
 app.command(flow)
 app.command(recurrence_, name="recurrence")
+app.command(influence)
 app.command(bench)
 app.command(store)
 
