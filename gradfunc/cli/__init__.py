@@ -14,6 +14,7 @@ from ._bench import bench
 from ._check import check
 from ._doctor import doctor
 from ._flow import flow
+from ._influence import influence
 from ._recurrence import recurrence_
 from ._store import store
 
@@ -25,6 +26,7 @@ app.command(check)
 app.command(flow)
 app.command(recurrence_, name="recurrence")
 app.command(doctor)
+app.command(influence)
 app.command(bench)
 app.command(store)
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import torch
 from cyclopts import Parameter, Token
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .. import plot
 from .._errors import ModelPathError, kind_of, message
@@ -108,6 +109,25 @@ def running() -> Iterator[Callable[[str], None]]:
     """What the user's own code prints goes to stderr, so that it does not mix with the report, and so does progress."""
     with redirect_stdout(sys.stderr), _progress() as note:
         yield note
+
+
+@contextmanager
+def counting(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """The same, where progress is (done, all): a bar with the rate and the time that is left."""
+    console = Console(stderr=True)
+    with redirect_stdout(sys.stderr):
+        if not console.is_terminal:
+            yield lambda done, total: None
+            return
+        rate = TextColumn("{task.fields[rate]}")
+        with Progress(BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn(), console=console) as bar:
+            task = bar.add_task("", total=None, rate="")
+
+            def note(done: int, total: int) -> None:
+                speed = bar.tasks[0].speed
+                bar.update(task, completed=done, total=total, rate=f"{speed:.3g} {unit}" if speed else "")
+
+            yield note
 
 
 @contextmanager

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import Parameter
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .. import projections
 from .._errors import message
@@ -24,7 +21,7 @@ from ..store import GradientStore, TopK
 from ..store import build as build_store
 from ..store import info as store_info
 from ..store import verify as verify_store
-from ._shared import DType, Page, Size, load_problem, show
+from ._shared import DType, Page, Size, counting, load_problem, show
 
 store = cyclopts.App(name="store", help="Per-sample gradients on disk.", default_parameter=None)
 Through = Literal["rademacher", "gaussian", "count-sketch", "two-sided", "none"]
@@ -62,7 +59,7 @@ def build(
         report: write one HTML page with the tables to this file.
     """
     through = _projection(projection, size, seed)
-    with redirect_stdout(sys.stderr), _progress() as note:
+    with counting("rows/s") as note:
         problem = digits(batch_size=1797) if model is None else load_problem("store build", model)
         try:
             build_store(path, *problem, projection=through, dtype=dtype, at_once=at_once, progress=note)
@@ -172,21 +169,3 @@ def _projection(name: Through, size: int, seed: int) -> Projection | None:
     if name == "count-sketch":
         return projections.count_sketch(size, seed)
     return projections.gaussian(size, seed) if name == "gaussian" else projections.rademacher(size, seed)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on stderr with the rate and the time that is left, where a person watches."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield None
-        return
-    rate = TextColumn("{task.fields[rate]}")
-    with Progress(BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn(), console=console) as bar:
-        task = bar.add_task("", total=None, rate="")
-
-        def note(done: int, total: int) -> None:
-            speed = bar.tasks[0].speed
-            bar.update(task, completed=done, total=total, rate=f"{speed:.3g} rows/s" if speed else "")
-
-        yield note
