@@ -154,7 +154,8 @@ def test_usage(run, args, says):
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_valid_store(run, tmp_path):
     """Interrupted once rows are on disk; every row is that of its sample, and the same command goes on."""
-    code = "from gradfunc.cli import main; main()"
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # ignored in the background
+    code = f"{heard}; from gradfunc.cli import main; main()"
     args = ["store", "build", "s", "--model", "models_of_store:many", "--projection", "none", "--dtype", "float32"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     child = subprocess.Popen(

@@ -74,6 +74,7 @@ def run(kind, path=None, **options):
 def logged(kind, path, log, handler=None):
     """The same; a byte for each step that comes to its end, and no return."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background ignores it
     if handler is not None:
         signal.signal(signal.SIGTERM, handler)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

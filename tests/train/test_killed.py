@@ -139,9 +139,12 @@ def test_asked_to_stop_by_a_signal(tmp_path, number, handler, leaves):
     path.parent.mkdir()
     script = SCRIPT.format(folders=[str(here)], path=str(path), log=str(log), handler=handler)
     with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) as process:
-        waited(process, log, 5)
-        process.send_signal(number)
-        _, said = process.communicate(timeout=120)
+        try:
+            waited(process, log, 5)
+            process.send_signal(number)
+            _, said = process.communicate(timeout=120)
+        finally:
+            process.kill()
     if leaves:
         step = gf.train.load_checkpoint(path).step
         assert size(log) - 1 <= step <= size(log)
