@@ -81,9 +81,9 @@ def short_chunk_dropped(size, chunk):
     return [slice(start, start + chunk) for start in range(0, size - chunk + 1, chunk)] or [slice(0, size)]
 
 
-def rows_run_alone(call, *, vmapped, scan, run=_engines.CotangentSource.run):
+def rows_run_alone(call, *, run=_engines.CotangentSource.run, **options):
     """Each row beside a copy of itself, which is another function where rows are coupled."""
-    source = run(call, vmapped=vmapped, scan=scan)
+    source = run(call, **options)
     tensors = call.batch.tensors
     each = [call.value(source.leaves, [t[[i, i]] for t in tensors], batched=True) for i in range(len(tensors[0]))]
     numerator, weight = (torch.stack([getattr(e, k)[0] for e in each]) for k in ("numerator", "weight"))
