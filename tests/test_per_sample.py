@@ -900,3 +900,23 @@ def test_running_out_of_memory_is_no_limitation():
 
     with pytest.raises(torch.OutOfMemoryError, match="out of memory with one sample at a time"):
         gf.per_sample_grads(loss)({"w": torch.ones(3)}, torch.ones(2, 3))
+
+
+def test_losses_alone_learn_what_torch_func_cannot_run():
+    """The second batch goes to the loop at once; the call that follows warns as ever, and gives the same."""
+    ran = []
+
+    def branchy(p, x):
+        ran.append(1)
+        return (p["w"] * x).sum() if x.sum() > 0 else p["w"].sum()
+
+    p, x = {"w": torch.ones(2)}, torch.tensor([[1.0, 2.0], [-1.0, 0.0], [3.0, 0.0]])
+    f = gf.per_sample_grads(branchy)
+    first = f.losses(p, x).numerator
+    ran.clear()
+    assert torch.equal(f.losses(p, x).numerator, first)
+    assert len(ran) == len(x)
+    with pytest.warns(gf.GradfuncWarning, match="one autograd call a sample"):
+        g = f(p, x)
+    assert g.engine == "loop"
+    assert torch.equal(g.losses, first)

@@ -68,6 +68,7 @@ class Watch(TorchDispatchMode):
     """
 
     def __init__(self, named: Mapping[str, Any] | None = None, *, widen: bool = False, ranges: bool = True) -> None:
+        # torch has no types for its modes, nor stubs for the number below; a frame may have none before it
         super().__init__()  # type: ignore[no-untyped-call]
         self._widen, self._ranges = widen, ranges
         self._order = 0

@@ -101,18 +101,23 @@ class PerSampleGradsFunction:
         if levels():
             inside = self._inside(run, rows=False)
             return Weighted(inside.losses, inside.weights)
+        why: str | None = None
         if self.options.engine != "loop" and "vmap" not in self._learnt.refused:
             try:
                 with torch.no_grad():
                     losses = run.losses("vmap")
             except Exception as error:
-                if run.limit(error) is None:
+                if (limit := run.limit(error)) is None:
                     raise
+                why = f"torch.func cannot run this loss ({limit})"
             else:
                 if self.options.engine != "auto" or not self._loop_draws(run):
                     return losses
         with torch.no_grad():
-            return run.losses("loop")
+            looped = run.losses("loop")
+        if why is not None:  # as the call learns it: once the loop has done it, later batches go there at once
+            self._learnt.refused = {**self._learnt.refused, "vmap": why}
+        return looped
 
     def unverified(self) -> PerSampleGradsFunction:
         """The same function, for tools that check its answers themselves."""

@@ -23,6 +23,7 @@ from ._names import Selection as Selection
 from ._names import by_rules as by_rules
 from ._names import check_selection as check_selection
 from ._names import compiled as compiled
+from ._names import layer_of as layer_of
 from ._names import selected as selected
 from ._nests import cast as cast
 from ._nests import copy_of as copy_of

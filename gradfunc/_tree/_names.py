@@ -14,6 +14,11 @@ Selection = str | Sequence[str] | Callable[[str, Tensor], bool]
 V = TypeVar("V")
 
 
+def layer_of(name: str) -> str:
+    """The module that a parameter belongs to: its name without the last part, or as it is where it has one part."""
+    return name.rpartition(".")[0] or name
+
+
 def check_selection(call: str, option: str, given: object) -> None:
     """Raise TypeError unless this selects names."""
     if not (isinstance(given, (str, Sequence)) or callable(given)):

@@ -14,6 +14,7 @@ from torch import Tensor
 from .._errors import kind_of, message
 from .._report import Report, Table, jsonable, number
 from .._transform import StepReport as Said
+from .._tree import layer_of
 
 FROZEN = "frozen"
 
@@ -158,7 +159,7 @@ def step_report(
     _check(call, before, after, grads, updates)
     layers: dict[str, list[str]] = {}
     for name in before:
-        layers.setdefault(name.rpartition(".")[0] or name, []).append(name)
+        layers.setdefault(layer_of(name), []).append(name)
     with torch.no_grad():
         rows = tuple(_layer(key, names, before, after, grads, updates, frozen) for key, names in layers.items())
     stages = () if report is None else report.stages

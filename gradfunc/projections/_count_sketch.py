@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from .._factors import Factor, fitting
 from .._random import Draw
+from ._entrywise import Entrywise
 from ._keys import by_variance, checked, key_of
 
 
 @dataclass(frozen=True)
-class CountSketch:
-    """One sign in each column, at a drawn place. Made by `gf.projections.count_sketch`.
+class CountSketch(Entrywise):
+    """One sign in each column, at a drawn place. Made by `gf.projections.count_sketch`."""
 
-    Attributes:
-        size: how many numbers a row becomes.
-        seed: another matrix for each.
-        drawn: about how many entries of the rows are held at a time; no part of what the projection is.
-    """
-
-    size: int
-    seed: int = 0
-    drawn: int = field(default=2**20, compare=False, repr=False)
     kind: ClassVar[str] = "count_sketch"
 
     def places(self, name: str, entries: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,22 +28,12 @@ class CountSketch:
         place, sign = self.places(name, entries)
         return sign.new_zeros(len(entries), self.size).scatter_(1, place[:, None], sign[:, None])
 
-    def apply(self, name: str, factor: Factor) -> Tensor:
-        """Some entries of the rows at a time, added where they belong: `[B, size]`."""
-        some = factor.tensors[-1]
-        out = some.new_zeros(factor.size, self.size, dtype=factor.dtype)
-        if not factor.size:
-            return out
-        for at, rows in factor.pieces(fitting(self.drawn, factor.size)):
-            entries = torch.arange(at.start, at.stop, device=some.device) if isinstance(at, slice) else at
-            place, sign = self.places(name, entries)
-            out.index_add_(1, place, rows * sign.to(rows.dtype))
-        return out
+    def _held(self, samples: int) -> int:
+        return samples
 
-    @property
-    def variance(self) -> float:
-        """Of <Pu, Pv> for unit vectors, at most: 2 / size."""
-        return 2 / self.size
+    def _add(self, out: Tensor, name: str, entries: Tensor, rows: Tensor) -> None:
+        place, sign = self.places(name, entries)
+        out.index_add_(1, place, rows * sign.to(rows.dtype))
 
     def error(self, failure: float = 0.01) -> float:
         """The eps such that |<Pu, Pv> - <u, v>| <= eps |u| |v| for given u, v, but with probability `failure`.
@@ -62,10 +42,6 @@ class CountSketch:
         better one that holds for every row.
         """
         return by_variance("count_sketch(...).error(failure)", self.variance, failure)
-
-    def to_dict(self) -> dict[str, Any]:
-        """What names the projection, JSON-ready; `gf.projections.from_dict` reads it."""
-        return {"kind": self.kind, "size": self.size, "seed": self.seed}
 
 
 def count_sketch(size: int, seed: int = 0) -> CountSketch:

@@ -3,54 +3,34 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from .._factors import Factor, fitting
 from .._random import Draw
+from ._entrywise import Entrywise
 from ._keys import by_tails, by_variance, checked, key_of
 
 
 @dataclass(frozen=True)
-class _Dense:
+class _Dense(Entrywise):
     """A matrix of independent entries of variance 1 / size, drawn as they are needed.
 
     Column e of a parameter's part is the draw of `size` float32 numbers by sample e under the key (seed, name), so it
     depends on nothing else: neither the kind of a factor, nor its dtype, nor how many columns are drawn at a time.
-
-    Attributes:
-        size: how many numbers a row becomes.
-        seed: another matrix for each.
-        drawn: about how many entries of the matrix are held at a time; no part of what the projection is.
     """
-
-    size: int
-    seed: int = 0
-    drawn: int = field(default=2**20, compare=False, repr=False)
-    kind: ClassVar[str]
 
     def columns(self, name: str, entries: Tensor) -> Tensor:
         """`[n, size]`: the matrix for n entries of the parameter `name`, float32."""
         raise NotImplementedError
 
-    def apply(self, name: str, factor: Factor) -> Tensor:
-        """Some entries of the rows at a time, times their columns: `[B, size]`."""
-        some = factor.tensors[-1]
-        out = some.new_zeros(factor.size, self.size, dtype=factor.dtype)
-        if not self.size or not factor.size:
-            return out
-        for at, rows in factor.pieces(fitting(self.drawn, max(self.size, factor.size))):
-            entries = torch.arange(at.start, at.stop, device=some.device) if isinstance(at, slice) else at
-            out.addmm_(rows, self.columns(name, entries).to(rows.dtype))
-        return out
+    def _held(self, samples: int) -> int:
+        return max(self.size, samples)
 
-    @property
-    def variance(self) -> float:
-        """Of <Pu, Pv> for unit vectors, at most: 2 / size."""
-        return 2 / self.size
+    def _add(self, out: Tensor, name: str, entries: Tensor, rows: Tensor) -> None:
+        out.addmm_(rows, self.columns(name, entries).to(rows.dtype))
 
     def error(self, failure: float = 0.01) -> float:
         """The eps such that |<Pu, Pv> - <u, v>| <= eps |u| |v| for given u, v, but with probability `failure`.
@@ -60,10 +40,6 @@ class _Dense:
         """
         chebyshev = by_variance(f"{self.kind}(...).error(failure)", self.variance, failure)
         return min(chebyshev, by_tails(self.size, failure))
-
-    def to_dict(self) -> dict[str, Any]:
-        """What names the projection, JSON-ready; `gf.projections.from_dict` reads it."""
-        return {"kind": self.kind, "size": self.size, "seed": self.seed}
 
 
 @dataclass(frozen=True)

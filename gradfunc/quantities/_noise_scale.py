@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .._errors import one_of
 from .._per_sample import PerSampleGrads
-from .._tree import row_norms
-from ._read import COARSE, check_samples, check_value, layer_of
+from .._tree import layer_of, row_norms
+from ._read import COARSE, check_samples, check_value
 
 
 @dataclass(frozen=True)

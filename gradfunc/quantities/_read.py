@@ -11,7 +11,7 @@ from torch import Tensor
 from .._errors import kind_of, message, one_of
 from .._per_sample import PerSampleGrads, per_sample_grads
 from .._per_sample._function import PerSampleGradsFunction
-from .._tree import Tensors, splatted
+from .._tree import Tensors, layer_of, splatted
 
 COARSE = ("parameter", "layer", "total")
 PER = ("entry", *COARSE)
@@ -73,11 +73,6 @@ def square_of(values: Mapping[str, Tensor]) -> Tensor:
     """The squared length of a dictionary of tensors, `[]` in float64."""
     parts = [value.double().square().sum() for value in values.values()]
     return torch.stack([part.to(parts[0].device) for part in parts]).sum()
-
-
-def layer_of(name: str) -> str:
-    """The module that a parameter belongs to: its name without the last part, or as it is where it has one part."""
-    return name.rpartition(".")[0] or name
 
 
 def gathered(call: str, values: Tensors, per: str) -> Tensors | Tensor:

@@ -74,8 +74,8 @@ def means(
                 found[name] = _rows(f"metrics[{name!r}](params, ...)", rows)
             for name, (numerator, weight) in found.items():
                 before = sums.get(name, (0.0, 0.0))
-                pair = (float(numerator.sum(dtype=torch.float64)), float(weight.sum(dtype=torch.float64)))
-                sums[name] = (before[0] + pair[0], before[1] + pair[1])
+                both = torch.stack([numerator.sum(dtype=torch.float64), weight.sum(dtype=torch.float64)]).tolist()
+                sums[name] = (before[0] + both[0], before[1] + both[1])
     if not sums:
         raise no_batch(call, "of the data")
     if none := [name for name, (_, weight) in sums.items() if weight == 0]:

@@ -16,7 +16,7 @@ from tiers import every
 import gradfunc as gf
 from gradfunc import _factors as F
 from gradfunc._factors import _compressed
-from gradfunc.projections import _count_sketch, _dense, _two_sided
+from gradfunc.projections import _count_sketch, _dense, _entrywise, _two_sided
 
 P = gf.projections
 KINDS = {
@@ -240,8 +240,8 @@ def outer_case():
 
 
 MUTANTS = {
-    "sign lost": (_count_sketch.CountSketch, "apply", "rows * sign.to(rows.dtype)", "rows", "count_sketch"),
-    "place of a piece": (_dense._Dense, "apply", "at.start, at.stop", "0, at.stop - at.start", "rademacher"),
+    "sign lost": (_count_sketch.CountSketch, "_add", "rows * sign.to(rows.dtype)", "rows", "count_sketch"),
+    "place of a piece": (_entrywise.Entrywise, "apply", "at.start, at.stop", "0, at.stop - at.start", "rademacher"),
     "sides swapped": (_two_sided.TwoSided, "apply", "left, right, self.sizes", "right, left, self.sizes", "two_sided"),
     "left of embeddings": (_compressed, "_of_rows", "place - at.start", "place * 0", "two_sided"),
     "positions mixed": (_compressed, "compressed", "scratch).mT @ x", "scratch).flip(1).mT @ x", "two_sided"),

@@ -93,7 +93,7 @@ def _planned(module: nn.Module, optimizer: torch.optim.Optimizer, seen: Tensors)
     named = dict(module.named_parameters())
     before = {name: named[name].detach().clone() for name in seen}
     for name, g in seen.items():
-        named[name].grad = g.clone()
+        named[name].grad = g.clone()  # of our copy: an optimiser of torch reads it there
     _, failed = attempt(optimizer.step)
     return None if failed is not None else {name: named[name].detach() - value for name, value in before.items()}
 
@@ -126,6 +126,7 @@ class _Untouched:
     def __exit__(self, *error: object) -> None:
         changed = [v._version for v in self.held] != self.versions
         for p, grad, value in self.grads:
+            # read and written here alone: to see that the user's step left it, and to put it back
             same = p.grad is grad and (grad is None or value is None or torch.equal(grad, value))
             if not same:
                 changed, p.grad = True, value
