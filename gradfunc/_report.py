@@ -76,11 +76,14 @@ def _rendered(table: Table) -> list[RenderableType]:
 
 
 def _room(table: Table) -> int | None:
-    """What is left for names too long to stand in one line beside the other columns; None where they need no fold."""
+    """What is left for names too long to stand in one line beside the other columns; None where they need no fold.
+
+    Prose gives way first: only a column's longest word counts against the names."""
     columns = zip(table.columns, *table.rows, strict=False)
-    first, *others = [max(cell_len(line) for cell in column for line in cell.split("\n")) for column in columns]
-    room = WIDTH - sum(others) - GAP * len(others)
-    return room if LEAST <= room < first else None
+    first, *others = [[line for cell in column for line in cell.split("\n")] for column in columns]
+    words = [max(cell_len(word) for line in column for word in line.split(" ")) for column in others]
+    room = WIDTH - sum(words) - GAP * len(words)
+    return room if LEAST <= room < max(map(cell_len, first)) else None
 
 
 def number(value: float | None) -> str:

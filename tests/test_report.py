@@ -79,3 +79,18 @@ def test_json_has_no_numbers_that_json_lacks():
     assert out == {"a": [1, "inf", ["nan", "-inf"]], "b": {"c": 0.5}, "d": None, "e": True}
     json.dumps(out, allow_nan=False)
     json.dumps(Small().to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("words", [6, 12, 60])
+def test_prose_folds_before_a_name_does(words):
+    """A name that fits beside the others' longest words stands whole, for whoever copies it."""
+
+    class Explained(Small):
+        def parts(self):
+            return [
+                Table("Layers", ["layer", "count", "why"], [["n" * 60, "12", "word " * words], ["b", "3", "short"]])
+            ]
+
+    lines = str(Explained()).splitlines()
+    assert any(line.startswith("n" * 60) for line in lines)
+    assert max(map(len, lines)) <= WIDTH
