@@ -91,10 +91,10 @@ def run(notebook: Any) -> Any:
     for cell in fresh.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as profile:
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = {**os.environ, "PYTHONPATH": path, "IPYTHONDIR": folder, "OMP_NUM_THREADS": "1"}
-        client = NotebookClient(fresh, timeout=120, kernel_name="python3", resources={"metadata": {"path": folder}})
+        environment = {**os.environ, "PYTHONPATH": path, "IPYTHONDIR": profile, "OMP_NUM_THREADS": "1"}
+        client = NotebookClient(fresh, timeout=300, kernel_name="python3", resources={"metadata": {"path": folder}})
         with client.setup_kernel(env=environment):
             client.kc.execute(FIGURES_SPEAK, silent=True)
             for index, cell in enumerate(fresh.cells):

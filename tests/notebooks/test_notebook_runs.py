@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import resource
 
+import nbformat
 import pytest
-from notebook_files import NOTEBOOKS, differences, read, run
+from nbclient.exceptions import CellExecutionError
+from notebook_files import NOTEBOOKS, ROOT, differences, read, run, written
 
 pytestmark = pytest.mark.slow
 SECONDS = 120
@@ -17,7 +19,10 @@ def used():
     return ended.ru_utime + ended.ru_stime
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # of the client and its loop
+def of(*sources):
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs_and_says_the_same(path):
     before, start = read(path), used()
@@ -26,3 +31,31 @@ def test_it_runs_and_says_the_same(path):
     found = differences(before, after)
     assert not found, "\n".join([*found, f"python tests/notebooks/notebook_files.py notebooks/{path.name}"])
     assert 1 < spent < SECONDS  # the kernel has ended, and is counted
+
+
+def test_the_kernel_is_clean():
+    """An empty folder that is no part of the repository, our gradfunc, one thread; streams joined, figures that speak."""
+    cells = [
+        "import os, sys, gradfunc, torch\nprint(os.listdir(), flush=True)\nprint(torch.get_num_threads())",
+        "gradfunc.__file__",
+        "%matplotlib inline\nfigure = gradfunc.plot.clip_geometry()",
+        "figure",
+    ]
+    made = run(of(*cells))
+    assert [cell.execution_count for cell in made.cells] == [1, 2, 3, 4]
+    (stream,), (where,), _, (drawn,) = (cell.outputs for cell in made.cells)
+    assert stream.text == "[]\n1\n"
+    assert where.data["text/plain"] == repr(str(ROOT / "gradfunc" / "__init__.py"))
+    assert drawn.data["text/plain"].startswith("Figure: Clipping by value turns the gradient by 20.92°")
+    assert written(run(made)) == written(made)  # the same run, the same file, bit by bit
+
+
+def test_an_error_is_raised():
+    with pytest.raises(CellExecutionError, match="wanted"):
+        run(of("1 + 1", "raise RuntimeError('wanted')"))
+
+
+def test_a_number_that_has_moved_is_seen():
+    before = run(of("print(f'{1 / 3:.3f}')", "2 + 2"))
+    before.cells[0].outputs[0].text = before.cells[0].outputs[0].text.replace("0.333", "0.344")
+    assert len(differences(before, run(before))) == 1
