@@ -34,7 +34,7 @@ def test_it_runs_and_says_the_same(path):
 
 
 def test_the_kernel_is_clean():
-    """An empty folder that is no part of the repository, our gradfunc, one thread; streams joined, figures that speak."""
+    """An empty folder, the gradfunc of this tree, one thread; streams are joined, and figures speak."""
     cells = [
         "import os, sys, gradfunc, torch\nprint(os.listdir(), flush=True)\nprint(torch.get_num_threads())",
         "gradfunc.__file__",
