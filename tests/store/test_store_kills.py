@@ -12,7 +12,7 @@ import torch
 
 import gradfunc as gf
 from gradfunc import _files
-from gradfunc.store import _shards, _writer
+from gradfunc.store import _columns, _shards, _writer
 
 
 def killed(path, times, seed):
@@ -104,7 +104,7 @@ def test_an_end_before_a_name(step, tmp_path):
 def manifest_first(self, count):
     """A writer that says what it has before it has it."""
     state = self._state
-    columns = _writer.columns(_writer.parted(state.waiting, count)[0])
+    columns = _columns.columns(_writer.parted(state.waiting, count)[0])
     name = state.manifest.file()
     data = b"".join(_shards.laid_out(columns))
     shard = _writer.replace(
