@@ -28,6 +28,8 @@ def read_ids(call: str, ids: Any, count: int, first: int, kind: str | None) -> I
         TypeError: neither integers nor strings, or not of the store's kind.
         ValueError: not one a row; an empty string, or one that is no text.
     """
+    if isinstance(ids, (str, bytes)):
+        raise TypeError(message(call, got=f"ids: {kind_of(ids)}", expected="integers or strings, one a row"))
     texts = None if ids is None or isinstance(ids, Tensor) else _texts(call, ids)
     own = INTEGERS if texts is None else STRINGS
     if kind is not None and own != kind:
@@ -99,7 +101,7 @@ def _none(kind: str | None) -> Ids:
 def _texts(call: str, ids: Any) -> list[str] | None:
     """The strings, or None where the first is none."""
     given = ids if isinstance(ids, Sequence) else np.asarray(ids).tolist()
-    if isinstance(given, str) or not isinstance(given, Sequence) or not given or not isinstance(given[0], str):
+    if not isinstance(given, Sequence) or not given or not isinstance(given[0], str):
         return None
     others = [text for text in given if not isinstance(text, str)]
     if others:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
@@ -42,7 +43,7 @@ class Questions:
         if not self._view.manifest.is_factored:
             return self._view.rows(where)
         value = _gradients.value_of(self._view).select(where).materialize()
-        return torch.cat([rows.reshape(len(where), rows[0:1].numel()) for rows in value.values()], 1)
+        return torch.cat([rows.reshape(len(where), math.prod(rows.shape[1:])) for rows in value.values()], 1)
 
     def gradients(self, at: slice | Sequence[int] | Tensor | None = None) -> PerSampleGrads:
         """Factored gradients as a value, with its losses and weights: everything that is asked of gradients.

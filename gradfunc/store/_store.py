@@ -95,8 +95,9 @@ class GradientStore(Questions):
         """
         call, folder = f"gf.store.GradientStore.create({str(path)!r}, ...)", Path(path)
         kind, found = kind_and_size(call, projection, params, size, factored)
-        widest = functools.reduce(torch.promote_types, (p.dtype for p in (params or {}).values()), torch.float16)
-        name = str(dtype or (widest if factored else "float16")).removeprefix("torch.")
+        if dtype is None and factored and params is not None:
+            dtype = functools.reduce(torch.promote_types, [value.dtype for value in params.values()])
+        name = str(dtype or "float16").removeprefix("torch.")
         one_of(call, "dtype", name, DTYPES)
         check_int(call, "shard_bytes", shard_bytes, 1)
         described, own = (None, None) if params is None else (parameters_of(params), fingerprint(params))
