@@ -99,11 +99,12 @@ def _whole(view: View, pick: Callable[[Part], Tensor]) -> Tensor:
 
 
 def _pour(view: View, pick: Callable[[Part], Tensor], put: Callable[[slice, Tensor], None]) -> None:
-    """What rows have of a column, some of them at a time, to where it belongs."""
+    """What rows have of a column, a shard at a time, to where it belongs."""
     start = 0
-    for _, part in parts(view):
-        value = pick(part)
+    for shard in view.shards:
+        value = pick(shard.part)
         put(slice(start, start + len(value)), value)
+        shard.done()
         start += len(value)
 
 

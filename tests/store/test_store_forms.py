@@ -70,7 +70,9 @@ def test_a_full_disk_loses_nothing(what, tmp_path):
 
 @pytest.mark.slow
 def test_a_full_disk_while_files_are_joined_or_copied(tmp_path):
-    store, part = filled(tmp_path / "a"), FORM.create(tmp_path / "b")
+    filled(tmp_path / "a")
+    changed(tmp_path / "a", shard_bytes=10**6)  # all are short now
+    store, part = Store.open(tmp_path / "a"), FORM.create(tmp_path / "b")
     with part.writer() as w:
         more(w, 40, 80)
     for attempt in (store.compact, lambda: store.merge([part])):
@@ -114,7 +116,7 @@ def test_a_damaged_shard_is_named_and_the_others_are_read(how, tmp_path):
     if how == "flipped byte":  # lengths and headers are sound, so that only the checksum tells
         assert gf.store.info(tmp_path).ok
         with pytest.raises(StoreError, match="not those that were written"):
-            FORM.create(tmp_path.parent / "other").merge([tmp_path])
+            FORM.create(tmp_path.parent / f"{tmp_path.name}-other").merge([tmp_path])
         changed(tmp_path, shard_bytes=10**6)  # all are short now
         with pytest.raises(StoreError, match="not those that were written"):
             Store.open(tmp_path).compact()
