@@ -16,13 +16,16 @@ import gradfunc as gf
 from gradfunc import _files
 from gradfunc.store import _columns, _shards, _writer
 
+# Seconds within which a writer is killed: enough for some shards of its form.
+SOON = {"rows": 0.05, "factors": 0.2}
+
 
 def killed(path, times, seed, form="rows"):
     """Writers killed one after the other at random moments, each going on where the last one was stopped."""
     kills.create(path, form)
     draw, counts, left = random.Random(seed), [0], 0
     for k in range(times):
-        said, code = kills.run(kills.write, path, 1000 * seed + k, None, form, kill_after=draw.uniform(0, 0.05))
+        said, code = kills.run(kills.write, path, 1000 * seed + k, None, form, kill_after=draw.uniform(0, SOON[form]))
         assert code == -9, code
         left += len(gf.store.info(path).left)
         counts.append(kills.check(path, said, form))
