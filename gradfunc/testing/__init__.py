@@ -11,9 +11,19 @@ _hooks       hooks that change gradients
 _check       all of it on one model
 _planted     every kind of fault, planted once
 _demo        what the command shows without a model
+
+rounding           unit roundoffs, bounds with their derivation, error scales: equal up to rounding, for your numbers
+_claims            what a law yields, judged by a bound or by precision
+_oracle            one plain autograd call a sample
+_subject           a loss, parameters and a batch, any part of it, at any precision
+_identities        the laws of gradients          _gradient_laws     assert_...(loss, params, batch)
+_purity            what is left behind, what is shared
 """
 
 from ._certify import certify as certify
 from ._check import check_gradients as check_gradients
+from ._gradient_laws import assert_chunk_invariant as assert_chunk_invariant
+from ._gradient_laws import assert_matches_oracle as assert_matches_oracle
+from ._gradient_laws import assert_reduction_identities as assert_reduction_identities
 from ._report import CheckReport as CheckReport
 from ._report import CheckRow as CheckRow

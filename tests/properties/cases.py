@@ -94,6 +94,21 @@ class Built:
         """Positions of all samples."""
         return list(range(len(self.samples)))
 
+    @property
+    def size(self) -> int:
+        """B."""
+        return len(self.samples)
+
+    @property
+    def separable(self) -> bool:
+        """Samples are never coupled here, but by draws that belong to the batch, of which no part is asked."""
+        return True
+
+    @property
+    def factored(self) -> bool:
+        """Whether a sum may be of factors, which no row has rounded."""
+        return self.case.engine in ("factored", "auto", "batched factored")
+
     def generator(self, stream: int) -> torch.Generator:
         """For what a law draws besides the case."""
         return torch.Generator().manual_seed(self.case.seed * 1000 + stream)
