@@ -18,6 +18,8 @@ _oracle            one plain autograd call a sample
 _subject           a loss, parameters and a batch, any part of it, at any precision
 _identities        the laws of gradients          _gradient_laws     assert_...(loss, params, batch)
 _purity            what is left behind, what is shared
+_staged            a stage and what it is given     _stages, _bounds   the laws of transformations
+_stage_laws        assert_...(transformation, grads, params)               _laws   those that take either
 """
 
 from ._certify import certify as certify
@@ -25,5 +27,10 @@ from ._check import check_gradients as check_gradients
 from ._gradient_laws import assert_chunk_invariant as assert_chunk_invariant
 from ._gradient_laws import assert_matches_oracle as assert_matches_oracle
 from ._gradient_laws import assert_reduction_identities as assert_reduction_identities
+from ._laws import assert_permutation_equivariant as assert_permutation_equivariant
+from ._laws import assert_pure as assert_pure
 from ._report import CheckReport as CheckReport
 from ._report import CheckRow as CheckRow
+from ._stage_laws import assert_guarantee_holds as assert_guarantee_holds
+from ._stage_laws import assert_norm_bounded as assert_norm_bounded
+from ._stage_laws import assert_transformation_laws as assert_transformation_laws
