@@ -20,8 +20,18 @@ _identities        the laws of gradients          _gradient_laws     assert_...(
 _purity            what is left behind, what is shared
 _staged            a stage and what it is given     _stages, _bounds   the laws of transformations
 _stage_laws        assert_...(transformation, grads, params)               _laws   those that take either
+plugin             `-p gradfunc.testing.plugin`: a fixture of devices for pytest
+strategies/        random models, losses, batches, rows and chains for hypothesis, and laws asked of a transformation of
+                   yours in three lines: loaded when it is asked for
 """
 
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from . import rounding as rounding
 from ._certify import certify as certify
 from ._check import check_gradients as check_gradients
 from ._gradient_laws import assert_chunk_invariant as assert_chunk_invariant
@@ -34,3 +44,20 @@ from ._report import CheckRow as CheckRow
 from ._stage_laws import assert_guarantee_holds as assert_guarantee_holds
 from ._stage_laws import assert_norm_bounded as assert_norm_bounded
 from ._stage_laws import assert_transformation_laws as assert_transformation_laws
+
+if TYPE_CHECKING:
+    from . import strategies as strategies
+
+
+def __getattr__(name: str) -> ModuleType:
+    """`strategies`, which alone needs hypothesis."""
+    if name != "strategies":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return importlib.import_module(f"{__name__}.strategies")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "hypothesis":
+            raise
+        raise ModuleNotFoundError(
+            "gf.testing.strategies needs hypothesis: pip install 'gradfunc[testing]'", name="hypothesis"
+        ) from error

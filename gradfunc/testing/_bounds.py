@@ -57,18 +57,31 @@ def _hold(sizes: Tensor, limit: Tensor, factor: float, entries: int, dtype: torc
 # --- guarantees -----------------------------------------------------------------------------------------------------
 
 
-def holds(b: Staged) -> Iterator[Claim]:
-    """What a stage guarantees of its output holds for these samples, others in their places, and one more or less."""
-    for stage, said in stages_of(b):
-        own = dataclasses.replace(b, transformation=stage)
+def guaranteed_bounds_hold(b: Staged) -> Iterator[Claim]:
+    """No row of the output is longer than is said."""
+    for own, said in stages_of(b):
         if said.bound is not None and isinstance(own.first(), PerSampleGrads):
             yield from bounded(own, said.bound, said.per_unit_weight)
+
+
+def guaranteed_rows_are_independent(b: Staged) -> Iterator[Claim]:
+    """Row i is what it was with other samples beside it."""
+    for own, said in stages_of(b):
         if said.per_sample_independent:
             yield from independent(own)
+
+
+def guaranteed_sensitivity_holds(b: Staged) -> Iterator[Claim]:
+    """One sample left out, or another one in its place, moves a reduction by no more than is said."""
+    for own, said in stages_of(b):
         _moved(own, said)
+    yield from ()
 
 
-def stages_of(b: Staged) -> list[tuple[Any, Guarantee]]:
+GUARANTEES = [guaranteed_bounds_hold, guaranteed_rows_are_independent, guaranteed_sensitivity_holds]
+
+
+def stages_of(b: Staged) -> list[tuple[Staged, Guarantee]]:
     """The stage behind samples that may be anything, and behind a clip; what it guarantees there."""
     stage, limit = b.transformation, _middle(norms(b.value.materialize()))
     clip, n = clip_per_sample(limit), max(b.value.batch_size, 1)
@@ -78,11 +91,11 @@ def stages_of(b: Staged) -> list[tuple[Any, Guarantee]]:
         every = [stage, chain(clip, stage)]
         if isinstance(b.first(), PerSampleGrads):
             every += [chain(stage, sum_()), chain(clip, stage, sum_())]
-    return [(one, guarantee_after(SAMPLES, one)) for one in every]
+    return [(dataclasses.replace(b, transformation=one), guarantee_after(SAMPLES, one)) for one in every]
 
 
 def independent(b: Staged) -> Iterator[Claim]:
-    """Row i is what it was with other samples beside it."""
+    """Some rows and their weights, with other samples beside them and alone."""
     g, n = b.value, b.value.batch_size
     none, state = g.materialize(), b.transformation.init(b.params)
     out, _ = b.given(g, state)
@@ -101,7 +114,10 @@ def independent(b: Staged) -> Iterator[Claim]:
 
 
 def _moved(b: Staged, said: Guarantee) -> None:
-    """One sample left out, or another one in its place, moves a reduction by no more than is said."""
+    """One sample left out, or another one in its place, moves a reduction by no more than is said.
+
+    Of a stage that waits for several batches, a sample is in the first of them.
+    """
     g, n = b.value, b.value.batch_size
     state = b.transformation.init(b.params)
     limits = said.sensitivity
@@ -112,15 +128,15 @@ def _moved(b: Staged, said: Guarantee) -> None:
     none = g.materialize()
     whole = content(b.given(g, state)[0])
     for i in some(n):
-        if limits.add_remove is not None:
+        if limits.add_remove is not None and n > 1:
             rest = g.select(torch.arange(n) != i)
-            _hold_moved(b, whole, content(b.given(rest, state)[0]), limits.add_remove, f"sample {i} left out", n)
+            _hold_moved(b, whole, content(b.given(rest, state, g)[0]), limits.add_remove, f"sample {i} left out", n)
         bounds = [limits.replace_one] if limits.replace_one is not None else []
         bounds += [limits.over_n / n] if counted and limits.over_n is not None else []
         for least in bounds:
             for what, changed in _replacements(none, i):
                 moved = of_rows(changed, g.losses, g.weights)
-                _hold_moved(b, whole, content(b.given(moved, state)[0]), least, f"sample {i} replaced by {what}", n)
+                _hold_moved(b, whole, content(b.given(moved, state, g)[0]), least, f"sample {i} replaced by {what}", n)
 
 
 def _replacements(none: Tensors, i: int) -> Iterator[tuple[str, Tensors]]:
@@ -159,7 +175,7 @@ def some(n: int) -> Iterable[int]:
 def _other(value: Tensor, kept: Tensor) -> Tensor:
     """Rows that have nothing to do with these but for those that are kept."""
     size = value.abs().max().nan_to_num() if value.numel() else value.new_zeros(())
-    moved = value.roll(1, 0) * -3 + torch.where(size > 0, size, torch.ones_like(size))
+    moved = value.roll(1, 0) / -2 + torch.where(size > 0, size / 2, torch.ones_like(size))
     return torch.where(kept.to(value.device).reshape(-1, *[1] * (value.dim() - 1)), value, moved)
 
 

@@ -40,6 +40,9 @@ def assert_reduction_identities(
         AssertionError: which law is broken, at which parameter and sample, by how much, what was allowed.
         TypeError, ValueError: what `gf.per_sample_grads` refuses, and options beside a function that has its own.
 
+    Warns:
+        GradfuncWarning: the loss does not run at another precision, so that half of the digits are all that was asked.
+
     Example:
         >>> import gradfunc as gf
         >>> model = gf.stateless(nn.Linear(4, 3))

@@ -14,7 +14,7 @@ from .._per_sample import PerSampleGrads
 from .._transform import Transformation
 from .._transform._chain import name_of
 from .._transform._protocol import Guaranteeing
-from ._bounds import bounded, holds
+from ._bounds import GUARANTEES, bounded
 from ._claims import Asked, Claim
 from ._gradient_laws import said
 from ._staged import Staged
@@ -140,7 +140,8 @@ def assert_guarantee_holds(
     if not isinstance(transformation, Guaranteeing):
         got = f"{name_of(transformation)}, which has no guarantee(before)"
         raise TypeError(message(call, got=got, expected="a stage that says what holds of its output"))
-    asked.hold("what is guaranteed holds", partial(_of, holds, b))
+    for law in GUARANTEES:
+        asked.hold(said(law), partial(_of, law, b))
 
 
 def assert_permutation_of_stage(

@@ -151,11 +151,11 @@ class Staged:
             raise AssertionError(f"update gives {kind_of(out)}, not per-sample gradients, a dict or None")
         return (dict(out) if isinstance(out, Mapping) else out), state
 
-    def given(self, grads: Any, state: Any) -> tuple[Outcome, Any]:
-        """The first output that is not None, of the same gradients again and again, and the state then."""
+    def given(self, grads: Any, state: Any, then: Any = None) -> tuple[Outcome, Any]:
+        """The first output that is not None, and the state then: of these gradients, and then of others or the same."""
         out = None
-        for _ in range(MOST):
-            out, state = self.update(grads, state)
+        for k in range(MOST):
+            out, state = self.update(grads if k == 0 or then is None else then, state)
             if out is not None:
                 return out, state
         raise AssertionError(f"update has given None {MOST} times")

@@ -101,7 +101,7 @@ def remembers_in_its_state_alone(b: Staged) -> Iterator[Claim]:
     init = b.transformation.init
     out, after = b.update(b.grads, init(b.params))
     first = content(out), map_tensors(torch.clone, after)
-    others = b.of_others(lambda value: value * -3 + 1)
+    others = b.of_others(lambda value: value / -2 + 1)
     _, later = b.update(others, after)
     b.update(b.grads, later)
     out, after = b.update(b.grads, init(b.params))
