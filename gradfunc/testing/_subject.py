@@ -166,9 +166,10 @@ class Given:
 
     def weights(self) -> Tensor:
         """As the loss states them, sample by sample; under draws of its own."""
+        device = self.value.losses.device
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             found = self._truth({})
-        return found.weights.to(self.value.losses.device)
+        return found.weights.to(device)
 
     def truth(self) -> Truth:
         """One plain autograd call a sample.
@@ -176,6 +177,7 @@ class Given:
         Raises:
             ValueError: a loss that draws: plain autograd would draw other numbers.
         """
+        self.value  # noqa: B018  # B comes from it; an engine may draw, which is no draw of the loss
         with torch.random.fork_rng(devices=[]):
             try:
                 with torch.no_grad(), RefuseDraws(self.call):
