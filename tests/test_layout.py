@@ -28,3 +28,12 @@ def test_no_file_imports_gradfunc_inside_a_function():
             own = isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("gradfunc"))
             own |= isinstance(node, ast.Import) and any(name.name.startswith("gradfunc") for name in node.names)
             assert not own, f"{path.name}:{getattr(node, 'lineno', '')}: {ast.unparse(node)}"
+
+
+def test_importing_gradfunc_imports_nothing_that_only_examples_need():
+    """scikit-learn alone takes a second and 140 MB, with what it imports where that is installed."""
+    code = "import sys, gradfunc; print(*{name.split('.')[0] for name in sys.modules})"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    late = {"sklearn", "pandas", "pyarrow", "matplotlib", "transformers", "faiss", "torchjd", "hypothesis", "pytest"}
+    assert {"torch", "scipy"} <= set(out.split())
+    assert not late & set(out.split())

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from cases import Built, Case, built
 from oracle import TOLERANCE
 
 from gradfunc.testing._claims import Asked, Claim
+from gradfunc.testing.strategies import Case, Problem
 
-Law = Callable[[Built], Iterator[Claim]]
+Law = Callable[[Problem], Iterator[Claim]]
 
 
 def check(law: Law, case: Case, device: str = "cpu") -> None:
@@ -22,4 +22,4 @@ def check(law: Law, case: Case, device: str = "cpu") -> None:
         AssertionError: naming the claim that does not, and by how much.
     """
     asked = Asked("law", case.dtype, device=device, tolerance=TOLERANCE)
-    asked.hold(law.__name__, lambda dtype: law(built(case, device, dtype)))
+    asked.hold(law.__name__, lambda dtype: law(case.build(device=device, dtype=dtype)))

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from cases import Built
-from models import Net, Tied
 from oracle import truth, truth_batched
 from torch import Tensor
 
@@ -25,11 +23,13 @@ from gradfunc.testing._identities import (
     sum_of_none_is_sum,
 )
 from gradfunc.testing._oracle import Truth
+from gradfunc.testing.strategies import Problem
+from gradfunc.testing.strategies._kinds import Net, Tied
 
 Rows = dict[str, Tensor]
 
 
-def a_sum_of_losses_gives_the_sum_of_gradients(b: Built) -> Iterator[Claim]:
+def a_sum_of_losses_gives_the_sum_of_gradients(b: Problem) -> Iterator[Claim]:
     """Gradients are linear in the loss, whatever the loss, and are the numerator's whatever the weight."""
 
     def other(output: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def a_sum_of_losses_gives_the_sum_of_gradients(b: Built) -> Iterator[Claim]:
     yield Claim("losses of 2 a - b / 2", sum_.losses, losses, magnitude)
 
 
-def unused_parameters_are_zero_and_listed(b: Built) -> Iterator[Claim]:
+def unused_parameters_are_zero_and_listed(b: Problem) -> Iterator[Claim]:
     """Exact zeros in every answer; and nothing else is listed."""
     g = b.grads()
     unused = [name for name in b.names if name == "unused" or not b.samples]
@@ -74,7 +74,7 @@ def unused_parameters_are_zero_and_listed(b: Built) -> Iterator[Claim]:
             yield equal(f"{what} of {name}", answer[name], torch.zeros_like(answer[name]))
 
 
-def frozen_parameters_are_absent(b: Built) -> Iterator[Claim]:
+def frozen_parameters_are_absent(b: Problem) -> Iterator[Claim]:
     """So are those that `wrt` leaves out; the gradients of the others are what they are among all."""
     g, whole = b.grads(), b.grads(wrt=None)
     frozen = {name for name, p in b.module.named_parameters() if not p.requires_grad}
@@ -87,7 +87,7 @@ def frozen_parameters_are_absent(b: Built) -> Iterator[Claim]:
     yield from rows("wrt", none, {name: every[name] for name in b.names}, norms(every))
 
 
-def tied_is_the_sum_of_untied(b: Built) -> Iterator[Claim]:
+def tied_is_the_sum_of_untied(b: Problem) -> Iterator[Claim]:
     """A parameter used in two places has the sum of the gradients it would have in each."""
     untied = {f"{place}.{name}": value for place in "ab" for name, value in b.params.items()}
 
@@ -122,7 +122,7 @@ def tied_is_the_sum_of_untied(b: Built) -> Iterator[Claim]:
     yield from rows("embedding and head", b.grads(wrt=None).materialize(), want, norms(two))
 
 
-def rows_are_plain_autograd(b: Built) -> Iterator[Claim]:
+def rows_are_plain_autograd(b: Problem) -> Iterator[Claim]:
     """The definition: row i is the gradient of sample i's numerator. Of deterministic losses."""
     each = []
     selected = {name: b.params[name] for name in b.names}

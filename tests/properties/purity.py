@@ -6,12 +6,12 @@ import warnings
 from collections.abc import Iterator
 
 import torch
-from cases import Built
 from torch import Tensor
 
 from gradfunc.testing._claims import Claim
 from gradfunc.testing._gradient_laws import twice_is_once
 from gradfunc.testing._purity import Snapshot, everything, results_of, same_bits, storages
+from gradfunc.testing.strategies import Problem
 
 # torch imports sympy, which adds a filter for its own warnings, at the first backward pass of a given cotangent in a
 # process, whoever asks for it. From here on a filter that appears is another's.
@@ -19,7 +19,7 @@ _one = torch.ones((), requires_grad=True)
 torch.autograd.grad(_one * 1, _one, torch.ones(()))
 
 
-def nothing_is_touched(b: Built) -> Iterator[Claim]:
+def nothing_is_touched(b: Problem) -> Iterator[Claim]:
     """Modules, hooks, buffers, `.grad`, flags, generators and the batch are what they were."""
     for parameter in b.module.parameters():
         parameter.grad = torch.full_like(parameter, 7.0)
@@ -31,7 +31,7 @@ def nothing_is_touched(b: Built) -> Iterator[Claim]:
     yield from ()
 
 
-def answers_share_nothing(b: Built) -> Iterator[Claim]:
+def answers_share_nothing(b: Problem) -> Iterator[Claim]:
     """No answer is a view of parameters, batch, another answer or what is kept; parameters are the module's own."""
     g = b.grads()
     answers = {**results_of(g), "sum again": g.sum(), "scaled": g.scaled(torch.ones_like(g.losses)).materialize()}
@@ -56,7 +56,7 @@ def answers_share_nothing(b: Built) -> Iterator[Claim]:
 PURITY = [nothing_is_touched, answers_share_nothing, twice_is_once]
 
 
-def tensors(b: Built) -> list[Tensor]:
+def tensors(b: Problem) -> list[Tensor]:
     """All that a call is given, and the gradients that lie about."""
     parameters = list(b.module.parameters())
     kept = [p.grad for p in parameters if p.grad is not None]

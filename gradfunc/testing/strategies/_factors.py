@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations_with_replacement
 
 import torch
 from torch import Tensor
@@ -123,18 +122,6 @@ MAKERS: dict[str, Callable[[Geometry, torch.Generator], Made]] = {
     "rows": rows,
     "dense": dense,
 }
-
-# Uses of one parameter: every kind alone, beside each other kind, and several at once.
-ALONE: tuple[tuple[str, ...], ...] = ((), *((kind,) for kind in MAKERS))
-USES: tuple[tuple[str, ...], ...] = (
-    *ALONE,
-    *combinations_with_replacement(MAKERS, 2),
-    ("outer", "rows", "outer"),
-    ("rows", "outer", "turned", "rows"),
-    ("rows", "turned", "dense"),
-    ("unfolded", "rows", "unfolded"),
-    ("grouped", "outer", "grouped"),
-)
 
 
 @dataclass(frozen=True)

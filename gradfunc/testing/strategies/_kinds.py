@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 CLASSES = 3
 
@@ -53,6 +55,58 @@ class Recurrent(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Numbers `[B, T, 2]` to states `[B, T, C]`."""
         out: Tensor = self.layer(x)[0]
+        return out
+
+
+class Product(torch.autograd.Function):
+    """A linear layer as no table of operations knows it."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor) -> Tensor:
+        """`x W^T`."""
+        return x @ weight.mT
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Both are needed."""
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the inputs and of the weight."""
+        x, weight = ctx.saved_tensors
+        return grad @ weight, grad.mT @ x
+
+
+class Custom(nn.Linear):
+    """A linear layer by an `autograd.Function` of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, 2]` to `[B, C]`."""
+        out: Tensor = Product.apply(x, self.weight)  # type: ignore[no-untyped-call]
+        return out + self.bias
+
+
+class Normalised(nn.Linear):
+    """A linear layer whose rows have length 1: what meets the data is a function of the parameter."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, 2]` to `[B, C]`."""
+        return F.linear(x, F.normalize(self.weight, dim=1), self.bias)
+
+
+class Experts(nn.Module):
+    """One matrix for each of four positions, as one batched product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.head = nn.Parameter(torch.randn(4, 6, 6) / 3), nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, 4, 6]` to `[B, C]`."""
+        out: Tensor = self.head(torch.bmm(x.transpose(0, 1), self.weight).tanh().mean(0))
         return out
 
 
@@ -124,4 +178,14 @@ KINDS = {
     "rnn": Kind(lambda: Recurrent(nn.RNN), ("T", 2)),
     "gru": Kind(lambda: Recurrent(nn.GRU), ("T", 2)),
     "lstm": Kind(lambda: Recurrent(nn.LSTM), ("T", 2)),
+    # Wide enough for their rows to stay factors.
+    "wide": Kind(lambda: nn.Sequential(nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, CLASSES)), ("T", 12)),
+    "conv2d, large kernel": Kind(
+        lambda: nn.Sequential(nn.Conv2d(4, 4, 5, padding=2), nn.Tanh(), nn.Flatten(), nn.Linear(36, CLASSES)), (4, 3, 3)
+    ),
+    "table": Kind(lambda: nn.Sequential(nn.Embedding(20, 4), nn.Linear(4, CLASSES)), ("T",), tokens=20),
+    "experts": Kind(Experts, (4, 6)),
+    # What no rule knows, and what is a function of its parameter.
+    "custom function": Kind(lambda: Custom(2, CLASSES), (2,)),
+    "normalised weight": Kind(lambda: Normalised(2, CLASSES), (2,)),
 }

@@ -101,8 +101,10 @@ def models(
     """Small models, one for each way in which samples meet a parameter.
 
     A kind is a linear layer, a multilayer perceptron, one with layer norm, convolutions (strided; grouped, dilated and
-    padded), embeddings (with a padding index; tied to the head), recurrences (written out; torch's own). Outputs have
-    three classes, `[B, 3]` or `[B, T, 3]`. Shrinks to `Model()`, one linear layer 2 -> 3.
+    padded; of a large kernel), embeddings (with a padding index; tied to the head; a large table), recurrences (written
+    out; torch's own), layers wide enough for their rows to stay factors, a matrix a position, an `autograd.Function`, a
+    weight that is normalised before use. Outputs have three classes, `[B, 3]` or `[B, T, 3]`. Shrinks to `Model()`,
+    one linear layer 2 -> 3.
 
     Args:
         kinds: names of kinds to draw from; None for all.
