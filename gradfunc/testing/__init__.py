@@ -13,6 +13,7 @@ _planted     every kind of fault, planted once
 _demo        what the command shows without a model
 
 rounding           unit roundoffs, bounds with their derivation, error scales: equal up to rounding, for your numbers
+_error_bounds      its functions
 _claims            what a law yields, judged by a bound or by precision
 _oracle            one plain autograd call a sample
 _subject           a loss, parameters and a batch, any part of it, at any precision

@@ -18,8 +18,8 @@ from .._transform._guarantee import SAMPLES
 from .._transform._protocol import guarantee_after
 from .._tree import Tensors, norm, subtract, wide
 from ._claims import Claim, norms, rows
+from ._error_bounds import clip_factor
 from ._staged import Staged, content, of_rows, takes_rows
-from .rounding import clip_factor
 
 MANY = 8  # samples that are left out, one after the other
 
