@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 
-def apart(work: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
+def apart(work: Callable[..., dict[str, Any]], *args: Any, seconds: float | None = None) -> dict[str, Any]:
     """In a new process, with the most memory that was resident in it: its own, and pages of files.
 
     Raises:
-        RuntimeError: what was raised there, in a line.
+        RuntimeError: what was raised there, in a line; or nothing came within so many seconds.
         EOFError: the process ended without a word.
     """
     context = multiprocessing.get_context("spawn")
@@ -21,6 +21,9 @@ def apart(work: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
     child.start()
     there.close()
     try:
+        if not here.poll(seconds):
+            child.kill()
+            raise RuntimeError(f"no answer within {seconds:g} s")
         found: dict[str, Any] = here.recv()
     finally:
         child.join()

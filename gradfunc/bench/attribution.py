@@ -31,8 +31,8 @@ from ._workloads import gpt
 from .influence_of_many import PLAIN, plain
 
 LIBRARIES = ("dattri", "kronfluence", "traker")
-# Seconds: what takes longer than this the first time is not asked again.
-PATIENCE = 20.0
+# Seconds: what takes longer than the one the first time is not asked again, than the other in all is given up.
+PATIENCE, LIMIT = 20.0, 240.0
 
 
 def made(count: int) -> Case:
@@ -74,13 +74,14 @@ def asked(folder: str, name: str, n: int, m: int, rounds: int) -> dict[str, Any]
 
     passes()
     while len(seconds) <= rounds:
-        seconds.append(_seconds(call))
-        beside.append(_seconds(passes))
+        spent, scores = _timed(call)
+        seconds.append(spent)
+        beside.append(_timed(passes)[0])
         if seconds[0] > PATIENCE:
             break
     used = torch.tensor([key in covered for key in case.model.params])
     products, left, right = torch.load(f"{folder}/truth")
-    want, scores = products[used].sum(0), call().double()
+    want, scores = products[used].sum(0), scores.double()
     scale = left[:, used].norm(dim=1)[:, None] * right[:, used].norm(dim=1)
     later = seconds[1:] or seconds
     found = {
@@ -97,10 +98,10 @@ def asked(folder: str, name: str, n: int, m: int, rounds: int) -> dict[str, Any]
     return found
 
 
-def _seconds(work: Callable[[], Any]) -> float:
+def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
     begun = time.process_time()
-    work()
-    return time.process_time() - begun
+    found = work()
+    return time.process_time() - begun, found
 
 
 def main() -> None:
@@ -118,7 +119,7 @@ def main() -> None:
         for name in given.contenders:
             sys.stderr.write(f"{name}\n")
             try:
-                found[name] = apart(asked, folder, name, given.train, given.test, given.rounds)
+                found[name] = apart(asked, folder, name, given.train, given.test, given.rounds, seconds=LIMIT)
             except (RuntimeError, EOFError) as error:
                 found[name] = {"refused": str(error) or "the process ended"}
     report = {

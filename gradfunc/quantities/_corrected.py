@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .._per_sample._function import PerSampleGradsFunction
 from ._eigen import EigenFactors
-from ._kronecker import kronecker_factors, runs_of, unit_sides
+from ._kronecker import kronecker_factors, runs_of
+from ._sides import unit_sides
 
 # Entries of turned rows at once.
 ROWS = 2**22

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .._errors import message, one_of
-from .._factors import Gradient, Outer, Unfolded
+from .._factors import Gradient
 from .._per_sample import per_sample_grads
 from .._per_sample._function import PerSampleGradsFunction
 from .._tree import Tensors, splatted, static
@@ -21,12 +21,11 @@ from ._kernels import check_options, flat_output
 from ._likelihood import LIKELIHOODS
 from ._products import flattened
 from ._read import function_of
+from ._sides import per_unit_of, unit_sides
 
 SETTINGS = ("expand", "reduce")
 # A vector's own block of the Fisher matrix is held whole up to this many entries, its diagonal above.
 WHOLE = 4096
-# Entries of unfolded inputs at once.
-WINDOWS = 2**22
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,7 +211,7 @@ def _sums(gradient: Gradient, w: Tensor, scale: float, setting: str) -> list[Ten
     """Sums over samples of A and G; of the squared entries alone where there is no product."""
     sides = unit_sides(gradient, w, scale)
     if sides is None:
-        unit = _per_unit(w, scale)[:, None]
+        unit = per_unit_of(w, scale)[:, None]
         rows = torch.where(unit == 0, 0.0, gradient.dense().flatten(1).double() * unit)
         if gradient.like.dim() <= 1 and gradient.like.numel() <= WHOLE:
             one = w.sum().reshape(1, 1)  # a vector is a product with 1
@@ -226,39 +225,6 @@ def _sums(gradient: Gradient, w: Tensor, scale: float, setting: str) -> list[Ten
         found = [_product(x, own / t), _product(e, own)]
         total = [a + b for a, b in zip(total, found, strict=True)] if total else found
     return total
-
-
-def unit_sides(gradient: Gradient, w: Tensor, scale: float) -> Iterator[tuple[Tensor, Tensor, Tensor]] | None:
-    """Weights `[b]`, inputs `[b, T, C]` and cotangents `[b, T, R]` of the rows `u_i = g_i / w_i`, in float64.
-
-    Some samples at a time; None where a row is no one product.
-    """
-    sides, unit = _sides(gradient), _per_unit(w, scale)
-    return None if sides is None else _read(sides, w, unit)
-
-
-def _read(
-    sides: Iterator[tuple[slice, Tensor, Tensor]], w: Tensor, unit: Tensor
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    for at, x, e in sides:
-        c = unit[at][:, None, None]
-        x, e = (torch.where(c == 0, 0.0, side.double()) for side in (x, e))
-        yield w[at], x, e * c
-
-
-def _per_unit(w: Tensor, scale: float) -> Tensor:
-    return torch.where(w > 0, 1 / (scale * torch.where(w > 0, w, 1.0)), 0.0)
-
-
-def _sides(gradient: Gradient) -> Iterator[tuple[slice, Tensor, Tensor]] | None:
-    """Inputs `[b, T, C]` and cotangents `[b, T, R]` of some samples at a time, where every row is their product."""
-    factor = gradient.factors[0] if len(gradient.factors) == 1 and gradient.size else None
-    if isinstance(factor, Outer):
-        return iter([(slice(0, factor.size), factor.x, factor.g)])
-    if isinstance(factor, Unfolded) and factor.steps.groups == 1:
-        blocks = factor.blocks(WINDOWS)
-        return ((at, windows[:, 0].mT, still[:, 0].mT) for at, still, windows in blocks)
-    return None
 
 
 def _product(side: Tensor, w: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import time
 
 import pytest
 import torch
@@ -89,6 +90,10 @@ def refusing():
     raise ValueError("two\nlines")
 
 
+def sleeping():
+    time.sleep(600)
+
+
 def dying():
     os._exit(1)
 
@@ -100,6 +105,8 @@ def test_work_apart():
     assert found["peak_bytes"] >= found["of_that_before"] > 0
     with pytest.raises(RuntimeError, match="ValueError: two lines"):
         apart(refusing)
+    with pytest.raises(RuntimeError, match="no answer within 1 s"):
+        apart(sleeping, seconds=1)
     with pytest.raises(EOFError):
         apart(dying)
     assert not multiprocessing.active_children()
