@@ -25,3 +25,12 @@ def test_no_file_imports_gradfunc_inside_a_function():
         for number, line in enumerate(path.read_text().splitlines(), 1):
             late = line.startswith(" ") and line.strip().startswith(("from .", "import gradfunc", "from gradfunc"))
             assert not late or ">>>" in line, f"{path.name}:{number}: {line.strip()}"
+
+
+def test_importing_gradfunc_imports_nothing_that_only_examples_need():
+    """scikit-learn alone takes a second and 140 MB, with what it imports where that is installed."""
+    code = "import sys, gradfunc; print(*{name.split('.')[0] for name in sys.modules})"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    late = {"sklearn", "pandas", "pyarrow", "matplotlib", "transformers", "faiss", "torchjd", "hypothesis", "pytest"}
+    assert {"torch", "scipy"} <= set(out.split())
+    assert not late & set(out.split())

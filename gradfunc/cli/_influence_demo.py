@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from .._per_sample import per_sample_grads
@@ -163,6 +161,8 @@ class InfluenceDemo(Report):
 
 def demo(*, seed: int = 0, k: int = 10, progress: Callable[[str], None] | None = None) -> InfluenceDemo:
     """Plant, train, score."""
+    from sklearn.metrics import roc_auc_score
+
     note = progress or (lambda stage: None)
     data = planted(seed)
     model, kept = trained(data, seed, note)
@@ -191,6 +191,8 @@ def demo(*, seed: int = 0, k: int = 10, progress: Callable[[str], None] | None =
 
 def planted(seed: int) -> Planted:
     """800 digits in an order of their own; of the first 600, 60 get another label, each of the nine alike."""
+    from sklearn.datasets import load_digits
+
     x, y = load_digits(return_X_y=True)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(x))[: TRAIN + CLEAN]
