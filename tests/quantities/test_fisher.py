@@ -471,7 +471,8 @@ def uncorrected(w, x, e):
 
 
 def unturned(self, call, direction, scaled):
-    return {k: scaled(direction[k], (self.diagonal | self.eigenvalues)[k].view(v)) for k, v in self.shapes.items()}
+    held = self.diagonal | self.eigenvalues
+    return {k: scaled(k, direction[k], held[k].view(shape)) for k, shape in self.shapes.items()}
 
 
 roots, residuals = _likelihood.ROOTS, _likelihood.RESIDUALS
