@@ -212,7 +212,9 @@ def _sums(gradient: Gradient, w: Tensor, scale: float, setting: str) -> list[Ten
     sides = unit_sides(gradient, w, scale)
     if sides is None:
         unit = per_unit_of(w, scale)[:, None]
-        rows = torch.where(unit == 0, 0.0, gradient.dense().flatten(1).double() * unit)
+        rows = torch.where(
+            unit == 0, 0.0, gradient.dense().reshape(gradient.size, gradient.like.numel()).double() * unit
+        )
         if gradient.like.dim() <= 1 and gradient.like.numel() <= WHOLE:
             one = w.sum().reshape(1, 1)  # a vector is a product with 1
             return [one, (rows * w[:, None]).T @ rows]

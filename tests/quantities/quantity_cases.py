@@ -133,6 +133,8 @@ def check_ratios(g, mean, spread, q):
     """Ratios of entries where the variance is no rounding on the scale of all."""
     signal = sum(v.square().sum() for v in mean.values())
     noise = sum(v.sum() for v in spread.values())
+    if float(noise) <= EXACT * float(signal):  # equal samples: a ratio to rounding
+        return
     close(Q.signal_to_noise(g, per="total"), signal / noise, (signal + noise) / noise, "signal to noise", EXACT)
     got, want = Q.signal_to_noise(g, per="total", corrected=True), signal / noise - q
     close(got, want, (signal + noise) / noise, "signal to noise, corrected", EXACT)
@@ -238,8 +240,8 @@ def check_influence(g, rows, weights):
 def check_turned(found, rows, weights):
     """Of corrected Kronecker factors: squares of unit rows in the eigenvectors of each block; else the diagonal."""
     u, p = units(rows, weights)
+    scale = float(p @ flat(u).square().sum(1))
     for name, value in u.items():
-        scale = float(p @ value.square().flatten(1).sum(1))
         if name in found.diagonal:
             close(found.diagonal[name], torch.tensordot(p, value.square(), 1), scale, f"diagonal of {name}", EXACT)
             continue

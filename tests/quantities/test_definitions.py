@@ -26,6 +26,15 @@ pytestmark = [
 RUNS = [(k, mode) for k, model in MODELS.items() for mode in MODES if mode == "native" or model.vmap or model.scanned]
 RUNS += [(k, "the vmap engine") for k, model in MODELS.items() if model.vmap or model.scanned]
 
+# What torch differentiates once.
+ONCE = {
+    "embedding bag, sum",
+    "embedding bag, mean",
+    "embedding bag, max",
+    "embedding bag, weights a token, padding_idx",
+    "distances to learned centres",
+}
+
 FACTORED = [(name, "factored") for name in CASES]
 OTHERS = [(name, engine) for engine in ENGINES if engine != "factored" for name in CASES]
 
@@ -79,7 +88,11 @@ def check_hessian(model):
 def test_hessian_products_on_the_zoo(name):
     """Against torch's own double backward pass of the mean loss; of attention by its formula, which alone has one."""
     with sdpa_kernel(SDPBackend.MATH):
-        check_hessian(posed(name))
+        if name in ONCE:
+            with pytest.raises((NotImplementedError, RuntimeError), match="not implemented"):
+                check_hessian(posed(name))
+        else:
+            check_hessian(posed(name))
 
 
 def test_both_ways_to_sums_of_squares_are_taken():
