@@ -55,7 +55,15 @@ NAMES = {
 MADE = {"gf.quantities.NoiseScale", "gf.losses.Whole", "gf.models.Pure", "gf.losses.class_weights"}
 MADE |= {
     f"gf.quantities.{name}"
-    for name in ("Eigenpair", "GramBlock", "Duplicates", "GradientSpectrum", "KroneckerFactors", "TraceEstimate")
+    for name in (
+        "Eigenpair",
+        "GramBlock",
+        "Duplicates",
+        "GradientSpectrum",
+        "KroneckerFactors",
+        "EigenFactors",
+        "TraceEstimate",
+    )
 }
 MADE |= {"gf.quantities.BatchEfficiency", "gf.quantities.CriticalBatch"}
 MADE |= {"gf.init.InitReport", "gf.init.InitRow", "gf.init.Place", "gf.init.VarianceFactor", "gf.init.VariancePath"}
