@@ -6,7 +6,7 @@ import ast
 import importlib
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -49,30 +49,35 @@ def on_a_page(name: Name, pages: str) -> bool:
     return any(f".. namespace:: {path}\n" in pages for path in around)
 
 
-def used(tree: ast.AST) -> Iterator[str]:
-    """Paths from `gradfunc` that code mentions: by import, by attribute, through names that stand for a namespace."""
+def aliases(nodes: list[ast.AST]) -> dict[str, str]:
+    """Names of a file that stand for something of gradfunc: `{name: path}`."""
     alias: dict[str, str] = {}
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Import):
             alias |= {n.asname or "gradfunc": n.name for n in node.names if n.name.split(".")[0] == "gradfunc"}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "gradfunc":
             alias |= {n.asname or n.name: f"{node.module}.{n.name}" for n in node.names}
-    yield from alias.values()
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             path = _path(node.value, alias)
             if path in namespaces():
                 alias[node.targets[0].id] = path
-    for node in ast.walk(tree):
-        if path := _path(node, alias):
-            yield path
+    return alias
+
+
+def used(nodes: list[ast.AST], shared: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
+    """Paths from `gradfunc` that code mentions; `shared` are the aliases of files that it may import from."""
+    alias = aliases(nodes)
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module in shared:
+            given = shared[node.module]
+            alias |= {n.asname or n.name: given[n.name] for n in node.names if n.name in given}
+    found = {*alias.values(), *(path for node in nodes if (path := _path(node, alias)))}
+    yield from found
     # A table of names, asked for by getattr.
-    if any(isinstance(node, ast.Call) and getattr(node.func, "id", "") == "getattr" for node in ast.walk(tree)):
-        words = {
-            node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
-        }
-        for where in {path for path in alias.values() if path in namespaces()} | _mentioned(tree, alias):
-            yield from (f"{where}.{word}" for word in words if word.isidentifier())
+    if any(isinstance(node, ast.Call) and getattr(node.func, "id", "") == "getattr" for node in nodes):
+        words = {str(node.value) for node in nodes if isinstance(node, ast.Constant)}
+        yield from (f"{where}.{word}" for where in found & set(namespaces()) for word in words if word.isidentifier())
 
 
 def _path(node: ast.AST, alias: dict[str, str]) -> str | None:
@@ -81,11 +86,6 @@ def _path(node: ast.AST, alias: dict[str, str]) -> str | None:
         chain.append(node.attr)
         node = node.value
     return ".".join([alias[node.id], *reversed(chain)]) if isinstance(node, ast.Name) and node.id in alias else None
-
-
-def _mentioned(tree: ast.AST, alias: dict[str, str]) -> set[str]:
-    paths = {_path(node, alias) for node in ast.walk(tree)}
-    return {path for path in paths if path in namespaces()}
 
 
 def values(path: str) -> Iterator[object]:
@@ -102,15 +102,17 @@ def values(path: str) -> Iterator[object]:
         yield value
 
 
-def exercised(sources: list[str]) -> set[int]:
-    """What tests name, and the classes that what they name makes."""
-    paths = {path for source in sources for path in used(ast.parse(source))}
+def exercised(sources: Mapping[str, str]) -> set[int]:
+    """What tests `{module: source}` name, and the classes that what they name makes."""
+    files = {name: list(ast.walk(ast.parse(source))) for name, source in sources.items()}
+    shared = {name: aliases(nodes) for name, nodes in files.items()}
+    paths = {path for nodes in files.values() for path in used(nodes, shared)}
     found = [value for path in paths for value in values(path)]
     made = made_by(value for value in found if inspect.isroutine(value) or inspect.isclass(value))
     return {id(value) for value in [*found, *made]}
 
 
-SOURCES = [path.read_text() for path in sorted(TESTS.rglob("*.py")) if path.name not in AUDITS]
+SOURCES = {path.stem: path.read_text() for path in sorted(TESTS.rglob("*.py")) if path.name not in AUDITS}
 
 
 def test_every_name_is_documented() -> None:
@@ -127,6 +129,7 @@ def test_every_name_is_on_a_page() -> None:
     assert {group_of(name) for name in top_level()} == set(GROUPS)
 
 
+@pytest.mark.slow
 def test_every_name_is_exercised() -> None:
     seen = exercised(SOURCES)
     assert [name.path for name in names().values() if id(name.value) not in seen] == []
@@ -157,7 +160,7 @@ def test_each_check_notices_what_it_is_for() -> None:
     assert not on_a_page(planted, PAGES)
     assert not on_a_page(Name("gradfunc.losses.mse", gf.losses.mse), PAGES.replace(":: gradfunc.losses\n", "\n"))
     assert not on_a_page(Name("gradfunc.undocumented", undocumented), PAGES)
-    assert id(gf.losses.mse) not in exercised(["import gradfunc as gf\ngf.losses.l1(1, 2)"])
+    assert id(gf.losses.mse) not in exercised({"test_x": "import gradfunc as gf\ngf.losses.l1(1, 2)"})
 
 
 @pytest.mark.parametrize(
@@ -168,8 +171,9 @@ def test_each_check_notices_what_it_is_for() -> None:
         "from gradfunc import losses as other\nother.mse",
         "from gradfunc.losses import mse",
         "import gradfunc as gf\nL = gf.losses\nL.mse",
+        "from cases import L as other\nother.mse",
         "import gradfunc as gf\nfor name in ('mse',): getattr(gf.losses, name)",
     ],
 )
 def test_a_use_is_seen_however_it_is_written(source) -> None:
-    assert id(gf.losses.mse) in exercised([source])
+    assert id(gf.losses.mse) in exercised({"test_x": source, "cases": "import gradfunc as gf\nL = gf.losses"})

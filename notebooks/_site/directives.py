@@ -6,6 +6,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -124,6 +125,8 @@ def documented(name: Name) -> str:
         return inspect.getdoc(name.value) or ""
     where = name.path.rpartition(".")[0]
     for path in _files(namespaces()[where]):
+        if f"\n{name.last}" not in inspect.getsource(sys.modules[path]):
+            continue
         docs = ModuleAnalyzer.for_module(path).find_attr_docs()
         if ("", name.last) in docs:
             return "\n".join(docs["", name.last])
