@@ -69,7 +69,7 @@ class Benchmarks(SphinxDirective):
 def _cell(row: dict[str, Any]) -> str:
     if not row["ratios"]:
         return row["verdict"] or "-"
-    ratio = f"{statistics.median(row['ratios']):.3g}"
+    ratio = f"{statistics.median(row['ratios']):#.3g}".rstrip(".")
     wrong = " wrong" if row["verdict"] == "wrong" else ""
     return ratio + wrong + (f" ({row['peak'] / 2**20:,.0f})" if row["peak"] is not None else "")
 

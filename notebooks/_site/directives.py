@@ -53,6 +53,8 @@ class Namespace(_Pages):
     def run(self) -> list[nodes.Node]:
         """The module and all about its names; then the same of the modules inside it."""
         where = self.arguments[0]
+        if where not in namespaces():
+            raise self.error(f"gradfunc has no namespace {where}")
         inner = [path for path in namespaces() if path.startswith(f"{where}.")]
         return [*self.all_about(where), *(self.section(path) for path in inner)]
 
@@ -79,7 +81,10 @@ class Group(_Pages):
 
     def run(self) -> list[nodes.Node]:
         """A table of the names, and each of them."""
-        return self.entries(of_group(self.arguments[0]))
+        found = of_group(self.arguments[0])
+        if not found:
+            raise self.error(f"gf has no names of the group {self.arguments[0]}")
+        return self.entries(found)
 
 
 class CommandLine(SphinxDirective):
