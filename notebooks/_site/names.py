@@ -1,6 +1,7 @@
 """The public names of gradfunc, found rather than listed: whatever its public modules re-export or define."""
 
 from __future__ import annotations
+import __future__
 
 import functools
 import importlib
@@ -14,7 +15,8 @@ from typing import Any
 
 import gradfunc as gf
 
-COMMANDS = ("gradfunc.cli", "gradfunc.bench.rows_on_disk")  # called by name from a shell, not from Python
+# Called by name from a shell or from pytest, not from Python.
+COMMANDS = ("gradfunc.cli", "gradfunc.bench.rows_on_disk", "gradfunc.testing.plugin")
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def _offered(module: types.ModuleType, value: object) -> bool:
     if inspect.isclass(value) or inspect.isroutine(value) or isinstance(value, typing.NewType):
         return str(home).startswith("gradfunc") if package else home == module.__name__
     # A constant of a package was imported on purpose; a file's own cannot be told from what it uses itself.
-    return package
+    return package and not isinstance(value, __future__._Feature | bool)
 
 
 @functools.cache
