@@ -14,6 +14,7 @@ from sphinx.ext.napoleon import Config, GoogleDocstring
 from sphinx.util.docutils import SphinxDirective
 
 NAPOLEON = Config(napoleon_use_ivar=True)
+SEVERAL = re.compile(r":(param|ivar) (\w+(?:, \w+)+): (.*)")
 RUBRIC = re.compile(r"\.\. rubric:: (\w+)")
 
 
@@ -34,13 +35,32 @@ def to_markdown(lines: list[str]) -> str:
     return "\n".join([*out, "```"] if code else out)
 
 
+def one_name_each(lines: list[str]) -> list[str]:
+    """A field of several names, `:param a, b: text`, as one field for each: Sphinx would take `a,` for a type."""
+    out: list[str] = []
+    fields: list[list[str]] = []
+    for line in lines:
+        several = SEVERAL.fullmatch(line)
+        if not (fields and line.startswith(" ")):
+            out += [entry for field in fields for entry in field]
+            fields = []
+        if several:
+            kind, names, text = several.groups()
+            fields = [[f":{kind} {name}: {text}"] for name in names.split(", ")]
+        elif fields:
+            fields = [[*field, line] for field in fields]
+        else:
+            out.append(line)
+    return out + [entry for field in fields for entry in field]
+
+
 def process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Wrap a docstring into the `markdown` directive."""
     if any(line.strip() for line in lines):
         # As a method's: of a property's first line napoleon takes what is before a colon for its type.
         kind = "method" if what == "property" else what
         fields = GoogleDocstring(lines, NAPOLEON, app, kind, name, obj, options)
-        text = to_markdown(fields.lines()).splitlines()
+        text = to_markdown(one_name_each(fields.lines())).splitlines()
         lines[:] = [".. markdown::", "", *(f"   {line}".rstrip() for line in text), ""]
 
 

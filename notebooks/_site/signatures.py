@@ -15,9 +15,12 @@ from .names import names
 BETWEEN = ("apply", "after", "evaluation", "flushed", "scaled")
 
 
-def hide_constructor(app: Any, what: str, name: str, obj: Any, options: Any, args: Any, _: Any) -> Any:
+def hide_constructor(app: Any, what: str, name: str, obj: Any, options: Any, args: Any, returned: Any) -> Any:
     """No arguments where a class is made by functions: it is private, an error, or takes what is private."""
-    return ("", "") if args and what in ("class", "exception") and not _is_called(obj) else None
+    if args and what in ("class", "exception"):
+        # A default factory is shown as `<factory>`, which Sphinx cannot read.
+        return (args.replace("<factory>", "..."), returned) if _is_called(obj) else ("", "")
+    return None
 
 
 def _is_called(cls: type) -> bool:
