@@ -44,7 +44,7 @@ class Guarantee:
         >>> before = gf.Guarantee(per_sample_independent=True)
         >>> dataclasses.replace(before, bound=1.0).bound
         1.0
-        >>> gf.clip_per_sample(2.0).guarantee.bound
+        >>> gf.clip_per_sample(2.0).guarantee(before).bound
         2.0
     """
 

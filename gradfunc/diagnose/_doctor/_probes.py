@@ -69,3 +69,4 @@ PROBES: tuple[Probe, ...] = (
     Probe("noise of the batch", ("noisy_batch",), _batch.noise, "deep"),
     Probe("reductions", ("reductions_disagree",), _batch.reductions, "deep"),
 )
+"""What `doctor` asks, in order; give it others with `probes=`."""
