@@ -22,10 +22,10 @@ Adam, SGD = torch.optim.Adam, torch.optim.SGD
 
 def patient(seed=0, **options):
     with torch.random.fork_rng():
-        return clinic.classifying(clinic.Draw(seed), **options)
+        return clinic.draw.classifying(clinic.Draw(seed), **options)
 
 
-def sick(make=clinic.softmax_before_cross_entropy):
+def sick(make=clinic.loss.softmax_before_cross_entropy):
     return clinic.sick(make, 0)
 
 
@@ -44,7 +44,11 @@ def test_a_report_is_text_and_json():
 
 
 def test_every_probe_has_one_outcome():
-    for make in (clinic.softmax_before_cross_entropy, clinic.unscaled_features, clinic.small_batch_norm):
+    for make in (
+        clinic.loss.softmax_before_cross_entropy,
+        clinic.data.unscaled_features,
+        clinic.batch.small_batch_norm,
+    ):
         report = doctor(**sick(make))
         named = {probe.name for probe in gf.diagnose.PROBES if set(probe.causes) & set(report.causes)}
         told = set(report.healthy) | {name for name, _ in report.not_run} | named
@@ -96,7 +100,9 @@ def test_progress_names_every_probe_in_its_order():
     assert names == [probe.name for probe in gf.diagnose.PROBES]
 
 
-@pytest.mark.parametrize("make", [clinic.classifier, clinic.with_dropout, clinic.regressor, clinic.with_adam])
+@pytest.mark.parametrize(
+    "make", [clinic.well.classifier, clinic.well.with_dropout, clinic.well.regressor, clinic.well.with_adam]
+)
 def test_backward_passes_are_those_of_autograd(make, monkeypatch):
     real, calls = torch.autograd.graph._engine_run_backward, []
 
@@ -207,7 +213,9 @@ def test_other_optimisers_run_on_copies(kind):
     assert not [reason for reason in report.not_run if FAILED in reason[1]]
 
 
-@pytest.mark.parametrize("make", [clinic.missing_zero_grad, clinic.unscaled_features, clinic.rate_too_large])
+@pytest.mark.parametrize(
+    "make", [clinic.step.missing_zero_grad, clinic.data.unscaled_features, clinic.rate.rate_too_large]
+)
 def test_it_runs_where_the_model_is(make, device):
     made = clinic.sick(make, 0)
     made["model"].to(device)

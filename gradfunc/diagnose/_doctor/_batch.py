@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
@@ -60,6 +61,15 @@ def _few(case: Case) -> Iterator[Finding]:
         yield Finding("small_batch_norm", "warning", text, fix, "certain", ", ".join(vectors[:5]))
 
 
+def noisy(case: Case) -> str:
+    """The symptom: the batch's gradient is no larger than chance alone makes it, by the difference of its halves."""
+    _ = case.first
+    if case.criterion.form == "whole":
+        return ""
+    whole, chance = case.halves
+    return "" if whole > chance else f"|gradient|^2 is {whole:.3g}, no more than the {chance:.3g} of chance"
+
+
 def noise(case: Case) -> Iterator[Finding]:
     """The simple noise scale against the batch."""
     _ = case.first
@@ -78,8 +88,9 @@ def noise(case: Case) -> Iterator[Finding]:
             else rows
         )
 
-    f = per_sample_grads(losses, batched=True, seed=case.seed)
-    case.count.backward += 3  # the pass, its certificate, norms
+    # one pass; the loop, which a model may need, would be one a sample
+    f = per_sample_grads(losses, batched=True, seed=case.seed, engine="factored", verify=False)
+    case.count.backward += 6  # the pass, and whose row is whose
     problem = case.problem
     found, failed = attempt(lambda: gradient_noise_scale(f(model.params, problem.args, problem.kwargs, problem.target)))
     if found is None:
@@ -90,6 +101,22 @@ def noise(case: Case) -> Iterator[Finding]:
     if scale > _limits.NOISE * n:
         text = f"noise scale {scale:.3g}, batch {n}: {scale / n:.3g} times, above {_limits.NOISE:g}"
         yield Finding("noisy_batch", "note", text, f"batch_size={int(scale)}  # or a smaller rate", "possible")
+
+
+def disagree(case: Case) -> str:
+    """The symptom: the criterion's mean is not that of its own losses, beyond weights and element counts."""
+    criterion = case.criterion
+    if criterion.form != "reducible" or case.kind or criterion.option("weight") is not None:
+        return ""  # torch's own, whose weights are declared
+    with torch.no_grad():
+        found, _ = attempt(lambda: criterion.reduced(case.output, case.problem.target, "none"))
+    if not isinstance(found, Tensor) or not found.dim() or criterion.option("reduction") not in (None, "mean"):
+        return ""
+    close = 100 * torch.finfo(found.dtype).eps * float(found.abs().mean())  # rounding of a sum
+    means = {float(found.sum()) / size for size in (found.numel(), len(found))}
+    if min(abs(mean - case.loss) for mean in means) <= close:
+        return ""
+    return f"the criterion's mean is {case.loss:.4g}, that of its losses {float(found.mean()):.4g}"
 
 
 def reductions(case: Case) -> Iterator[Finding]:
@@ -105,7 +132,7 @@ def reductions(case: Case) -> Iterator[Finding]:
     if found is None:
         raise NotRun(f"the audit fails: {failed}")
     if any(pair.fault for pair in found.pairs):
-        names = ", ".join(found.causes) or "unexplained"
-        text = f"closed forms that match to rounding: {names}"
+        names = ", ".join(found.causes)
+        text = f"closed forms that match to rounding: {names}" if names else "no closed form that is known explains it"
         fix = "g = gf.per_sample_grads(loss)(params, x, y).mean()  # one weighted mean"
-        yield Finding("reductions_disagree", "note", text, fix, "certain", names)
+        yield Finding("reductions_disagree", "note", text, fix, "certain" if names else "possible", names)

@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 from ..._engines import gradients
 from ..._problem import Criterion, Problem
 from ..._random import forked
-from ..._tree import Tensors, norm
+from ..._transform import StepReport
+from ..._tree import Tensors, norm, subtract
 from ...audit._case import attempt, devices_of, mean_loss
 from ...quantities import HessianExtremes, hessian_extremes
 from .._flow import FlowReport, gradient_flow
@@ -36,6 +37,7 @@ class Case:
         optimizer: the user's, or None.
         step: the user's update, or None.
         seed: of draws in the model.
+        reports: what the user's chain said at earlier steps.
         count: passes so far.
     """
 
@@ -46,6 +48,7 @@ class Case:
     optimizer: Optimizer | None
     step: Any
     seed: int
+    reports: tuple[StepReport, ...] = ()
     count: Count = field(default_factory=Count)
 
     # --- the criterion and the data -------------------------------------------------------------------------------
@@ -159,11 +162,14 @@ class Case:
 
     @functools.cached_property
     def waking(self) -> tuple[str, ...]:
-        """Parameters whose gradient is exactly 0 now, and is not after a step that moves weights by a thousandth."""
+        """Parameters whose gradient is exactly 0 now, and is not after a step: the optimiser's, else one that moves
+        weights by a thousandth."""
         asleep = [name for name, g in self.gradient.items() if not bool(g.any())]
         params = self.problem.model.params
         if not asleep or not self.waiting:
             return ()
+        if self.optimizer is not None and self.module is not None and any(self.rates):
+            return tuple(name for name in asleep if name in self.descent.reached)
         share = 1e-3 * norm(params) / (norm(self.gradient) or 1.0)
         moved = {name: value.detach() - share * self.gradient[name] for name, value in params.items()}
         found = self.pass_at(self.problem, moved).gradients
@@ -243,6 +249,23 @@ class Case:
         return [float(group["lr"]) for group in groups if "lr" in group]
 
     @functools.cached_property
+    def halves(self) -> tuple[float, float]:
+        """Squared norms of the batch's gradient, and of half the difference of those of its halves: of chance alone.
+
+        Raises:
+            NotRun: fewer than four samples, or no halves.
+        """
+        half = self.problem.size // 2
+        if half < 2:
+            raise NotRun("too few samples")
+        found, failed = attempt(lambda: self.pass_at(self.problem.rows(0, half), self.problem.model.params))
+        if found is None:
+            raise NotRun(f"the first half of the batch fails: {failed}")
+        given = {name: g for name, g in found.gradients.items() if g is not None}
+        # the second half is what the mean lacks: the difference of both is twice that of the first and the mean
+        return norm(self.gradient) ** 2, norm(subtract(given, {name: self.gradient[name] for name in given})) ** 2
+
+    @functools.cached_property
     def curvature(self) -> HessianExtremes:
         """Ends of the Hessian of the user's loss of the first batch."""
         return self.curvature_in({})
@@ -281,12 +304,14 @@ class Case:
         named = dict(from_copies[0].named_parameters())
         before = {name: named[name].detach().clone() for name in problem.model.params}
         losses: list[float] = []
+        reached: list[tuple[str, ...]] = []
 
         def closure() -> float:
             now = {name: named[name].detach() for name in problem.model.params}
             found = self.pass_at(problem, now) if losses else self.first  # the first one is known
             for name, g in found.gradients.items():
                 named[name].grad = None if g is None else g.detach().clone()
+            reached.append(tuple(n for n, g in found.gradients.items() if g is not None and bool(g.any())))
             losses.append(float(found.loss.detach()))
             return losses[-1]
 
@@ -299,4 +324,4 @@ class Case:
         final, failed = attempt(lambda: self.loss_of(problem, {n: named[n].detach() for n in problem.model.params})[1])
         losses.append(float(final.detach()) if final is not None else float("nan"))
         # an optimiser that evaluates several times a step gives more losses than steps: the first and the last count
-        return Descent(tuple(losses), moved)
+        return Descent(tuple(losses), moved, reached[1] if len(reached) > 1 else ())

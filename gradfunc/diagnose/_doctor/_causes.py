@@ -63,6 +63,7 @@ CAUSES: dict[str, str] = {
     "step_differs": "the gradient of your step is not that of the criterion's mean over the batch",
     "moved_otherwise": "parameters move by something else than the optimiser's step",
     "clips_by_value": "the gradient is clipped entry by entry, which turns it",
+    "clips_never": "gradients are clipped far above their size: the clip does nothing",
     "clips_always": "every batch's gradient is clipped to a small part of itself",
     # numerics
     "nonfinite": "the loss or gradients are not finite",

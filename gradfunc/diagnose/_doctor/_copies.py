@@ -38,10 +38,12 @@ class Descent:
     Attributes:
         losses: before the first step, and after each.
         moved: what the first step added to each parameter.
+        reached: names of the parameters whose gradient is not 0 after the first step.
     """
 
     losses: tuple[float, ...]
     moved: Tensors
+    reached: tuple[str, ...]
 
 
 def copies(module: nn.Module | None, optimizer: Optimizer | None) -> tuple[nn.Module, Optimizer]:

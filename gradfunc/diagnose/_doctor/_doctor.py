@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from ..._errors import check_int, kind_of, message
 from ..._problem import Problem, read
 from ..._stateless import PureModel, Stateless
+from ..._transform import StepReport
 from ._case import Case
 from ._finding import Finding, NotRun, Probe
 from ._missing import all_frozen
@@ -35,6 +36,7 @@ def doctor(
     deep: bool = False,
     *,
     probes: Sequence[Probe] = PROBES,
+    reports: Sequence[StepReport] = (),
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> DoctorReport:
@@ -55,6 +57,8 @@ def doctor(
             is compared with the criterion's own gradient. It must touch its arguments only.
         deep: whether all deep probes run.
         probes: what looks; `gf.diagnose.PROBES + (mine,)` adds one.
+        reports: what a chain of gradfunc said at earlier steps (`update_with_report`), for clips that always or never
+            bite.
         seed: of draws in the model, as dropout.
         progress: called with the name of each probe before it runs.
 
@@ -74,14 +78,14 @@ def doctor(
         >>> report.findings[0].fix
         'model = model[:-1]  # cross_entropy takes logits'
     """
-    _check(optimizer, step, deep, probes, seed)
+    _check(optimizer, step, deep, probes, reports, seed)
     batches = _batches(data)
     note = progress or (lambda name: None)
     module = model if isinstance(model, nn.Module) else getattr(model, "module", None)
     problems = tuple(_read(model, criterion, batch) for batch in batches)
     if not problems[0].model.params:
         return DoctorReport((all_frozen(problems[0].model),), (), (), 0, 0)
-    case = Case(problems[0], problems, batches[0], module, optimizer, step, seed)
+    case = Case(problems[0], problems, batches[0], module, optimizer, step, seed, tuple(reports))
     found: list[Finding] = []
     healthy: list[str] = []
     not_run: list[tuple[str, str]] = []
@@ -137,7 +141,7 @@ def _batches(data: Any) -> list[Any]:
     raise TypeError(message(CALL, got=f"{kind_of(data)} as data", expected="a batch, or batches"))
 
 
-def _check(optimizer: Any, step: Any, deep: Any, probes: Any, seed: Any) -> None:
+def _check(optimizer: Any, step: Any, deep: Any, probes: Any, reports: Any, seed: Any) -> None:
     if optimizer is not None and not isinstance(optimizer, Optimizer):
         raise TypeError(message(CALL, got=f"{kind_of(optimizer)} as optimizer", expected="a torch optimizer, or None"))
     if step is not None and not callable(step):
@@ -148,4 +152,6 @@ def _check(optimizer: Any, step: Any, deep: Any, probes: Any, seed: Any) -> None
         raise TypeError(message(CALL, got=f"deep={deep!r}", expected="True or False"))
     if not isinstance(probes, (tuple, list)) or not all(isinstance(probe, Probe) for probe in probes):
         raise TypeError(message(CALL, got=kind_of(probes) + " as probes", expected="a tuple of gf.diagnose.Probe"))
+    if not isinstance(reports, (tuple, list)) or not all(isinstance(report, StepReport) for report in reports):
+        raise TypeError(message(CALL, got=kind_of(reports) + " as reports", expected="a list of a chain's StepReport"))
     check_int(CALL, "seed", seed, 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import _batch, _data, _flow, _loss, _missing, _numerics, _rate, _step
+from . import _batch, _clips, _data, _flow, _loss, _missing, _numerics, _rate, _step
 from ._finding import Probe
 
 PROBES: tuple[Probe, ...] = (
@@ -43,9 +43,11 @@ PROBES: tuple[Probe, ...] = (
             "ascent",
             "clips_by_value",
             "clips_always",
+            "clips_never",
         ),
         _step.step,
     ),
+    Probe("clips of the chain", ("clips_never", "clips_always"), _clips.said),
     Probe("sum or mean", ("sum_reduction",), _loss.summed),
     Probe("distinct inputs", ("identical_inputs", "constant_features"), _data.constants),
     Probe("copies", ("contradicting_labels", "duplicates"), _data.copies),
@@ -66,6 +68,6 @@ PROBES: tuple[Probe, ...] = (
     Probe("classes", ("class_imbalance",), _data.imbalance),
     Probe("labels belong to inputs", ("labels_shifted", "labels_unrelated"), _data.labels),
     Probe("best constant", ("worse_than_constant", "constant_output"), _loss.floor),
-    Probe("noise of the batch", ("noisy_batch",), _batch.noise, "deep"),
-    Probe("reductions", ("reductions_disagree",), _batch.reductions, "deep"),
+    Probe("noise of the batch", ("noisy_batch",), _batch.noise, "deep", _batch.noisy),
+    Probe("reductions", ("reductions_disagree",), _batch.reductions, "deep", _batch.disagree),
 )

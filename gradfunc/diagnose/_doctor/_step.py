@@ -10,6 +10,7 @@ from ..._tree import Tensors, add, dot, norm, scale, subtract
 from ...audit._case import attempt
 from . import _limits
 from ._case import Case
+from ._clips import largest, loose, multiple
 from ._finding import Finding, NotRun
 from ._trial import Trial, Turn, trial
 
@@ -29,8 +30,8 @@ def step(case: Case) -> Iterator[Finding]:
         return
     if len(first.seen) > 1 or len(second.seen) != 1:
         raise NotRun(f"{len(first.seen)} and {len(second.seen)} calls of optimizer.step() in two calls of yours")
-    found = list(_gradients(case, ran))
-    yield from found
+    yield from _gradients(case, ran)
+    yield from loose(case, first.seen[0])
     if first.planned is not None:
         off = norm(subtract(first.moved, first.planned))
         size = max(norm(first.planned), norm(first.moved))
@@ -42,7 +43,7 @@ def step(case: Case) -> Iterator[Finding]:
 
 def _gradients(case: Case, ran: Trial) -> Iterator[Finding]:
     first, second = ran.turns
-    g, seen = _mean(case, first), first.seen[0]
+    g, seen = _mean(case, first, first=True), first.seen[0]
     if not norm(g):
         raise NotRun("the criterion's gradient is 0")
     if not norm(seen):
@@ -51,9 +52,9 @@ def _gradients(case: Case, ran: Trial) -> Iterator[Finding]:
         yield Finding("gradient_zeroed", "severe", text, fix, "certain")
         return
     then, later = _mean(case, second), second.seen[0]
-    factor, again = _multiple(seen, g), _multiple(later, then)
+    factor, again = multiple(seen, g), multiple(later, then)
     kept = add(seen, then if factor is None else scale(then, factor))
-    share = _multiple(later, kept)
+    share = multiple(later, kept)
     stale = share is not None and (
         again is None or (factor is not None and abs(again - 2 * factor) < 0.5 * abs(factor))
     )
@@ -100,7 +101,7 @@ def _turned(case: Case, ran: Trial, g: Tensors) -> Iterator[Finding]:
     """What a gradient of another direction comes from."""
     first = ran.turns[0]
     seen = first.seen[0]
-    bound = max(float(value.abs().max()) for value in seen.values())
+    bound = largest(seen)
     clipped = {name: value.clamp(-bound, bound) for name, value in g.items()}
     if norm(subtract(clipped, seen)) <= _limits.SAME * norm(seen):
         text = f"entries are clipped to {bound:.3g}; the cosine to the gradient is {_cosine(seen, g):.4f}, not 1"
@@ -111,7 +112,7 @@ def _turned(case: Case, ran: Trial, g: Tensors) -> Iterator[Finding]:
         raise NotRun("the model draws random numbers: the step's gradient cannot be repeated")
     for k in _PARTS:
         last = _last(case, first, k)
-        if last is not None and _multiple(seen, last) is not None:
+        if last is not None and multiple(seen, last) is not None:
             text = f"the optimiser sees the gradient of the last of {k} parts of the batch"
             fix = "optimizer.zero_grad()  # before the first part, not before each"
             yield Finding("only_last_part", "severe", text, fix, "certain")
@@ -138,16 +139,13 @@ def _gradient(case: Case, turn: Turn, start: int) -> Tensors:
     return {name: value * 0 if (g := found[name]) is None else g for name, value in problem.model.params.items()}
 
 
-def _mean(case: Case, turn: Turn) -> Tensors:
+def _mean(case: Case, turn: Turn, first: bool = False) -> Tensors:
+    """The criterion's gradient where a turn begins; that of the first pass is known, if the step leaves modes alone."""
+    assert case.module is not None
+    modes = [[m.training for m in module.modules()] for module in (turn.module, case.module)]
+    if first and modes[0] == modes[1]:
+        return case.gradient
     return _gradient(case, turn, 0)
-
-
-def _multiple(a: Tensors, b: Tensors) -> float | None:
-    """c where a = c b to `SAME`; None where it is no multiple."""
-    if not norm(b) or not norm(a):
-        return None
-    c = dot(a, b) / dot(b, b)
-    return c if norm(subtract(a, scale(b, c))) <= _limits.SAME * norm(a) else None
 
 
 def _cosine(a: Tensors, b: Tensors) -> float:

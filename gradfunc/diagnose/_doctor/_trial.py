@@ -25,12 +25,14 @@ class Turn:
     """One call of the user's step.
 
     Attributes:
-        problem: of the model as it was before, in the mode that the step left it in.
+        module: the model as it was before, in the mode that the step left it in.
+        problem: of it.
         seen: the gradients that the optimiser had at each call of its `step`; zeros where it had none.
         moved: what was added to each parameter.
         planned: what the optimiser adds to them for that gradient; None where it was not called once.
     """
 
+    module: nn.Module
     problem: Problem
     seen: tuple[Tensors, ...]
     moved: Tensors
@@ -60,32 +62,54 @@ def trial(case: Case) -> Trial:
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if not any(id(p) in held for p in module.parameters()):
         raise NotRun("the optimizer holds other parameters")
-    names = {value: name for name, value in module.named_parameters() if name in case.problem.model.params}
     turns = []
     for _k in range(2):
         before, planner = copies(module, optimizer)
-        seen: list[Tensors] = []
-
-        def note(_: Any, args: Any, kwargs: Any, seen: list[Tensors] = seen) -> None:
-            seen.append({n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for p, n in names.items()})
-
-        handle = optimizer.register_step_pre_hook(note)
-        batch = map_tensors(copy_of, case.given)
-        with _Untouched(case.module), torch.enable_grad(), forked(case.seed, 0, devices=devices_of(case.problem)):
-            _, failed = attempt(functools.partial(case.step, module, optimizer, batch))
-        handle.remove()
-        case.count.forward, case.count.backward = case.count.forward + 1, case.count.backward + 1  # at least
+        seen, failed = _call(case, module, optimizer)
         if failed is not None:
             raise NotRun(f"the step fails on copies: {failed}")
         start = {name: value.detach() for name, value in before.named_parameters() if name in case.problem.model.params}
-        moved = {name: value.detach() - start[name] for value, name in names.items()}
+        named = dict(module.named_parameters())
+        moved = {name: named[name].detach() - value for name, value in start.items()}
         planned = _planned(before, planner, seen[0]) if len(seen) == 1 else None
         for a, b in zip(before.modules(), module.modules(), strict=True):
             a.training = b.training
         model = stateless(before, in_dims=case.problem.model.in_dims, out_dims=case.problem.model.out_dims)
         problem = read("step(model, optimizer, batch)", model, case.criterion, case.given)
-        turns.append(Turn(problem, tuple(seen), moved, planned))
+        turns.append(Turn(before, problem, seen, moved, planned))
     return Trial(tuple(turns), _draws(case, turns[0].problem))
+
+
+def enlarged(case: Case, times: float) -> Tensors | None:
+    """What the optimiser sees in a first call where every gradient is so many times as large; None where it sees none.
+
+    A clip that does not bite shows its bound so.
+    """
+    module, optimizer = copies(case.module, case.optimizer)
+    for value in module.parameters():
+        if value.requires_grad:
+            value.register_hook(lambda g: g * times)  # of our copy
+    seen, failed = _call(case, module, optimizer)
+    return seen[0] if failed is None and len(seen) == 1 else None
+
+
+def _call(case: Case, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[tuple[Tensors, ...], str | None]:
+    """One call of the user's step on copies: the gradients at each call of the optimiser's; what it raised."""
+    assert case.module is not None
+    assert case.step is not None
+    names = {value: name for name, value in module.named_parameters() if name in case.problem.model.params}
+    seen: list[Tensors] = []
+
+    def note(_: Any, args: Any, kwargs: Any) -> None:
+        seen.append({n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for p, n in names.items()})
+
+    handle = optimizer.register_step_pre_hook(note)
+    batch = map_tensors(copy_of, case.given)
+    with _Untouched(case.module), torch.enable_grad(), forked(case.seed, 0, devices=devices_of(case.problem)):
+        _, failed = attempt(functools.partial(case.step, module, optimizer, batch))
+    handle.remove()
+    case.count.forward, case.count.backward = case.count.forward + 1, case.count.backward + 1  # at least
+    return tuple(seen), failed
 
 
 def _planned(module: nn.Module, optimizer: torch.optim.Optimizer, seen: Tensors) -> Tensors | None:
@@ -102,7 +126,7 @@ def _draws(case: Case, problem: Problem) -> bool:
     """Whether two seeds give two losses: gradients of parts of the batch then cannot be repeated."""
     losses = []
     for seed in (case.seed, case.seed + 1):
-        other = Case(problem, (problem,), case.given, case.module, None, None, seed, case.count)
+        other = Case(problem, (problem,), case.given, case.module, None, None, seed, count=case.count)
         losses.append(other.loss_of(problem, problem.model.params)[1].detach())
     return not torch.equal(*losses)
 
