@@ -87,7 +87,8 @@ def test_the_healthy_are_left_alone(make):
     report = seen(clinic.healthy(make, 0))
     assert report.ok, report
     assert not report.findings, report
-    if make is not clinic.well.trained:  # whose steps are small: a symptom, and the curvature is asked
+    # steps of the one are small: a symptom, and the curvature is asked; the other evaluates twenty times a step
+    if make not in (clinic.well.trained, clinic.well.with_lbfgs):
         assert report.backward <= BACKWARDS
 
 

@@ -246,7 +246,48 @@ def test_a_missing_zero_grad_is_seen_under_any_optimiser(make):
 def test_a_missing_zero_grad_needs_its_second_term(monkeypatch):
     # without the first gradient in the sum the closed form is that of a healthy step, and fits none
     monkeypatch.setattr(_step, "add", lambda a, b: b)
+    monkeypatch.setattr(_step, "_kept", lambda *_: [])
     assert "missing_zero_grad" not in doctor(**{**patient(), "step": never_zeroed}).causes
+
+
+def test_a_missing_zero_grad_is_sgd_with_momentum_1_to_the_bit():
+    ends = []
+    for zeroed, momentum in ((False, 0.0), (True, 1.0)):
+        made = patient(seed=5)
+        model, (x, y) = made["model"], made["data"]
+        optimizer = SGD(model.parameters(), lr=0.05, momentum=momentum)
+        for _ in range(25):
+            if zeroed:
+                optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        ends.append([p.detach() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_a_wrong_backward_is_found_although_the_loss_falls():
+    made = clinic.sick(clinic.numbers.wrong_backward, 0)
+    model, (x, y), optimizer = made["model"], made["data"], made["optimizer"]
+    losses = []
+    for _ in range(50):
+        made["step"](model, optimizer, (x, y))
+        losses.append(float(F.cross_entropy(model(x), y).detach()))
+    assert losses[-1] < losses[0]
+    assert doctor(**clinic.sick(clinic.numbers.wrong_backward, 0)).causes[0] == "wrong_backward"
+
+
+def test_a_step_that_moves_a_scheduler_is_refused_and_undone():
+    made = patient()
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(made["optimizer"], 0.5)
+
+    def step(model, optimizer, batch):
+        made["step"](model, optimizer, batch)
+        scheduler.step()
+
+    before = made["optimizer"].param_groups[0]["lr"]
+    with pytest.raises(ValueError, match="scheduler"):
+        doctor(**{**made, "step": step})
+    assert made["optimizer"].param_groups[0]["lr"] == before
 
 
 def test_labels_that_belong_pass_at_the_stated_rate():

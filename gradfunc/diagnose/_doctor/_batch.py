@@ -13,7 +13,6 @@ from torch.nn.modules.dropout import _DropoutNd
 from ... import audit
 from ..._per_sample import per_sample_grads
 from ...audit._case import attempt
-from ...audit._independence import independence
 from ...quantities import gradient_noise_scale
 from . import _limits
 from ._case import Case
@@ -40,14 +39,17 @@ def coupling(case: Case) -> Iterator[Finding]:
     yield from _few(case)
     if any(isinstance(m, _BatchNorm) and (m.training or m.running_mean is None) for m in case.module.modules()):
         raise NotRun("batch norms in train mode couple samples by design")
-    problem = case.problem.rows(0, min(case.problem.size, 16))
-    found, failed = attempt(lambda: independence(problem, case.seed))
-    if found is None or found.independent is None:
-        raise NotRun(failed or found.why)
-    case.count.forward += 2 * (problem.size - 1).bit_length() + 2
+    found = case.independence
+    if found.independent is None:
+        raise NotRun(found.why)
     if found.independent is False:
         text = f"{found.why}; 0 may"
         fix = "x.softmax(-1)  # not over dimension 0; x.flatten(1), not view(-1, ...)"
+        named = dict(case.module.named_modules())
+        chain = [named.get((found.layer or "").rsplit(".", k)[0]) for k in range(3)]
+        first = next((m for m in chain if getattr(m, "batch_first", True) is False), None)
+        if first is not None:
+            fix = f"nn.{type(first).__name__}(..., batch_first=True)  # samples come first in what it is given"
         yield Finding("batch_coupling", "severe", text, fix, "certain", found.layer or "")
 
 
@@ -64,7 +66,7 @@ def _few(case: Case) -> Iterator[Finding]:
 def noisy(case: Case) -> str:
     """The symptom: the batch's gradient is no larger than chance alone makes it, by the difference of its halves."""
     _ = case.first
-    if case.criterion.form == "whole":
+    if case.criterion.form in ("whole", "scalar"):
         return ""
     whole, chance = case.halves
     return "" if whole > chance else f"|gradient|^2 is {whole:.3g}, no more than the {chance:.3g} of chance"
@@ -73,8 +75,11 @@ def noisy(case: Case) -> str:
 def noise(case: Case) -> Iterator[Finding]:
     """The simple noise scale against the batch."""
     _ = case.first
-    if case.criterion.form == "whole":
-        raise NotRun("a criterion on the whole gives no losses of samples")
+    if case.criterion.form in ("whole", "scalar"):
+        raise NotRun("the criterion gives no losses of samples")
+    norms = case.module is not None and any(isinstance(m, _BatchNorm) for m in case.module.modules())
+    if not norms and case.independence.independent is False:
+        raise NotRun("samples are coupled: a gradient of one alone says nothing")
     model, criterion = case.problem.model, case.criterion
 
     def losses(params: Any, args: Any, kwargs: Any, target: Any) -> Tensor:

@@ -13,10 +13,11 @@ from torch.optim import Optimizer
 
 from ..._engines import gradients
 from ..._problem import Criterion, Problem
-from ..._random import forked
+from ..._random import RecordDraws, ReplayDraws, forked
 from ..._transform import StepReport
 from ..._tree import Tensors, norm, subtract
 from ...audit._case import attempt, devices_of, mean_loss
+from ...audit._independence import Independence, independence
 from ...quantities import HessianExtremes, hessian_extremes
 from .._flow import FlowReport, gradient_flow
 from . import _limits
@@ -96,7 +97,23 @@ class Case:
 
     @functools.cached_property
     def _passed(self) -> tuple[Pass | None, str | None]:
-        return attempt(lambda: self.pass_at(self.problem, self.problem.model.params))
+        with self._draws:
+            return attempt(lambda: self.pass_at(self.problem, self.problem.model.params))
+
+    @functools.cached_property
+    def _draws(self) -> RecordDraws:
+        """Of the first pass, once it ran."""
+        return RecordDraws()
+
+    @functools.cached_property
+    def again(self) -> Tensor:
+        """The loss of a second forward pass with the seed of the first."""
+        return self.loss_of(self.problem, self.problem.model.params)[1].detach()
+
+    @property
+    def repeats(self) -> bool:
+        """Whether both passes give the same, to the bit."""
+        return torch.equal(self.first.loss.detach(), self.again)
 
     @property
     def error(self) -> str:
@@ -111,7 +128,7 @@ class Case:
             NotRun: it failed.
         """
         if self._passed[0] is None:
-            raise NotRun(f"the pass of the first batch fails: {self.error}")
+            raise NotRun("the pass of the first batch fails")
         return self._passed[0]
 
     @property
@@ -207,37 +224,54 @@ class Case:
 
     @functools.cached_property
     def in_double(self) -> Pass:
-        """The pass in float64.
+        """The pass in float64, with the draws of the first one.
 
         Raises:
-            NotRun: it fails there.
+            NotRun: it fails there, or its draws cannot be those of the first.
         """
+        _ = self.first
+        if not self.repeats:
+            raise NotRun("two passes with one seed differ")
+        if self._draws.failed:
+            raise NotRun("the model draws inside of a fused operator: float64 would draw otherwise")
         problem = self.problem.cast(torch.float64)
-        found, failed = attempt(lambda: self.pass_at(problem, problem.model.params))
+        with ReplayDraws([self._draws.record]):
+            found, failed = attempt(lambda: self.pass_at(problem, problem.model.params))
         if found is None:
             raise NotRun(f"the model does not run in float64: {failed}")
         return found  # type: ignore[no-any-return]
 
     @functools.cached_property
     def flow(self) -> FlowReport:
-        """`gf.diagnose.gradient_flow` of the first batch."""
+        """`gf.diagnose.gradient_flow` of the first batch, by rates in use: the user's own has probes of its own."""
         _ = self.first
-        rates = self.rates
         self.count.forward += 1
         self.count.backward += 1
-        plain = isinstance(self.optimizer, torch.optim.SGD) and min(rates, default=0.0) > 0
         found, failed = attempt(
             lambda: gradient_flow(
                 self.problem.model,
                 self.criterion,
                 self.problem.batch,
-                lr=max(rates) if plain else None,
                 quantile_sample=100,
                 seed=self.seed,
             )
         )
         if found is None:
             raise NotRun(f"gradient_flow: {failed}")
+        return found  # type: ignore[no-any-return]
+
+    @functools.cached_property
+    def independence(self) -> Independence:
+        """Whether a sample's loss depends on other samples, of the first sixteen.
+
+        Raises:
+            NotRun: it cannot be told.
+        """
+        problem = self.problem.rows(0, min(self.problem.size, 16))
+        found, failed = attempt(lambda: independence(problem, self.seed))
+        if found is None:
+            raise NotRun(failed)
+        self.count.forward += 2 * (problem.size - 1).bit_length() + 2
         return found  # type: ignore[no-any-return]
 
     # --- the optimiser --------------------------------------------------------------------------------------------

@@ -62,12 +62,27 @@ def said(case: Case) -> Iterator[Finding]:
             yield Finding("clips_always", "warning", text, fix, "likely", stage)
 
 
-def multiple(a: Tensors, b: Tensors) -> float | None:
-    """c where a = c b to `SAME`; None where it is no multiple."""
+def late(seen: Tensors, after: Tensors) -> Iterator[Finding]:
+    """A clip that comes after the optimiser's step."""
+    if not norm(after):
+        return
+    c, bound = multiple(after, seen), largest(after)
+    whole = c is not None and c < 1 - _limits.SAME
+    by_value = {name: value.clamp(-bound, bound) for name, value in seen.items()}
+    entries = c is None and norm(subtract(by_value, after)) <= _limits.SAME * norm(after)
+    if whole or entries:
+        text = f"the optimiser's step sees a gradient of norm {norm(seen):.3g}; when yours returns it is clipped to "
+        text += f"{norm(after):.3g}"
+        fix = "torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm); optimizer.step()  # in this order"
+        yield Finding("clips_never", "warning", text, fix, "certain")
+
+
+def multiple(a: Tensors, b: Tensors, same: float = _limits.SAME) -> float | None:
+    """c where a = c b to a share of it; None where it is no multiple."""
     if not norm(b) or not norm(a):
         return None
     c = dot(a, b) / dot(b, b)
-    return c if norm(subtract(a, scale(b, c))) <= _limits.SAME * norm(a) else None
+    return c if norm(subtract(a, scale(b, c))) <= same * norm(a) else None
 
 
 def largest(gradients: Tensors) -> float:

@@ -13,13 +13,14 @@ from .._flow import FlowRow
 from .._flow._verdict import CHANGE
 from ._case import Case
 from ._finding import Finding, NotRun
+from ._missing import without
 
 _CAUSES = {"dead": "dead_units", "exploding": "exploding", "vanishing": "vanishing", "saturated": "saturated"}
 _FIXES = {
     "dead": "torch.nn.init.zeros_(layer.bias)  # and a smaller rate, where training did it",
     "exploding": "gf.init.initialize(params, {r'.*weight': gf.init.kaiming_normal()})  # or gf.init.lsuv, or norms",
-    "vanishing": "gf.init.lsuv(model, batch)  # or ReLU for sigmoid, norms, skip connections",
-    "saturated": "gf.init.lsuv(model, batch)  # or smaller inputs and weights before the activation",
+    "vanishing": "gf.load_params(model, gf.init.lsuv(model, x))  # or norms, skip connections",
+    "saturated": "gf.load_params(model, gf.init.lsuv(model, x))  # or smaller inputs and weights before the activation",
 }
 
 
@@ -59,7 +60,8 @@ def _passing(row: FlowRow, case: Case) -> bool:
 
 def flow(case: Case) -> Iterator[Finding]:
     """The verdicts of `gf.diagnose.gradient_flow`, each once, with the layer that is worst off."""
-    rows = case.flow.rows
+    cut = without(case)  # parameters that have a probe of their own
+    rows = [row for row in case.flow.rows if not row.parameters or not set(row.parameters) <= cut]
     for verdict, cause in _CAUSES.items():
         there = [row for row in rows if row.verdict == verdict and not _passing(row, case)]
         if verdict == "saturated":
@@ -71,10 +73,15 @@ def flow(case: Case) -> Iterator[Finding]:
         sure = "likely"
         if verdict == "vanishing" and (all_move := _all_move(there, case)):
             text, severity, sure = f"{text}; {all_move}", "warning", "possible"
-        if verdict == "exploding":  # from layer to layer, or beside the weights only: then a rate may do it as well
-            sure = "certain" if any((row.change or 0.0) > CHANGE for row in there) else "possible"
+        if verdict == "exploding":  # from layer to layer, or beside the weights only
+            sure = "certain" if any((row.change or 0.0) > CHANGE for row in there) else "likely"
         names = ", ".join(dict.fromkeys(row.layer for row in there[:5]))
-        yield Finding(cause, severity, text, _FIXES[verdict], sure, names)
+        fix = _FIXES[verdict]
+        if verdict == "vanishing" and any(row.activation == "sigmoid" for row in rows):
+            fix = (
+                "nn.ReLU()  # for nn.Sigmoid(), with torch.nn.init.kaiming_normal_; no scale of weights mends a sigmoid"
+            )
+        yield Finding(cause, severity, text, fix, sure, names)
 
 
 def _all_move(there: list[FlowRow], case: Case) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import nn
 
-from .draw import case, classifying
+from .draw import case, classifying, sgd
 
 
 def batch_coupling(d, cured):
@@ -62,12 +63,45 @@ def reductions_disagree(d, cured):
     return case(net, nn.CrossEntropyLoss(weight=weight), (d.x[:n], d.labels()[:n]), deep=True)
 
 
+class Noisy(nn.Module):
+    """Draws outside of torch."""
+
+    def __init__(self, net, on):
+        super().__init__()
+        self.net, self.on, self.draws = net, on, np.random.default_rng(0)
+
+    def forward(self, x):
+        return self.net(x + self.on * torch.as_tensor(self.draws.normal(size=x.shape), dtype=x.dtype))
+
+
+def numpy_noise(d, cured):
+    net = Noisy(d.net(d.classes), not cured)
+    return case(net, nn.CrossEntropyLoss(), (d.x, d.labels()), sgd(net))
+
+
+def time_first(d, cured):
+    """A recurrence that takes the batch for time."""
+    net, x = Sequence(d, cured), torch.randn(d.n, 5, d.d)
+    return classifying(d, net=net, x=x, y=x[:, -1, 0].argsort().argsort() * d.classes // d.n)
+
+
+class Sequence(nn.Module):
+    def __init__(self, d, batch_first):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(d.d, d.width, batch_first=batch_first), nn.Linear(d.width, d.classes)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0][:, -1])
+
+
 # name of the case -> the cause that must come first
 SICK = {
     batch_coupling: "batch_coupling",
     eval_mode: "eval_mode",
     small_batch_norm: "small_batch_norm",
     nondeterministic: "nondeterministic",
+    numpy_noise: "nondeterministic",
+    time_first: "batch_coupling",
     noisy_batch: "noisy_batch",
     reductions_disagree: "reductions_disagree",
 }

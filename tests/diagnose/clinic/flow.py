@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from .draw import classifying
@@ -42,10 +43,52 @@ def saturated(d, cured):
     return classifying(d, net=net)
 
 
+def vanishing_under_adam(d, cured):
+    """Adam makes up for it: a warning."""
+    net = d.net(d.classes, hidden=8, activation=nn.ReLU if cured else nn.Sigmoid).apply(he(cured))
+    return classifying(d, net=net, optimizer=torch.optim.Adam(net.parameters(), lr=1e-3))
+
+
+def exploding_in_time(d, cured):
+    """64 steps of a ReLU recurrence whose weight stretches by 2.5."""
+    net, x = Recurrent(d, 0.9 if cured else 2.5), torch.randn(d.n, 64, 1)
+    return classifying(d, net=net, x=x, y=x[:, -1, 0].argsort().argsort() * d.classes // d.n, lr=0.01)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, d, stretch):
+        super().__init__()
+        self.rnn, self.head = nn.RNN(1, d.width, nonlinearity="relu", batch_first=True), nn.Linear(d.width, d.classes)
+        nn.init.orthogonal_(self.rnn.weight_hh_l0, stretch)
+
+    def forward(self, x):
+        return self.head(self.rnn(x)[0][:, -1])
+
+
+def unused_layer(d, cured):
+    """Called, and dropped."""
+    return classifying(d, net=Dropped(d, cured))
+
+
+class Dropped(nn.Module):
+    def __init__(self, d, cured):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(d.d, d.width), nn.Linear(d.width, d.width), nn.Linear(d.width, d.classes)
+        self.cured = cured
+
+    def forward(self, x):
+        h = self.a(x).tanh()
+        more = self.b(h).tanh()
+        return self.c(more if self.cured else h)
+
+
 # name of the case -> the cause that must come first
 SICK = {
     vanishing: "vanishing",
     exploding: "exploding",
     dead_units: "dead_units",
     saturated: "saturated",
+    vanishing_under_adam: "vanishing",
+    exploding_in_time: "exploding",
+    unused_layer: "unused_parameter",
 }

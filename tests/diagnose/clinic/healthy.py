@@ -227,6 +227,62 @@ def convolutional(d):
     return classifying(d, net=net, x=x, y=y, optimizer=sgd(net, 0.05, momentum=0.9, weight_decay=5e-4))
 
 
+def own_function(d):
+    """A criterion that gives one number."""
+    return case(net := d.net(d.classes), lambda output, y: F.cross_entropy(output, y), (d.x, d.labels()), sgd(net))
+
+
+class Variational(nn.Module):
+    def __init__(self, d):
+        super().__init__()
+        self.encode, self.decode = nn.Linear(d.d, 4), nn.Linear(4, d.d)
+
+    def forward(self, x):
+        h = self.encode(x)
+        return self.decode(h + torch.randn_like(h))
+
+
+def variational(d):
+    return case(net := Variational(d), nn.MSELoss(), (d.x, d.x.clone()), torch.optim.Adam(net.parameters(), lr=1e-3))
+
+
+def warming_up(d):
+    net = d.net(d.classes)
+    optimizer = sgd(net, 0.1, momentum=0.9)
+    torch.optim.lr_scheduler.LinearLR(optimizer, 0.01)
+    return classifying(d, net=net, optimizer=optimizer)
+
+
+def with_autocast(d):
+    def change(criterion):
+        def step(model, optimizer, batch):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = criterion(model(batch[0]), batch[1])
+            loss.backward()
+            optimizer.step()
+
+        return step
+
+    return classifying(d, change)
+
+
+def with_lbfgs(d):
+    net, criterion = d.net(1), nn.MSELoss()
+    optimizer = torch.optim.LBFGS(net.parameters(), lr=0.1)
+
+    def step(model, optimizer, batch):
+        def closure():
+            optimizer.zero_grad()
+            loss = criterion(model(batch[0]), batch[1])
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+
+    return case(net, criterion, (d.x, d.numbers()), optimizer, step)
+
+
 HEALTHY = (
     many,
     language,
@@ -261,4 +317,9 @@ HEALTHY = (
     robust,
     trained,
     several_batches,
+    own_function,
+    variational,
+    warming_up,
+    with_autocast,
+    with_lbfgs,
 )

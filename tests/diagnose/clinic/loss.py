@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .draw import case, classifying, regressing, sgd
+from .draw import Apply, case, classifying, regressing, sgd
 
 
 def softmax_before_cross_entropy(d, cured):
@@ -130,6 +130,60 @@ def constant_output(d, cured):
     return classifying(d, net=Ignoring(d.net(d.classes), cured))
 
 
+def one_output_a_class(d, cured):
+    """Two outputs a sample against one number, 0 or 1: shapes that do not broadcast."""
+    net, y = d.net(2), d.labels(2)
+    return case(net, nn.CrossEntropyLoss() if cured else nn.MSELoss(), (d.x, y if cured else y.float()), sgd(net))
+
+
+def classes_under_bce(d, cured):
+    net, y = d.net(2), d.labels(2)
+    return case(net, nn.CrossEntropyLoss() if cured else nn.BCELoss(), (d.x, y if cured else y.float()), sgd(net))
+
+
+def classes_as_floats(d, cured):
+    net, y = d.net(4 if cured else 1), d.labels(4)
+    data = (d.x, y if cured else y.float()[:, None])
+    return case(net, nn.CrossEntropyLoss() if cured else nn.MSELoss(), data, sgd(net))
+
+
+def last_dimension(d, cured):
+    net, x = nn.Sequential(nn.Embedding(20, d.width), nn.Linear(d.width, 20)), torch.randint(0, 20, (32, 9))
+    move = Apply(lambda output: output.movedim(-1, 1) if cured else output)
+    return case(nn.Sequential(net, move), nn.CrossEntropyLoss(), (x[:, :-1], x[:, 1:]), sgd(net))
+
+
+def softmax_and_log_softmax(d, cured):
+    net = d.net(d.classes, *([] if cured else [nn.Softmax(1)]), nn.LogSoftmax(1))
+    return case(net, nn.NLLLoss(), (d.x, d.labels()), sgd(net))
+
+
+def relu_on_logits(d, cured):
+    return classifying(d, net=d.net(d.classes, *([] if cured else [nn.ReLU()])))
+
+
+def token_beyond_table(d, cured):
+    x = torch.randint(0, 20, (d.n, 5))
+    x[0, 0] = 20
+    net = nn.Sequential(nn.Embedding(20 + cured, d.width), nn.Flatten(), nn.Linear(5 * d.width, d.classes))
+    return classifying(d, net=net, x=x, y=x[:, 0] % d.classes)
+
+
+def integers_under_bce(d, cured):
+    net, y = d.net(1), d.labels(2)[:, None]
+    return case(net, nn.BCEWithLogitsLoss(), (d.x, y.float() if cured else y), sgd(net))
+
+
+def double_inputs(d, cured):
+    return classifying(d, x=d.x if cured else d.x.double())
+
+
+def softmax_in_a_function(d, cured):
+    """A loss of one number, written by the user."""
+    net = d.net(d.classes, *([] if cured else [nn.Softmax(-1)]))
+    return case(net, lambda output, y: F.cross_entropy(output, y), (d.x, d.labels()), sgd(net))
+
+
 # name of the case -> the cause that must come first
 SICK = {
     softmax_before_cross_entropy: "softmax_before_cross_entropy",
@@ -153,4 +207,14 @@ SICK = {
     loss_fails: "loss_fails",
     worse_than_constant: "worse_than_constant",
     constant_output: "constant_output",
+    one_output_a_class: "classes_under_regression",
+    classes_under_bce: "bce_on_logits",
+    classes_as_floats: "classes_under_regression",
+    last_dimension: "class_dimension",
+    softmax_and_log_softmax: "softmax_before_cross_entropy",
+    relu_on_logits: "relu_on_logits",
+    token_beyond_table: "index_out_of_range",
+    integers_under_bce: "loss_fails",
+    double_inputs: "loss_fails",
+    softmax_in_a_function: "softmax_before_cross_entropy",
 }

@@ -86,6 +86,12 @@ def frozen_in_optimizer(d, cured):
     return classifying(d, net=net, optimizer=torch.optim.SGD(own, lr=0.05))
 
 
+def rounded(d, cured):
+    """round has derivative 0."""
+    middle = Apply(torch.tanh if cured else lambda x: (3 * x).round())
+    return classifying(d, net=nn.Sequential(nn.Linear(d.d, d.width), middle, nn.Linear(d.width, d.classes)))
+
+
 # name of the case -> the cause that must come first
 SICK = {
     detached: "gradient_cut",
@@ -97,5 +103,6 @@ SICK = {
     zero_init: "zero_init",
     symmetric_init: "symmetric_init",
     cut_by_data: "gradient_cut",
+    rounded: "gradient_cut",
     frozen_in_optimizer: "frozen_in_optimizer",
 }

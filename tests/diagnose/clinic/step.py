@@ -186,6 +186,64 @@ def chain_always_clips(d, cured):
     return said(d, 1.0 if cured else 1e-3)
 
 
+def scaled_by_hand(d, cured):
+    """One backward pass of a multiple of the loss."""
+    return classifying(d, lambda criterion: plain(lambda output, y: (1 if cured else 128) * criterion(output, y)))
+
+
+def clips_after_the_step(d, cured):
+    def change(criterion):
+        def step(model, optimizer, batch):
+            optimizer.zero_grad()
+            criterion(model(batch[0]), batch[1]).backward()
+            if cured:
+                clip_grad_norm_(model.parameters(), 0.1)
+            optimizer.step()
+            if not cured:
+                clip_grad_norm_(model.parameters(), 0.1)
+
+        return step
+
+    return classifying(d, change)
+
+
+def eval_in_the_step(d, cured):
+    net = nn.Sequential(d.net(d.width), nn.BatchNorm1d(d.width), nn.Linear(d.width, d.classes))
+
+    def change(criterion):
+        def step(model, optimizer, batch):
+            model.train(cured)
+            plain(criterion)(model, optimizer, batch)
+
+        return step
+
+    return classifying(d, change, net=net)
+
+
+def step_fails(d, cured):
+    def change(criterion):
+        def step(model, optimizer, batch):
+            if not cured:
+                _, _, _ = batch  # a weight that is not there
+            plain(criterion)(model, optimizer, batch)
+
+        return step
+
+    return classifying(d, change)
+
+
+def zeroed_in_part(d, cured):
+    def change(criterion):
+        def step(model, optimizer, batch):
+            (model if cured else model[0]).zero_grad()
+            criterion(model(batch[0]), batch[1]).backward()
+            optimizer.step()
+
+        return step
+
+    return classifying(d, change)
+
+
 # name of the case -> the cause that must come first
 SICK = {
     missing_zero_grad: "missing_zero_grad",
@@ -201,6 +259,11 @@ SICK = {
     moved_otherwise: "moved_otherwise",
     clips_by_value: "clips_by_value",
     clips_never: "clips_never",
+    scaled_by_hand: "gradient_scale_left",
+    clips_after_the_step: "clips_never",
+    eval_in_the_step: "eval_mode",
+    step_fails: "step_fails",
+    zeroed_in_part: "missing_zero_grad",
     never_by_value: "clips_never",
     chain_never_clips: "clips_never",
     chain_always_clips: "clips_always",
