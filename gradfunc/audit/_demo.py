@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from .._problem import read
@@ -115,6 +114,8 @@ class DemoReport(Report):
 
 def digits(batch_size: int = 64) -> tuple[Stateless, nn.Module, tuple[Tensor, Tensor]]:
     """The embedded problem: scikit-learn's digits (pixels scaled to [0, 1]), a small perceptron, cross entropy."""
+    from sklearn.datasets import load_digits
+
     x, y = load_digits(return_X_y=True)
     batch = (torch.as_tensor(x[:batch_size] / 16, dtype=torch.float32), torch.as_tensor(y[:batch_size]))
     return stateless(mlp([64, 32, 10])), nn.CrossEntropyLoss(), batch

@@ -9,7 +9,6 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from sklearn.datasets import load_diabetes, load_digits, load_wine
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
@@ -55,6 +54,8 @@ class Case:
 @cache
 def digits() -> Data:
     """Pixels from 0 to 1, without those that are always 0."""
+    from sklearn.datasets import load_digits
+
     x, y = load_digits(return_X_y=True)
     return torch.as_tensor(x[:512, x[:512].std(0) > 0] / 16, dtype=torch.float32), torch.as_tensor(y[:512])
 
@@ -78,6 +79,8 @@ def classifier(net: nn.Module | None = None, data: Data | None = None, step: Ste
 
 def regressor(scale_target: bool, lr: float) -> Training:
     """Diabetes: disease progression, from 25 to 346, of ten features."""
+    from sklearn.datasets import load_diabetes
+
     x, y = (torch.as_tensor(value, dtype=torch.float32) for value in load_diabetes(return_X_y=True, scaled=False))
     data = scaled(x), scaled(y[:, None]) if scale_target else y[:, None]
     net = perceptron(data, 1)
@@ -91,6 +94,8 @@ def softmax(cured: bool) -> Training:
 
 def features(cured: bool) -> Training:
     """Wine: proline goes to 1680, hues are about 1."""
+    from sklearn.datasets import load_wine
+
     x, y = load_wine(return_X_y=True)
     x = torch.as_tensor(x, dtype=torch.float32)
     data = scaled(x) if cured else x, torch.as_tensor(y)

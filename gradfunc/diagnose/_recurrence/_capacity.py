@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.linear_model import Ridge
 from torch import Tensor
 
 from ..._errors import check_int, kind_of, message
@@ -61,6 +60,8 @@ def memory_capacity(
         >>> 5 < gf.diagnose.memory_capacity(model, length=2000).total < 20
         True
     """
+    from sklearn.linear_model import Ridge
+
     call = "gf.diagnose.memory_capacity(model, ...)"
     if not isinstance(model, Recurrent):
         raise TypeError(message(call, got=kind_of(model), expected="a recurrent model of gf.models"))
