@@ -155,6 +155,16 @@ def test_classes_that_are_weighted_are_no_finding():
     assert "class_imbalance" not in doctor(net, weighted, (x, y)).causes
 
 
+def test_weights_and_biases_that_explode_are_drawn_again():
+    torch.manual_seed(0)
+    layers = [part for _ in range(8) for part in (nn.Linear(32, 32), nn.ReLU())]
+    net, x, y = nn.Sequential(*layers, nn.Linear(32, 3)), torch.randn(96, 32), torch.arange(96) % 3
+    for value in net.parameters():
+        nn.init.normal_(value)
+    paste(only(doctor(net, nn.CrossEntropyLoss(), (x, y)), "exploding"), model=net, x=x)
+    assert doctor(net, nn.CrossEntropyLoss(), (x, y)).ok
+
+
 class Encoder(nn.Module):
     def __init__(self, batch_first):
         super().__init__()

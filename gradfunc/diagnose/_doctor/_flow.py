@@ -87,7 +87,10 @@ def _fix(verdict: str, there: list[FlowRow], rows: list[FlowRow]) -> str:
     again = [name for name in names if "weight_hh" in name]  # of nn.RNN, nn.LSTM, nn.GRU
     if again:
         return f"for name in {again}: nn.init.orthogonal_(model.get_parameter(name))  # and clip gradients"
-    more = {"exploding": "norms", "vanishing": "norms, skip connections", "saturated": "smaller inputs"}[verdict]
+    if verdict == "exploding":  # biases may be what lsuv measures, where they are as large as weights
+        zeros = "[nn.init.zeros_(p) for n, p in model.named_parameters() if n.endswith('bias')]"
+        return f"{zeros}; {_LSUV}  # or norms"
+    more = {"vanishing": "norms, skip connections", "saturated": "smaller inputs"}[verdict]
     return f"{_LSUV}  # or {more}"
 
 

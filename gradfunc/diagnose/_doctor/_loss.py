@@ -166,7 +166,8 @@ def outputs(case: Case) -> Iterator[Finding]:
     if case.kind == "cross_entropy":
         if probabilities or made == "sigmoid":
             text = "outputs are >= 0 and sum to 1" if probabilities else "the output is made by sigmoid"
-            fix = f"{_without(case, made or 'softmax')}  # cross_entropy takes logits"
+            fix = _without(case, made or "softmax")
+            fix += ": cross_entropy takes logits" if fix.startswith("#") else "  # cross_entropy takes logits"
             sure = "certain" if made in ("softmax", "sigmoid") else "likely"
             yield Finding("softmax_before_cross_entropy", "severe", text, fix, sure, "output")
         return
