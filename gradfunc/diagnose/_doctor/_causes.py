@@ -81,3 +81,4 @@ CAUSES: dict[str, str] = {
     "noisy_batch": "the batch's gradient is mostly noise",
     "reductions_disagree": "sum, mean and per-sample gradients disagree",
 }
+"""What `doctor` can find, `{cause: what it says}`."""

@@ -73,3 +73,4 @@ PROBES: tuple[Probe, ...] = (
     Probe("noise of the batch", ("noisy_batch",), _batch.noise, "deep", _batch.noisy),
     Probe("reductions", ("reductions_disagree",), _batch.reductions, "deep", _batch.disagree),
 )
+"""What `doctor` asks, in order; give it others with `probes=`."""
