@@ -206,6 +206,11 @@ def test_coupled_samples_are_not_asked_for_gradients_of_their_own():
     assert "coupled" in dict(report.not_run)["noise of the batch"]
 
 
+def test_a_probe_that_does_not_apply_says_to_what_it_does():
+    report = doctor(nn.Linear(3, 1), nn.MSELoss(), (torch.randn(8, 3), torch.randn(8, 1)))
+    assert dict(report.not_run)["class indices"] == "does not apply to mse_loss, only to cross_entropy, nll_loss"
+
+
 @pytest.mark.parametrize(("call", "name"), [(doctor, "probes"), (gf.diagnose.find_nonfinite, "faults")])
 def test_a_default_that_is_a_table_is_not_in_the_signature(call, name):
     assert inspect.signature(call).parameters[name].default is None

@@ -15,7 +15,7 @@ from ._outputs import BINARY, CLASSES, RANGES, REGRESSION, squashed_twice
 
 def _known(case: Case, *kinds: str) -> None:
     if case.kind not in kinds:
-        raise NotRun(f"of {', '.join(kinds)} only")
+        raise NotRun(f"does not apply to {case.kind or 'this criterion'}, only to {', '.join(kinds)}")
 
 
 def _without(case: Case, made: str) -> str:

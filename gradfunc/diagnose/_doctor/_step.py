@@ -23,7 +23,7 @@ _PARTS = range(2, 9)
 def step(case: Case) -> Iterator[Finding]:
     """Run the step twice on copies; name what its gradients are."""
     if case.error:
-        raise NotRun("the pass of the first batch fails")
+        raise NotRun("the pass of the first batch fails: see the findings")
     try:
         ran = trial(case)
     except StepFails as error:
