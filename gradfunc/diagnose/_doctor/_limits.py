@@ -13,6 +13,8 @@ TARGET = 10.0
 # From this many samples on, a constant column is unlikely to be chance: a binary feature with a share of 1/4 has the
 # same value in 32 samples once in 10^4 batches.
 CONSTANT = 32
+# A spread of ten times what rounding a mean of numbers of one size leaves in float32 is none.
+CONSTANT_STD = 1e-6
 # A tenth of the samples there twice: an estimate from n samples then has the variance of one from less than n.
 DUPLICATES = 0.1
 # At 9 : 1 the constant prediction is right nine times in ten.
