@@ -34,6 +34,9 @@ WORSE = 4.0
 # Below a ten-thousandth of the largest stable rate, ten thousand steps do what one could. (A thousandth is in use,
 # where a trained net is tuned.)
 SLOW = 1e-4
+# A net that leaves less than half of what a constant leaves has learned, at whatever rate; and where losses go to 0 the
+# curvature goes with them, so that the largest stable rate says nothing any more.
+LEARNED = 0.5
 # A step that moves weights by less than this share takes over a million of them to move weights by their own size.
 STILL = 1e-6
 # Where decay pulls ten times as hard as the loss pushes, weights shrink whatever the data say. (At an equilibrium the

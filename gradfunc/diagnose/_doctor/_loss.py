@@ -213,9 +213,8 @@ def size_of_target(case: Case) -> Iterator[Finding]:
 
 def floor(case: Case) -> Iterator[Finding]:
     """The loss against that of the best constant prediction; outputs that do not follow the inputs."""
-    best = _floor(case)
+    best, loss = against_constant(case)
     spread = _spread(case)
-    loss = case.loss / case.target.numel() if case.criterion.option("reduction") == "sum" else case.loss
     if (
         spread is not None
         and spread == 0
@@ -227,6 +226,12 @@ def floor(case: Case) -> Iterator[Finding]:
     elif best > 0 and loss > _limits.WORSE * best and len(case.targets) >= _limits.CONSTANT:
         text = f"loss {loss:.4g}, best constant {best:.4g}: {loss / best:.3g} times, above {_limits.WORSE:g}"
         yield Finding("worse_than_constant", "warning", text, _constant(case), "possible", "output")
+
+
+def against_constant(case: Case) -> tuple[float, float]:
+    """The loss of the best constant prediction, and the user's, each a mean over entries."""
+    best = _floor(case)
+    return best, case.loss / case.target.numel() if case.criterion.option("reduction") == "sum" else case.loss
 
 
 def _constant(case: Case) -> str:

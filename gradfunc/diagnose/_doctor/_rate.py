@@ -13,6 +13,7 @@ from ..._tree import Tensors, norm
 from . import _limits
 from ._case import Case
 from ._finding import Finding, NotRun
+from ._loss import against_constant
 from ._outputs import set_rate
 
 _ADAM = (torch.optim.Adam, torch.optim.AdamW)
@@ -122,7 +123,18 @@ def curvature(case: Case) -> Iterator[Finding]:
         yield Finding("rate_too_large", "severe", text, set_rate(largest / 4), sure)
     elif isinstance(case.optimizer, torch.optim.SGD) and max(rate, _later(group)) < _limits.SLOW * largest:
         text = f"rate {rate:.3g} below {_limits.SLOW:g} of {limit:.3g} / {top:.4g} = {largest:.3g}"
-        yield Finding("rate_too_small", "severe", text, set_rate(largest / 4), "likely")
+        learned = _learned(case)
+        severity = "note" if learned else "severe"
+        yield Finding("rate_too_small", severity, text + learned, set_rate(largest / 4), "likely")
+
+
+def _learned(case: Case) -> str:
+    """What a net that has learned already is told; empty for another."""
+    try:
+        best, loss = against_constant(case)
+    except NotRun:
+        return ""
+    return f"; the loss is {loss / best:.2g} of the best constant's" if loss < _limits.LEARNED * best else ""
 
 
 def _preconditioner(case: Case, optimizer: Optimizer, eps: float) -> Tensors:
