@@ -45,6 +45,7 @@ NAMES = {
     **{f"gf.store.{name}": value for name, value in public(gf.store).items()},
     **{f"gf.train.{name}": value for name, value in public(gf.train).items()},
     **{f"gf.testing.{name}": value for name, value in public(gf.testing).items()},
+    **{f"gf.testing.strategies.{name}": value for name, value in public(gf.testing.strategies).items()},
     **{f"gf.plot.{name}": value for name, value in public(gf.plot).items()},
     **{f"gf.models.{name}": value for name, value in public(gf.models).items()},
     **{f"gf.diagnose.{name}": value for name, value in public(gf.diagnose).items()},
@@ -59,6 +60,8 @@ MADE |= {"gf.quantities.BatchEfficiency", "gf.quantities.CriticalBatch"}
 MADE |= {"gf.init.InitReport", "gf.init.InitRow", "gf.init.Place", "gf.init.VarianceFactor", "gf.init.VariancePath"}
 MADE |= {"gf.init.LsuvReport", "gf.init.LsuvRow"}
 MADE |= {"gf.testing.CheckReport", "gf.testing.CheckRow", "gf.bench.BenchReport", "gf.bench.BenchRow", "gf.bench.Case"}
+MADE |= {f"gf.testing.strategies.{name}" for name in ("Model", "Loss", "Batch", "Case", "Problem", "SyntheticGrads")}
+MADE |= {f"gf.testing.strategies.{name}" for name in ("heavy", "deviation")}
 MADE |= {f"gf.store.{name}" for name in ("Manifest", "Shard", "Damage", "StoreReport", "TopK")}
 MADE |= {f"gf.projections.{name}" for name in ("Gaussian", "Rademacher", "CountSketch", "TwoSided", "PerParameter")}
 MADE |= {"gf.diagnose.NonfiniteReport", "gf.diagnose.MovedLayer", "gf.diagnose.MovedReport", "gf.diagnose.Unmoved"}

@@ -15,6 +15,7 @@ from .._tree import Selection, Tensors, by_rules, check_selection, selected
 from ._chain import Stage, name_of, places, ran, told, transparent
 from ._guarantee import NOTHING, SAMPLES, Guarantee, Sensitivity
 from ._landing import merged
+from ._numbers import shown
 from ._protocol import State, Transformation, Updates, guarantee_after
 from ._stage import AnyStage, How
 
@@ -220,7 +221,8 @@ class Partition(Stage[A, B]):
         return next((p for s in self.stages.values() if (p := places(s)[which]) is not None), None)
 
     def __repr__(self) -> str:
-        return f"partition({{{', '.join(f'{k!r}: {_shown(stage)}' for k, stage in self.stages.items())}}})"
+        stages = ", ".join(f"{label!r}: {_shown(stage)}" for label, stage in self.stages.items())
+        return f"partition({{{stages}}}, {shown(self.labels)})"
 
 
 def partition(stages: Mapping[str, Transformation[A, B]], labels: Labels) -> Partition[A, B]:

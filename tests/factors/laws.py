@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from factors.makers import ALONE, Case
-from factors.makers import case as make
+from factors.uses import ALONE
 from oracle import close, close_rows, close_sum, flat
 from torch import Tensor
 
 from gradfunc import _factors as F
 from gradfunc._factors import Gradient, Gradients
 from gradfunc.projections import Gaussian
+from gradfunc.testing.strategies._factors import Gathered
+from gradfunc.testing.strategies._factors import gathered as make
 
-Law = Callable[[Case, int], None]
+Law = Callable[[Gathered, int], None]
 
 
 def numbers(n: int, seed: int = 1) -> Tensor:
@@ -25,24 +26,24 @@ def cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.cpu() for name, value in tensors.items()}
 
 
-def dense(case: Case, scratch: int) -> None:
+def dense(case: Gathered, scratch: int) -> None:
     got = F.dense(case.gradients)
     assert all(value.dtype == case.gradients[name].like.dtype for name, value in got.items())
     close_rows(cpu(got), case.rows)
 
 
-def norms(case: Case, scratch: int) -> None:
+def norms(case: Gathered, scratch: int) -> None:
     want = flat(case.rows).norm(dim=1)
     close(F.norms(case.gradients, scratch).cpu(), want, want, "norms")
 
 
-def norms_each(case: Case, scratch: int) -> None:
+def norms_each(case: Gathered, scratch: int) -> None:
     for name, value in F.norms_each(case.gradients, scratch).items():
         want = flat({name: case.rows[name]}).norm(dim=1)
         close(value.cpu(), want, want, f"norms of {name}")
 
 
-def squares(case: Case, scratch: int) -> None:
+def squares(case: Gathered, scratch: int) -> None:
     """Of every factor alone, and by the way that `method` names."""
     for gradient in case.gradients.values():
         for factor in gradient.factors:
@@ -53,24 +54,24 @@ def squares(case: Case, scratch: int) -> None:
             close(value.cpu(), rows.square().sum(1), scale, f"squared norms of {factor.kind}")
 
 
-def _gram(left: Case, right: Case, scratch: int) -> None:
+def _gram(left: Gathered, right: Gathered, scratch: int) -> None:
     for name, value in F.gram(left.gradients, right.gradients, scratch).items():
         a, b = flat({"": left.rows[name]}), flat({"": right.rows[name]})
         close(value.cpu(), a @ b.T, a.norm(dim=1)[:, None] * b.norm(dim=1), f"gram of {name}")
 
 
-def gram(case: Case, scratch: int) -> None:
+def gram(case: Gathered, scratch: int) -> None:
     _gram(case, case, scratch)
 
 
-def gram_of_two(case: Case, scratch: int) -> None:
+def gram_of_two(case: Gathered, scratch: int) -> None:
     """Rows of one against some rows of another, in another order."""
     at = torch.arange(case.size).flip(0)[: max(1, case.size - 1)]
     rows = {name: value[at] for name, value in case.rows.items()}
-    _gram(case, Case(F.select(case.gradients, at), rows, case.geometry), scratch)
+    _gram(case, Gathered(F.select(case.gradients, at), rows, case.geometry), scratch)
 
 
-def gram_of_kinds(case: Case, scratch: int) -> None:
+def gram_of_kinds(case: Gathered, scratch: int) -> None:
     """Every kind against every other: what one engine left beside what another did."""
     some = make(case.geometry, ALONE)
     for one, left in some.gradients.items():
@@ -80,7 +81,7 @@ def gram_of_kinds(case: Case, scratch: int) -> None:
             close(got, a @ b.T, a.norm(dim=1)[:, None] * b.norm(dim=1), f"gram of {one} with {two}")
 
 
-def dots(case: Case, scratch: int) -> None:
+def dots(case: Gathered, scratch: int) -> None:
     v = {name: numbers(value.shape[1:].numel()).reshape(value.shape[1:]) for name, value in case.rows.items()}
     whole, direction = flat(case.rows), torch.cat([value.flatten() for value in v.values()])
     on_device = {name: value.to(case.geometry.device) for name, value in v.items()}
@@ -92,7 +93,7 @@ def dots(case: Case, scratch: int) -> None:
     )
 
 
-def many_dots(case: Case, scratch: int) -> None:
+def many_dots(case: Gathered, scratch: int) -> None:
     """A factor with more directions than positions."""
     for gradient in case.gradients.values():
         entries = gradient.like.numel()
@@ -103,18 +104,18 @@ def many_dots(case: Case, scratch: int) -> None:
             close(got.cpu(), rows @ v.T, rows.norm(dim=1)[:, None] * v.norm(dim=1), f"dots of {factor.kind}")
 
 
-def total(case: Case, scratch: int) -> None:
+def total(case: Gathered, scratch: int) -> None:
     got = F.weighted_sum(case.gradients, None, scratch)
     close_sum(cpu(got), torch.ones(case.size, dtype=torch.float64), case.rows, "sum")
 
 
-def weighted_sum(case: Case, scratch: int) -> None:
+def weighted_sum(case: Gathered, scratch: int) -> None:
     c = numbers(case.size)
     got = F.weighted_sum(case.gradients, c.to(case.geometry.device), scratch)
     close_sum(cpu(got), c, case.rows, "weighted sum")
 
 
-def masked_sum(case: Case, scratch: int) -> None:
+def masked_sum(case: Gathered, scratch: int) -> None:
     """Coefficients 0 leave out rows that hold inf and NaN in either half."""
     c = numbers(case.size)
     c[::2] = 0
@@ -136,7 +137,7 @@ def masked_sum(case: Case, scratch: int) -> None:
         close_sum(cpu(got), c, case.rows, "masked sum")
 
 
-def project(case: Case, scratch: int) -> None:
+def project(case: Gathered, scratch: int) -> None:
     projection = Gaussian(3, seed=2, drawn=scratch)
     want = torch.zeros(case.size, 3, dtype=torch.float64)
     scale = torch.zeros(case.size, dtype=torch.float64)
@@ -147,7 +148,7 @@ def project(case: Case, scratch: int) -> None:
     close(F.project(case.gradients, projection).cpu(), want, scale[:, None], "projection")
 
 
-def select(case: Case, scratch: int) -> None:
+def select(case: Gathered, scratch: int) -> None:
     for at in (slice(1, 3), torch.arange(case.size).flip(0), torch.arange(0)):
         at = slice(min(1, case.size), min(3, case.size)) if isinstance(at, slice) else at
         close_rows(
@@ -155,7 +156,7 @@ def select(case: Case, scratch: int) -> None:
         )
 
 
-def concatenated(case: Case, scratch: int) -> None:
+def concatenated(case: Gathered, scratch: int) -> None:
     """Parts in two orders, by stretch and by position, one of them with more positions than the other."""
     half = case.size // 2
     stretches = [slice(0, half), slice(half, case.size)]
@@ -166,7 +167,7 @@ def concatenated(case: Case, scratch: int) -> None:
         joined = F.concatenated(parts)
         got = F.dense(joined)
         close_rows(cpu(got), case.rows, "concatenated rows")
-        norms(Case(joined, case.rows, case.geometry), scratch)
+        norms(Gathered(joined, case.rows, case.geometry), scratch)
         for name, gradient in joined.items():
             kinds = [factor.kind for factor in case.gradients[name].factors]
             assert [factor.kind for factor in gradient.factors] == kinds
@@ -187,7 +188,7 @@ def longer(rows: Gradients) -> Gradients:
     return out
 
 
-def merged(case: Case, scratch: int) -> None:
+def merged(case: Gathered, scratch: int) -> None:
     """What can be joined is, and rows that are dense take everything."""
     for name, gradient in case.gradients.items():
         kinds = [(factor.kind, *factor.features) for factor in gradient.factors]
@@ -195,7 +196,7 @@ def merged(case: Case, scratch: int) -> None:
         assert ("dense",) not in kinds or len(kinds) == 1, name
 
 
-def formed(case: Case, scratch: int) -> None:
+def formed(case: Gathered, scratch: int) -> None:
     """Rows that are formed are the same rows; they are where they take no more than their factors; there is a bound."""
     names = F.formed(case.gradients)
     before = after = sure = 0
@@ -221,7 +222,7 @@ def _bytes(gradient: Gradient) -> int:
     return sum(tensor.numel() * tensor.element_size() for factor in gradient.factors for tensor in factor.tensors)
 
 
-def mapped(case: Case, scratch: int) -> None:
+def mapped(case: Gathered, scratch: int) -> None:
     """Tensors are all there, and stay as they were whatever is asked."""
     held = F.tensors(case.gradients)
     before = [tensor.clone() for tensor in held]

@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 from factors.laws import LAWS, Law
-from factors.makers import GEOMETRIES, SCRATCH, USES, Geometry, case
+from factors.uses import GEOMETRIES, SCRATCH, USES
 from hypothesis import example, given, settings
+
+from gradfunc.testing.strategies._factors import Geometry, gathered
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
@@ -21,4 +23,4 @@ from hypothesis import example, given, settings
 @example(geometry=Geometry(4, 9, 2, 3, "strided"), scratch=1)
 @example(geometry=Geometry(4, 3, 3, 3), scratch=2**16)
 def test_law(law: Law, device: str, geometry: Geometry, scratch: int):
-    law(case(replace(geometry, device=device), USES), scratch)
+    law(gathered(replace(geometry, device=device), USES), scratch)

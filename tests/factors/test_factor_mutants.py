@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from factors import laws, test_norms
-from factors.makers import Geometry, case
 
 from gradfunc._factors import (
     Gradient,
@@ -27,6 +26,7 @@ from gradfunc._factors import (
     _windows,
 )
 from gradfunc.projections import Gaussian
+from gradfunc.testing.strategies._factors import Geometry, gathered
 
 OWNERS = {
     "Gaussian": Gaussian,
@@ -139,12 +139,12 @@ def test_a_law_catches_it(monkeypatch, mutant):
     law, uses, geometry, function, old, new = mutant
     check = getattr(laws, law)
     shape, scratch = (*geometry.split(), 2**16)[:2]
-    some = case(GEOMETRIES[shape], [uses.split()] * 2)
+    some = gathered(GEOMETRIES[shape], [uses.split()] * 2)
     check(some, int(scratch))
     owner, _, name = function.partition(".")
     mutate(monkeypatch, OWNERS[owner], name, old, new)
     with pytest.raises(AssertionError):
-        check(case(GEOMETRIES[shape], [uses.split()] * 2), int(scratch))
+        check(gathered(GEOMETRIES[shape], [uses.split()] * 2), int(scratch))
 
 
 def test_every_law_has_a_mutant():

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from factors.makers import Geometry, case
 from oracle import close_rows
 
 from gradfunc import _factors as F
 from gradfunc._factors import Dense, Gradient, Outer
+from gradfunc.testing.strategies._factors import Geometry, gathered
 
 
 def kinds(gradient):
@@ -27,12 +27,12 @@ def kinds(gradient):
     ],
 )
 def test_what_can_be_joined_is(uses, left):
-    (gradient,) = case(Geometry(3, 2, 4, 5), (uses,)).gradients.values()
+    (gradient,) = gathered(Geometry(3, 2, 4, 5), (uses,)).gradients.values()
     assert kinds(gradient) == left
 
 
 def test_nothing_of_no_entries():
-    (gradient,) = case(Geometry(3, 2, 0, 5), (("outer", "rows"),)).gradients.values()
+    (gradient,) = gathered(Geometry(3, 2, 0, 5), (("outer", "rows"),)).gradients.values()
     assert gradient.factors == ()
 
 
@@ -45,8 +45,8 @@ def test_a_factor_of_another_shape_is_refused():
 
 
 def test_parts_of_several_structures_become_dense():
-    some = case(Geometry(4, 2, 3, 5), (("outer",),))
-    other = case(Geometry(4, 2, 3, 5, seed=1), (("rows",),))
+    some = gathered(Geometry(4, 2, 3, 5), (("outer",),))
+    other = gathered(Geometry(4, 2, 3, 5, seed=1), (("rows",),))
     (name,), (theirs,) = some.gradients, other.gradients
     parts = [(slice(0, 4), some.gradients), (slice(4, 8), {name: other.gradients[theirs]})]
     joined = F.concatenated(parts)
@@ -55,7 +55,7 @@ def test_parts_of_several_structures_become_dense():
 
 
 def test_parts_without_factors_are_zeros_of_the_others_structure():
-    some = case(Geometry(4, 2, 3, 5), (("outer", "rows"),))
+    some = gathered(Geometry(4, 2, 3, 5), (("outer", "rows"),))
     (name,) = some.gradients
     nothing = {name: Gradient(some.gradients[name].like, 2, ())}
     joined = F.concatenated([(torch.tensor([0, 5]), nothing), (torch.tensor([1, 2, 3, 4]), some.gradients)])
@@ -83,7 +83,7 @@ def _wide():
 
 
 def test_mapped_to_another_device():
-    some = case(Geometry(3, 2, 4, 5), (("outer", "rows"), ()))
+    some = gathered(Geometry(3, 2, 4, 5), (("outer", "rows"), ()))
     moved = F.mapped(some.gradients, lambda tensor: tensor.to("meta"))
     first, second = moved.values()
     assert first.like.device.type == "meta"

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from factors.makers import products
 from oracle import close, flat
 
 from gradfunc import _factors as F
@@ -14,6 +13,7 @@ from gradfunc._factors import Dense, Gradient, Outer, Rows
 from gradfunc._factors._products import squares_by_gram
 from gradfunc._rounding import gamma, unit_roundoff
 from gradfunc._tree import row_norms
+from gradfunc.testing.strategies._factors import products
 
 U = unit_roundoff(torch.float32)
 

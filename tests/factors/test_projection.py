@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from factors.makers import Geometry, case
 from oracle import close
 
 from gradfunc import _factors as F
 from gradfunc.projections import Gaussian, gaussian
+from gradfunc.testing.strategies._factors import Geometry, gathered
 
 
 def test_columns_depend_on_seed_name_and_entry_alone(device):
@@ -33,7 +33,7 @@ def test_entries_are_normal_of_variance_one_over_size():
 
 @pytest.mark.parametrize("kinds", [("outer",), ("rows",), ("outer", "rows"), ("turned", "outer")])
 def test_rows_that_are_held_as_they_are_give_the_same_numbers(device, kinds):
-    some = case(Geometry(4, 3, 5, 6, device=device), (kinds,))
+    some = gathered(Geometry(4, 3, 5, 6, device=device), (kinds,))
     rows = F.from_rows(F.dense(some.gradients))
     for size in (1, 40):
         got, want = F.project(some.gradients, gaussian(size)), F.project(rows, gaussian(size))
@@ -47,11 +47,11 @@ def test_a_projection_of_ones_own():
         def apply(self, name, factor):
             return factor.dots(torch.ones(1, *factor.shape, dtype=factor.dtype), 2**16)
 
-    some = case(Geometry(4, 3, 5, 6), (("outer",), ("outer", "rows"), ()))
+    some = gathered(Geometry(4, 3, 5, 6), (("outer",), ("outer", "rows"), ()))
     want = sum(value.sum((1, 2)) for value in some.rows.values())
     close(F.project(some.gradients, Sums())[:, 0], want, F.norms(some.gradients) * 10, "projection")
 
 
 def test_nothing_to_project_to():
-    some = case(Geometry(4, 3, 5, 6), (("outer",), ("rows",)))
+    some = gathered(Geometry(4, 3, 5, 6), (("outer",), ("rows",)))
     assert F.project(some.gradients, Gaussian(0)).shape == (4, 0)

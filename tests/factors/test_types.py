@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from factors.makers import Geometry, case
 from oracle import flat
 
 from gradfunc import _factors as F
 from gradfunc._factors import Gradient, Outer
 from gradfunc._rounding import gamma, unit_roundoff
 from gradfunc._tree import wide
+from gradfunc.testing.strategies._factors import Geometry, gathered
 
 U = unit_roundoff(torch.float32)
 USES = (("outer",), ("rows",), ("dense",), ("outer", "rows"), ("outer", "turned"), ("outer", "dense"))
@@ -21,7 +21,7 @@ def test_products_round_as_float32(device, dtype):
     """On the scales of sums of magnitudes, where every bound is gamma_k of the number of roundings."""
     geometry = Geometry(4, 5, 6, 7, device=device, dtype=dtype)
     for kinds in USES:
-        some = case(geometry, (kinds,))
+        some = gathered(geometry, (kinds,))
         (name,) = some.rows
         own = unit_roundoff(dtype) if "dense" in kinds and len(kinds) > 1 else 0  # added rows are rounded once
         k = 4 * 13 * 42

@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 import torch
-from factors.makers import ALONE, Geometry, case
+from factors.uses import ALONE
 from oracle import flat
 from scipy import stats
 from tiers import every
@@ -17,6 +17,7 @@ import gradfunc as gf
 from gradfunc import _factors as F
 from gradfunc._factors import _compressed
 from gradfunc.projections import _count_sketch, _dense, _entrywise, _two_sided
+from gradfunc.testing.strategies._factors import Geometry, gathered
 
 P = gf.projections
 KINDS = {
@@ -59,14 +60,14 @@ def check_equals_the_matrix(projection, some):
 def test_factors_equal_their_rows_times_the_matrix(kind, uses, device):
     uses = (uses,) if isinstance(uses, str) else uses
     for geometry in (Geometry(4, 3, 6, 4, device=device), Geometry(3, 1, 2, 9, device=device)):
-        some = case(geometry, (uses, uses, ()))
+        some = gathered(geometry, (uses, uses, ()))
         names = {"names": some.rows} if kind == "per_parameter" else {}
         check_equals_the_matrix(KINDS[kind](**names), some)
 
 
 @pytest.mark.parametrize("kind", ["outer", "rows", "unfolded"])
 def test_two_sided_is_the_kronecker_product_in_float64(kind):
-    some = case(Geometry(4, 3, 6, 4), ((kind,),))
+    some = gathered(Geometry(4, 3, 6, 4), ((kind,),))
     ((name, rows),) = some.rows.items()
     projection = P.two_sided((3, 5), seed=7)
     (outputs, o), (inputs, i) = projection._sides(name)
@@ -80,7 +81,7 @@ def test_two_sided_is_the_kronecker_product_in_float64(kind):
 
 def test_two_sided_forms_no_rows(monkeypatch):
     """Of products, embeddings and convolutions."""
-    some = case(Geometry(4, 3, 6, 4), (("outer",), ("rows",), ("unfolded",)))
+    some = gathered(Geometry(4, 3, 6, 4), (("outer",), ("rows",), ("unfolded",)))
     projection = P.two_sided((2, 2))
     want = F.project(some.gradients, projection)
 
@@ -236,7 +237,7 @@ def test_a_parameter_without_a_block_is_refused():
 
 
 def outer_case():
-    return case(Geometry(4, 3, 6, 4), (("outer",), ("rows",), ("unfolded",)))
+    return gathered(Geometry(4, 3, 6, 4), (("outer",), ("rows",), ("unfolded",)))
 
 
 MUTANTS = {

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
-from cases import F64, Built, Case, built
 from oracle import TOLERANCE, flat
 from torch import Tensor
 
 from gradfunc._rounding import gamma, is_rounding, unit_roundoff
 from gradfunc._tree import wide
+from gradfunc.testing.strategies import Case, Problem
 
+F64 = torch.float64
 Rows = dict[str, Tensor]
 
 
@@ -37,7 +38,7 @@ class Claim(NamedTuple):
     terms: int | None = None
 
 
-Law = Callable[[Built], Iterator[Claim]]
+Law = Callable[[Problem], Iterator[Claim]]
 
 
 def rows(what: str, got: Rows, want: Rows, scale: Tensor | None = None, terms: int | None = None) -> Iterator[Claim]:
@@ -68,7 +69,7 @@ def check(law: Law, case: Case, device: str = "cpu") -> None:
         AssertionError: naming the claim that does not, and by how much.
     """
     doubtful: dict[str, float] = {}
-    for claim in law(built(case, device)):
+    for claim in law(case.build(device=device)):
         relative = error(claim)
         if case.dtype == F64:
             assert relative <= TOLERANCE, f"{claim.what}: {relative:.2e} of the scale off"
@@ -80,7 +81,7 @@ def check(law: Law, case: Case, device: str = "cpu") -> None:
             doubtful[claim.what] = relative
     if not doubtful:
         return
-    again = {claim.what: error(claim) for claim in law(built(case, device, F64))}
+    again = {claim.what: error(claim) for claim in law(case.build(device=device, dtype=F64))}
     units = {"u_low": unit_roundoff(case.dtype), "u_high": unit_roundoff(F64)}
     for what, low in doubtful.items():
         high = again[what]

@@ -6,11 +6,12 @@ import os
 import zlib
 from collections import Counter
 
-from cases import Case
 from claims import Law, check
 from hypothesis import HealthCheck, given, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
+
+from gradfunc.testing.strategies import Case
 
 # Of each law with each family of engines. One core runs all properties in about 100 s; twenty times as many examples
 # are asked by `pytest -m slow`, and by any run with GRADFUNC_PROFILE=nightly.

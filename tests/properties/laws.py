@@ -7,16 +7,16 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from cases import F64, Built
-from claims import Claim, Rows, equal, rows, sums
-from models import Net, Tied
+from claims import F64, Claim, Rows, equal, rows, sums
 from oracle import flat, truth, truth_batched
 from torch import Tensor
 
 import gradfunc as gf
+from gradfunc.testing.strategies import Problem
+from gradfunc.testing.strategies._kinds import Net, Tied
 
 
-def sum_of_none_is_sum(b: Built) -> Iterator[Claim]:
+def sum_of_none_is_sum(b: Problem) -> Iterator[Claim]:
     """The rows of "none" add up to "sum"; the losses to the loss of the batch."""
     g = b.grads()
     none, total = gf.reduce(g, "none"), gf.reduce(g, "sum")
@@ -27,7 +27,7 @@ def sum_of_none_is_sum(b: Built) -> Iterator[Claim]:
     yield from sums("weighted_sum", g.weighted_sum(c), added(none, c), (c.abs() * norms(none)).sum(), of_rows(b))
 
 
-def mean_times_weight_is_sum(b: Built) -> Iterator[Claim]:
+def mean_times_weight_is_sum(b: Problem) -> Iterator[Claim]:
     """The mean times the total of the weights that the loss itself states is the sum."""
     g, weights = b.grads(), b.weights()
     yield equal("weights", g.weights.double(), weights)
@@ -44,7 +44,7 @@ def mean_times_weight_is_sum(b: Built) -> Iterator[Claim]:
     yield Claim("mean_loss * weight", g.mean_loss * total, losses.sum(), losses.abs().sum(), terms(b))
 
 
-def any_split_gives_the_same_mean(b: Built) -> Iterator[Claim]:
+def any_split_gives_the_same_mean(b: Problem) -> Iterator[Claim]:
     """Micro-batches, parts of a value and chunks of any sizes: one sum, one weight, divided once."""
     g, weight = b.grads(), b.weights().sum()
     scale = norms(g.materialize()).sum()
@@ -63,14 +63,14 @@ def any_split_gives_the_same_mean(b: Built) -> Iterator[Claim]:
     yield from rows("rows in other chunks", chunked.materialize(), g.materialize())
 
 
-def permuting_the_batch_permutes_the_rows(b: Built) -> Iterator[Claim]:
+def permuting_the_batch_permutes_the_rows(b: Problem) -> Iterator[Claim]:
     """With the samples in another order, ids with them, the rows are the same in that order."""
     order = torch.randperm(len(b.samples), generator=b.generator(1))
     g, permuted = b.grads(), b.grads(order.tolist())
     yield from same_samples("permuted", permuted, g, order)
 
 
-def scaling_the_loss_scales_the_gradient(b: Built) -> Iterator[Claim]:
+def scaling_the_loss_scales_the_gradient(b: Problem) -> Iterator[Claim]:
     """By one factor in the loss, by one a sample in the value, by a factor that is taken out again."""
     g, c = b.grads(), coefficients(b, 1)
     none, factor = g.materialize(), draw(b, 2, -8, 8) / 4
@@ -95,7 +95,7 @@ def scaling_the_loss_scales_the_gradient(b: Built) -> Iterator[Claim]:
     yield from sums("mean of weighted(c)", mean, want, scale / weight if weight else scale, of_rows(b))
 
 
-def a_sum_of_losses_gives_the_sum_of_gradients(b: Built) -> Iterator[Claim]:
+def a_sum_of_losses_gives_the_sum_of_gradients(b: Problem) -> Iterator[Claim]:
     """Gradients are linear in the loss, whatever the loss, and are the numerator's whatever the weight."""
 
     def other(output: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ def a_sum_of_losses_gives_the_sum_of_gradients(b: Built) -> Iterator[Claim]:
     yield Claim("losses of 2 a - b / 2", sum_.losses, losses, magnitude)
 
 
-def joining_parts_gives_the_whole(b: Built) -> Iterator[Claim]:
+def joining_parts_gives_the_whole(b: Problem) -> Iterator[Claim]:
     """Values of parts of the batch, concatenated, are the value of the batch."""
     g, joined = b.grads(), gf.concatenate([b.grads(index) for index in cuts(b, 1)])
     yield from same_samples("joined", joined, g, torch.arange(len(b.samples)))
@@ -130,7 +130,7 @@ def joining_parts_gives_the_whole(b: Built) -> Iterator[Claim]:
     yield from sums("sum of joined", joined.sum(), g.sum(), scale.sum())
 
 
-def reducing_a_selection_reduces_its_rows(b: Built) -> Iterator[Claim]:
+def reducing_a_selection_reduces_its_rows(b: Problem) -> Iterator[Claim]:
     """A selection has the rows, losses and weights it names, and its sum is that of as many of each."""
     n = len(b.samples)
     index = torch.randint(n, (draw(b, 1, 0, 5),), generator=b.generator(2)) if n else torch.zeros(0, dtype=torch.int64)
@@ -151,7 +151,7 @@ def reducing_a_selection_reduces_its_rows(b: Built) -> Iterator[Claim]:
         yield Claim(f"norm of sample {i}", g.norms()[i : i + 1], own, own)
 
 
-def unused_parameters_are_zero_and_listed(b: Built) -> Iterator[Claim]:
+def unused_parameters_are_zero_and_listed(b: Problem) -> Iterator[Claim]:
     """Exact zeros in every answer; and nothing else is listed."""
     g = b.grads()
     unused = [name for name in b.names if name == "unused" or not b.samples]
@@ -171,7 +171,7 @@ def unused_parameters_are_zero_and_listed(b: Built) -> Iterator[Claim]:
             yield equal(f"{what} of {name}", answer[name], torch.zeros_like(answer[name]))
 
 
-def frozen_parameters_are_absent(b: Built) -> Iterator[Claim]:
+def frozen_parameters_are_absent(b: Problem) -> Iterator[Claim]:
     """So are those that `wrt` leaves out; the gradients of the others are what they are among all."""
     g, whole = b.grads(), b.grads(wrt=None)
     frozen = {name for name, p in b.module.named_parameters() if not p.requires_grad}
@@ -184,7 +184,7 @@ def frozen_parameters_are_absent(b: Built) -> Iterator[Claim]:
     yield from rows("wrt", none, {name: every[name] for name in b.names}, norms(every))
 
 
-def tied_is_the_sum_of_untied(b: Built) -> Iterator[Claim]:
+def tied_is_the_sum_of_untied(b: Problem) -> Iterator[Claim]:
     """A parameter used in two places has the sum of the gradients it would have in each."""
     untied = {f"{place}.{name}": value for place in "ab" for name, value in b.params.items()}
 
@@ -219,7 +219,7 @@ def tied_is_the_sum_of_untied(b: Built) -> Iterator[Claim]:
     yield from rows("embedding and head", b.grads(wrt=None).materialize(), want, norms(two))
 
 
-def rows_are_plain_autograd(b: Built) -> Iterator[Claim]:
+def rows_are_plain_autograd(b: Problem) -> Iterator[Claim]:
     """The definition: row i is the gradient of sample i's numerator. Of deterministic losses."""
     each = []
     selected = {name: b.params[name] for name in b.names}
@@ -295,28 +295,28 @@ def zeros(like: Rows) -> Rows:
     return {name: torch.zeros_like(value) for name, value in like.items()}
 
 
-def terms(b: Built) -> int:
+def terms(b: Problem) -> int:
     """Additions and products in a sum over the batch, in whatever chunks."""
     return 2 * len(b.samples) + 2
 
 
-def of_rows(b: Built) -> int | None:
+def of_rows(b: Problem) -> int | None:
     """The same of a sum of rows as they are handed out; None where the sum is of factors, which no row has rounded."""
     return None if b.case.engine in ("factored", "auto", "batched factored") else terms(b)
 
 
-def draw(b: Built, stream: int, low: int, high: int) -> int:
+def draw(b: Problem, stream: int, low: int, high: int) -> int:
     """An integer from low to high."""
     return int(torch.randint(low, high + 1, (), generator=b.generator(stream)))
 
 
-def coefficients(b: Built, stream: int) -> Tensor:
+def coefficients(b: Problem, stream: int) -> Tensor:
     """One quarter-integer a sample, `[B]`, some of them 0."""
     c = torch.randint(-6, 7, (len(b.samples),), generator=b.generator(stream)).to(F64) / 4
     return c.to(b.like[0].device)
 
 
-def cuts(b: Built, stream: int) -> list[list[int]]:
+def cuts(b: Problem, stream: int) -> list[list[int]]:
     """The batch in consecutive parts of any sizes, perhaps of none."""
     n = len(b.samples)
     inner = torch.randint(0, n + 1, (draw(b, stream + 10, 0, 3),), generator=b.generator(stream)).sort().values

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from cases import Built
 from claims import Claim
 from laws import same_samples
 from oracle import results, same_bits, storages
 from torch import Tensor
 
 import gradfunc as gf
+from gradfunc.testing.strategies import Problem
 
 # torch imports sympy, which adds a filter for its own warnings, at the first backward pass of a given cotangent in a
 # process, whoever asks for it. From here on a filter that appears is another's.
@@ -23,7 +23,7 @@ _one = torch.ones((), requires_grad=True)
 torch.autograd.grad(_one * 1, _one, torch.ones(()))
 
 
-def nothing_is_touched(b: Built) -> Iterator[Claim]:
+def nothing_is_touched(b: Problem) -> Iterator[Claim]:
     """Modules, hooks, buffers, `.grad`, flags, generators and the batch are what they were."""
     marks = {name: torch.full_like(p, 7.0) for name, p in b.module.named_parameters()}
     for name, parameter in b.module.named_parameters():
@@ -38,7 +38,7 @@ def nothing_is_touched(b: Built) -> Iterator[Claim]:
     yield from ()
 
 
-def answers_share_nothing(b: Built) -> Iterator[Claim]:
+def answers_share_nothing(b: Problem) -> Iterator[Claim]:
     """No answer is a view of parameters, batch, another answer or what is kept; parameters are the module's own."""
     g = b.grads()
     answers = {**results(g), "sum again": g.sum(), "scaled": g.scaled(torch.ones_like(g.losses)).materialize()}
@@ -60,7 +60,7 @@ def answers_share_nothing(b: Built) -> Iterator[Claim]:
     yield from ()
 
 
-def twice_is_once(b: Built) -> Iterator[Claim]:
+def twice_is_once(b: Problem) -> Iterator[Claim]:
     """The same question has the same answer, of the same value and of another call; bit by bit on the CPU."""
     torch.manual_seed(b.case.seed)
     g = b.grads()
@@ -78,7 +78,7 @@ def twice_is_once(b: Built) -> Iterator[Claim]:
 PURITY = [nothing_is_touched, answers_share_nothing, twice_is_once]
 
 
-def everything(b: Built) -> None:
+def everything(b: Problem) -> None:
     """Every query, and every way to make a value of values."""
     g = b.grads()
     results(g)
@@ -90,14 +90,14 @@ def everything(b: Built) -> None:
     assert len(g.unused) <= len(g.names)
 
 
-def tensors(b: Built) -> list[Tensor]:
+def tensors(b: Problem) -> list[Tensor]:
     """All that a call is given, and the gradients that lie about."""
     parameters = list(b.module.parameters())
     kept = [p.grad for p in parameters if p.grad is not None]
     return [*(p.data for p in parameters), *b.module.buffers(), *kept, *(t for s in b.samples for t in s)]
 
 
-def state(b: Built) -> dict[str, Any]:
+def state(b: Problem) -> dict[str, Any]:
     """What can be compared before and after."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {

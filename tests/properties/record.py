@@ -11,6 +11,7 @@ from typing import Any
 import hypothesis
 import pytest
 import torch
+from coverage_of import MEASURED
 from examples import COUNTS
 from matrix import MATRIX
 
@@ -21,6 +22,7 @@ def record(path: Path, reporter: pytest.TerminalReporter) -> None:
     laws = {law: n for (law, what, _), n in COUNTS.items() if what == "examples"}
     noticed = {mistake: [law for law, seen in row.items() if seen == "x"] for mistake, row in MATRIX.items()}
     run = {"environment": environment(), "results": results, "examples": laws, "mistakes_noticed_by": noticed}
+    run["shares_of_drawn_cases"] = MEASURED
     path.write_text(json.dumps(run, indent=1) + "\n")
 
 

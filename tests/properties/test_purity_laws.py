@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from examples import EXAMPLES, MANY, ask
 from purity import PURITY
-from strategies import ENGINES, cases
+from strategies import FAMILIES, of
 
 # Half as many as of an identity: every query is asked, two or three times over.
 NUMBERS = [pytest.param(EXAMPLES // 2, id="some"), pytest.param(MANY // 2, id="many", marks=pytest.mark.slow)]
@@ -13,6 +13,6 @@ NUMBERS = [pytest.param(EXAMPLES // 2, id="some"), pytest.param(MANY // 2, id="m
 
 @pytest.mark.parametrize("examples", NUMBERS)
 @pytest.mark.parametrize("law", PURITY, ids=lambda law: law.__name__)
-@pytest.mark.parametrize("engines", ENGINES)
+@pytest.mark.parametrize("engines", FAMILIES)
 def test_purity(law, engines, examples, device):
-    ask(law, cases(engines, coupled_draws=True, most_chunks=7), device, examples)
+    ask(law, of(engines, coupled_draws=True, most_chunks=7), device, examples)

@@ -13,82 +13,27 @@ import gradfunc as gf
 from gradfunc._transform import _chain, _parts, _reductions, _rows
 from gradfunc._transform._rows import _by_norm
 from gradfunc._transform._stage import How
+from gradfunc.testing.strategies import transformations
 
 QUICK, LONG = 15, 300
 P = 4  # entries of a row, one in parameter "a", the others in "b"
 
 
-def halving(step):
-    return 0.5**step
-
-
-# What acts on each sample by itself, and what looks at all of them.
-ALONE = [
-    lambda c: gf.clip_per_sample(c),
-    lambda c: gf.clip_per_sample(c, per_unit_weight=True),
-    lambda c: gf.clip_per_sample(c, groups="parameter"),
-    lambda c: gf.clip_per_sample(2 * c, groups={"a": c}),
-    lambda c: gf.clip_per_sample(halving),
-    lambda c: gf.normalize_per_sample(c),
-    lambda c: gf.normalize_per_sample(c, per_unit_weight=True, stability=0.5),
-    lambda c: gf.adaptive_clip_per_sample(c),
-    lambda c: gf.adaptive_clip_per_sample(c, unit=True),
-    lambda c: gf.clip_value_per_sample(c),
-    lambda c: gf.sign_per_sample(),
-    lambda c: gf.mask_per_sample(lambda g: g.weights > 0.5, per_sample_independent=True),
-    lambda c: gf.normalize_weights(),
-    lambda c: gf.nonfinite_per_sample("skip"),
-    lambda c: gf.masked(gf.clip_per_sample(c), "b"),
-    lambda c: gf.partition({"x": gf.clip_per_sample(c), "y": gf.normalize_per_sample(c)}, {"a": "x", "b": "y"}),
-    lambda c: gf.identity(),
-]
-TOGETHER = [
-    lambda c: gf.top_k_loss(3),
-    lambda c: gf.reweight_per_sample(lambda g: (g.losses - g.losses.mean()).abs()),
-]
-NAMELESS = [*ALONE[:3], *ALONE[4:14]]  # that know no parameter by name
-REDUCTIONS = [
-    gf.sum,
-    lambda: gf.mean(on_zero_weight="zero"),
-    lambda: gf.mean(denominator=5.0),
-    lambda: gf.median(on_zero_weight="zero"),
-    lambda: gf.trimmed_mean(on_zero_weight="zero"),
-    lambda: gf.sign_vote(on_zero_weight="zero"),
-]
-SUMMING = REDUCTIONS[:3]
-BATCH = [
-    lambda c: gf.scale(c),
-    lambda c: gf.clip_by_global_norm(c),
-    lambda c: gf.clip_by_value(c),
-    lambda c: gf.clip_by_parameter_norm(c),
-    lambda c: gf.add_noise(c, seed=3),
-    lambda c: gf.ema(0.5),
-    lambda c: gf.centralize(),
-    lambda c: gf.sign(),
-    lambda c: gf.add_decayed_weights(c),
-    lambda c: gf.skip_nonfinite(),
-    lambda c: gf.masked(gf.scale(halving), "a"),
-    lambda c: gf.identity(),
-]
-RULES = [
-    lambda c: gf.sgd(c, momentum=0.5),
-    lambda c: gf.adam(c),
-    lambda c: gf.adamw(halving),
-    lambda c: gf.lion(c),
-    lambda c: gf.from_torch_optim(torch.optim.RMSprop, lr=c),
-    lambda c: Sgd(c),
-]
+NAMES_OF_ROWS = ("a", "b")
 bounds = st.sampled_from([0.3, 1.0, 7.0])
 
 
-def several(makers, most=2):
-    return st.lists(st.tuples(st.sampled_from(makers), bounds), max_size=most).map(lambda n: [m(c) for m, c in n])
+def chains(**options):
+    """Lists of stages: rows, a reduction, what is behind it, mostly a rule."""
+    given = {"parameters": NAMES_OF_ROWS, **options}
+    without, behind = (transformations(gives=gives, **given) for gives in (gf.Grads, gf.Updates))
+    return st.one_of(without, behind).map(lambda chain: list(chain.stages))
 
 
-@st.composite
-def chains(draw, *, rows=ALONE + TOGETHER, reductions=REDUCTIONS, batch=BATCH, rules=RULES):
-    last = draw(several(rules, 1)) if rules else []
-    return [*draw(several(rows, 3)), draw(st.sampled_from(reductions))(), *draw(several(batch)), *last]
+def bounded():
+    """Chains that state a sensitivity, and others that might."""
+    given = {"gives": gf.Grads, "parameters": NAMES_OF_ROWS, "max_batch": 1}
+    return st.one_of(transformations(sensitivity=True, **given), transformations(bounded=True, linear=True, **given))
 
 
 @st.composite
@@ -148,7 +93,7 @@ def grouped(stages, cuts):
     return gf.chain(*parts)
 
 
-@law(chains(), batches(), st.lists(st.integers(0, 9), max_size=6))
+@law(chains(own=[Sgd(0.3)]), batches(), st.lists(st.integers(0, 9), max_size=6))
 def check_associativity(stages, batch, cuts):
     one, other = gf.chain(*stages), grouped(stages, cuts)
     g, params = value(batch)
@@ -160,7 +105,7 @@ def check_associativity(stages, batch, cuts):
     assert list(gf.flatten_state(state)) == list(gf.flatten_state(theirs))
 
 
-@law(chains(), batches(), st.lists(st.integers(0, 9), min_size=1, max_size=3))
+@law(chains(own=[Sgd(0.3)]), batches(), st.lists(st.integers(0, 9), min_size=1, max_size=3))
 def check_identity(stages, batch, places):
     more = list(stages)
     for place in places:
@@ -174,7 +119,7 @@ def check_identity(stages, batch, places):
     assert same_bits(gf.flatten_state(state), gf.flatten_state(theirs))
 
 
-@law(chains(), batches())
+@law(chains(own=[Sgd(0.3)]), batches())
 def check_purity(stages, batch):
     """Nothing given is changed, nothing is shared, and twice is once; a report changes nothing."""
     step, (g, params) = gf.chain(*stages), value(batch)
@@ -194,13 +139,16 @@ def check_purity(stages, batch):
     assert not storages(after) & storages(params)
 
 
-@law(several(ALONE, 3), batches(), st.randoms(use_true_random=False))
-def check_permutation(stages, batch, random):
+@law(
+    transformations(gives=gf.PerSampleGrads, parameters=NAMES_OF_ROWS, per_sample_independent=True),
+    batches(),
+    st.randoms(use_true_random=False),
+)
+def check_permutation(step, batch, random):
     """Of stages that look at each sample alone; any reduction of them stays as it is."""
     matrix, weights, chunk = batch
     order = list(range(len(matrix)))
     random.shuffle(order)
-    step = gf.chain(*stages) if stages else gf.identity()
     g, params = value(batch)
     h, _ = value((matrix[order], weights[order], chunk))
     moved, _ = step.update(h, step.init(params), params)
@@ -227,11 +175,10 @@ def check_clip(bound, batch, per_unit):
     assert all(bool(((got[k] - want[k]).abs() <= 1e-13 * scale).all()) for k in want)
 
 
-@law(several(NAMELESS, 1), st.sampled_from(SUMMING), several(BATCH[:-2]), batches())
-def check_parts(rows, reduction, batch_stages, batch):
+@law(transformations(gives=gf.Grads, linear=True, max_rows=1, per_sample_independent=True), batches())
+def check_parts(step, batch):
     """A chain on the part "b" alone is that chain where there is nothing else."""
     matrix, weights, chunk = batch
-    step = gf.chain(*rows, reduction(), *batch_stages)
     alone = plain_b(matrix, weights, chunk)
     want, _ = step.update(alone, step.init(ones_b()), ones_b())
     g, params = value((matrix, weights, chunk))
@@ -283,18 +230,10 @@ def check_scale(name, s, batch):
     assert all(bool(((scaled[k] / s - out[k]).abs() <= tolerance * longest).all()) for k in out)
 
 
-@st.composite
-def bounded(draw):
-    """Chains that mostly state a sensitivity."""
-    rows = draw(several(ALONE + TOGETHER, 1)) + draw(several(ALONE[:2] + ALONE[3:4], 1)) + draw(several(ALONE, 1))
-    return [*rows, draw(st.sampled_from([gf.sum, SUMMING[2]]))(), *draw(several(BATCH, 1))]
-
-
 @law(bounded(), batches(), st.integers(0, 5))
-def check_guarantees(stages, batch, left_out):
+def check_guarantees(step, batch, left_out):
     """What a chain says one sample can do is more than leaving it out, or replacing it, does."""
     matrix, weights, chunk = batch
-    step = gf.chain(*stages)
     said = step.guarantee().sensitivity
     if said.add_remove is None:
         return
@@ -313,7 +252,7 @@ def check_guarantees(stages, batch, left_out):
     assert float((whole - out(replaced, weights)).norm()) <= said.replace_one + slack
 
 
-@law(chains(reductions=SUMMING), st.lists(batches(), min_size=1, max_size=4))
+@law(chains(own=[Sgd(0.3)], linear=True), st.lists(batches(), min_size=1, max_size=4))
 def check_accumulation(stages, parts):
     """Micro-batches through `accumulate` are one big batch; later stages count once. Rowwise stages see each part."""
     at = next(k for k, stage in enumerate(stages) if isinstance(stage, _reductions.Reduction))

@@ -104,7 +104,8 @@ def mask_per_sample(keep: OfRows, *, per_sample_independent: bool = False) -> Re
     call = "gf.mask_per_sample(keep)"
     _check_function(call, "keep", keep)
     check_flag(call, "per_sample_independent", per_sample_independent)
-    return Reweighted("mask_per_sample", shown(keep), partial(_bools, keep), True, per_sample_independent, 1.0)
+    told = _told(keep, per_sample_independent=(per_sample_independent, False))
+    return Reweighted("mask_per_sample", told, partial(_bools, keep), True, per_sample_independent, 1.0)
 
 
 def reweight_per_sample(numbers: OfRows, *, weights: bool = True, per_sample_independent: bool = False) -> Reweighted:
@@ -144,9 +145,14 @@ def reweight_per_sample(numbers: OfRows, *, weights: bool = True, per_sample_ind
     _check_function(call, "numbers", numbers)
     for name, value in {"weights": weights, "per_sample_independent": per_sample_independent}.items():
         check_flag(call, name, value)
-    return Reweighted(
-        "reweight_per_sample", shown(numbers), partial(_checked, call, numbers), weights, per_sample_independent, None
-    )
+    told = _told(numbers, weights=(weights, True), per_sample_independent=(per_sample_independent, False))
+    checked = partial(_checked, call, numbers)
+    return Reweighted("reweight_per_sample", told, checked, weights, per_sample_independent, None)
+
+
+def _told(fn: OfRows, **options: tuple[bool, bool]) -> str:
+    """A function, and options that are not at their default, as in the call."""
+    return ", ".join([shown(fn), *(f"{name}={value}" for name, (value, usual) in options.items() if value != usual)])
 
 
 def _check_function(call: str, name: str, fn: object) -> None:

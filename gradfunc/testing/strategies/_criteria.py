@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from models import CLASSES
 from torch import Tensor
 from torch.nn import functional as F
 
-import gradfunc as gf
+from ... import losses
+from ..._weights import Weighted
 
 Shape = tuple[int, ...]
 Draw = Callable[[torch.Generator, Shape, dict[str, Any]], tuple[Tensor, ...]]
@@ -63,7 +63,7 @@ def _labels(g: torch.Generator, shape: Shape, options: dict[str, Any]) -> tuple[
     """Class indices, about a third of which are ignored where that is possible."""
     if options.get("target") == "probabilities":
         return _distribution(g, shape, options)
-    labels = torch.randint(CLASSES, shape[:-1], generator=g)
+    labels = torch.randint(shape[-1], shape[:-1], generator=g)
     ignored = torch.rand(shape[:-1], generator=g) < 0.35
     return (labels.masked_fill(ignored, options["ignore_index"]) if "ignore_index" in options else labels,)
 
@@ -74,8 +74,8 @@ def _causal_labels(g: torch.Generator, shape: Shape, options: dict[str, Any]) ->
 
 def _label_lists(g: torch.Generator, shape: Shape, options: dict[str, Any]) -> tuple[Tensor, ...]:
     order = torch.rand(shape, generator=g).argsort(-1)
-    length = torch.randint(CLASSES + 1, (*shape[:-1], 1), generator=g)
-    return (order.masked_fill(torch.arange(CLASSES) >= length, -1),)
+    length = torch.randint(shape[-1] + 1, (*shape[:-1], 1), generator=g)
+    return (order.masked_fill(torch.arange(shape[-1]) >= length, -1),)
 
 
 def _variances(g: torch.Generator, shape: Shape, options: dict[str, Any]) -> tuple[Tensor, ...]:
@@ -95,7 +95,7 @@ def _triplet(g: torch.Generator, shape: Shape, options: dict[str, Any]) -> tuple
 
 
 def _alignment(g: torch.Generator, shape: Shape, options: dict[str, Any]) -> tuple[Tensor, ...]:
-    return (torch.randint(1, CLASSES, (2,), generator=g),)  # class 0 is the blank
+    return (torch.randint(1, shape[-1], (2,), generator=g),)  # class 0 is the blank
 
 
 def _log_softmax(output: Tensor, options: dict[str, Any]) -> Tensor:
@@ -156,7 +156,7 @@ CRITERIA = {
 
 def evaluate(
     name: str, options: dict[str, Any], output: Tensor, targets: tuple[Tensor, ...], batched: bool
-) -> gf.Weighted:
+) -> Weighted:
     """`gf.losses.<name>` of an output `[..., C]` and the targets drawn for it; options hold their tensors."""
     given = {key: value for key, value in options.items() if key != "target" and value is not None}
     output = CRITERIA[name].before(output, options)
@@ -164,15 +164,16 @@ def evaluate(
         first = int(batched)
         output = output.movedim(-1, first)
         targets = tuple(t.movedim(-1, first) if t.dim() == output.dim() else t for t in targets)
-    return getattr(gf.losses, name)(output, *targets, batched=batched, **given)
+    out: Weighted = getattr(losses, name)(output, *targets, batched=batched, **given)
+    return out
 
 
-def tensors(options: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+def tensors(options: dict[str, Any], classes: int, generator: torch.Generator) -> dict[str, Any]:
     """The options with the tensors that strings name. Weights are quarters, so that sums of weights are exact."""
     drawn = {}
     for key, value in options.items():
         if isinstance(value, str) and value.startswith("per class"):
-            quarters = torch.randint(1, 12, (CLASSES,), generator=generator) / 4
-            value = quarters * (torch.arange(CLASSES) != 1) if value.endswith("some 0") else quarters
+            quarters = torch.randint(1, 12, (classes,), generator=generator).double() / 4
+            value = quarters * (torch.arange(classes) != 1) if value.endswith("some 0") else quarters
         drawn[key] = value
     return drawn

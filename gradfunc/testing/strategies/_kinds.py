@@ -1,12 +1,14 @@
-"""Small models, one for each way of using a parameter: a batch of inputs goes in, `[B, C]` or `[B, T, C]` comes out."""
+"""Small modules, one for each way of using a parameter: a batch goes in, `[B, C]` or `[B, T, C]` comes out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 CLASSES = 3
 
@@ -23,7 +25,9 @@ class Tied(nn.Module):
             self.head.weight = self.embedding.weight
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.head(self.mix(self.embedding(tokens)).tanh())
+        """Tokens `[B, T]` to `[B, T, C]`."""
+        out: Tensor = self.head(self.mix(self.embedding(tokens)).tanh())
+        return out
 
 
 class Scan(nn.Module):
@@ -34,6 +38,7 @@ class Scan(nn.Module):
         self.inner, self.outer = nn.Linear(3, 3, bias=False), nn.Linear(2, 3)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Numbers `[B, T, 2]` to states `[B, T, C]`."""
         states = [torch.zeros_like(self.outer(x[:, 0]))]
         for step in x.unbind(1):
             states.append((self.inner(states[-1]) + self.outer(step)).tanh())
@@ -43,12 +48,66 @@ class Scan(nn.Module):
 class Recurrent(nn.Module):
     """One of torch's own recurrent layers."""
 
-    def __init__(self, layer: type[nn.RNNBase]) -> None:
+    def __init__(self, layer: Callable[..., nn.RNNBase]) -> None:
         super().__init__()
         self.layer = layer(2, CLASSES, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x)[0]
+        """Numbers `[B, T, 2]` to states `[B, T, C]`."""
+        out: Tensor = self.layer(x)[0]
+        return out
+
+
+class Product(torch.autograd.Function):
+    """A linear layer as no table of operations knows it."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor) -> Tensor:
+        """`x W^T`."""
+        return x @ weight.mT
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Both are needed."""
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the inputs and of the weight."""
+        x, weight = ctx.saved_tensors
+        return grad @ weight, grad.mT @ x
+
+
+class Custom(nn.Linear):
+    """A linear layer by an `autograd.Function` of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, 2]` to `[B, C]`."""
+        out: Tensor = Product.apply(x, self.weight)  # type: ignore[no-untyped-call]
+        return out + self.bias
+
+
+class Normalised(nn.Linear):
+    """A linear layer whose rows have length 1: what meets the data is a function of the parameter."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, 2]` to `[B, C]`."""
+        return F.linear(x, F.normalize(self.weight, dim=1), self.bias)
+
+
+class Experts(nn.Module):
+    """One matrix for each of four positions, as one batched product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.head = nn.Parameter(torch.randn(4, 6, 6) / 3), nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, 4, 6]` to `[B, C]`."""
+        out: Tensor = self.head(torch.bmm(x.transpose(0, 1), self.weight).tanh().mean(0))
+        return out
 
 
 class Net(nn.Module):
@@ -57,14 +116,17 @@ class Net(nn.Module):
     def __init__(self, body: nn.Module, dropout: float, unused: bool) -> None:
         super().__init__()
         self.body, self.dropout = body, nn.Dropout(dropout)
+        self.calls: Tensor
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
         if unused:
             self.unused = nn.Parameter(torch.ones(2))
 
     def forward(self, x: Tensor) -> Tensor:
+        """The body's output."""
         self.calls += 1
         self.last = x.shape
-        return self.dropout(self.body(x))
+        out: Tensor = self.dropout(self.body(x))
+        return out
 
 
 @dataclass(frozen=True)
@@ -116,4 +178,14 @@ KINDS = {
     "rnn": Kind(lambda: Recurrent(nn.RNN), ("T", 2)),
     "gru": Kind(lambda: Recurrent(nn.GRU), ("T", 2)),
     "lstm": Kind(lambda: Recurrent(nn.LSTM), ("T", 2)),
+    # Wide enough for their rows to stay factors.
+    "wide": Kind(lambda: nn.Sequential(nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, CLASSES)), ("T", 12)),
+    "conv2d, large kernel": Kind(
+        lambda: nn.Sequential(nn.Conv2d(4, 4, 5, padding=2), nn.Tanh(), nn.Flatten(), nn.Linear(36, CLASSES)), (4, 3, 3)
+    ),
+    "table": Kind(lambda: nn.Sequential(nn.Embedding(20, 4), nn.Linear(4, CLASSES)), ("T",), tokens=20),
+    "experts": Kind(Experts, (4, 6)),
+    # What no rule knows, and what is a function of its parameter.
+    "custom function": Kind(lambda: Custom(2, CLASSES), (2,)),
+    "normalised weight": Kind(lambda: Normalised(2, CLASSES), (2,)),
 }

@@ -1,16 +1,14 @@
-"""Random factors and, by plain loops in float64, their rows. A new kind joins by one maker: all laws then run on it."""
+"""Random factors and, by plain loops in float64, their rows. A new kind joins by one maker."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations_with_replacement
 
 import torch
-from hypothesis import strategies as st
 from torch import Tensor
 
-from gradfunc._factors import Dense, Factor, Gradient, Gradients, Grouped, Outer, Rows, Steps, Unfolded
+from ..._factors import Dense, Factor, Gradient, Gradients, Grouped, Outer, Rows, Steps, Unfolded
 
 
 @dataclass(frozen=True)
@@ -125,21 +123,9 @@ MAKERS: dict[str, Callable[[Geometry, torch.Generator], Made]] = {
     "dense": dense,
 }
 
-# Uses of one parameter: every kind alone, beside each other kind, and several at once.
-ALONE: tuple[tuple[str, ...], ...] = ((), *((kind,) for kind in MAKERS))
-USES: tuple[tuple[str, ...], ...] = (
-    *ALONE,
-    *combinations_with_replacement(MAKERS, 2),
-    ("outer", "rows", "outer"),
-    ("rows", "outer", "turned", "rows"),
-    ("rows", "turned", "dense"),
-    ("unfolded", "rows", "unfolded"),
-    ("grouped", "outer", "grouped"),
-)
-
 
 @dataclass(frozen=True)
-class Case:
+class Gathered:
     """Gradients and, beside them, their rows."""
 
     gradients: Gradients
@@ -151,7 +137,7 @@ class Case:
         return self.geometry.size
 
 
-def case(geometry: Geometry, uses: Sequence[Sequence[str]]) -> Case:
+def gathered(geometry: Geometry, uses: Sequence[Sequence[str]]) -> Gathered:
     """One parameter for each of `uses`."""
     generator = torch.Generator().manual_seed(geometry.seed)
     gradients, dense_rows = {}, {}
@@ -163,17 +149,4 @@ def case(geometry: Geometry, uses: Sequence[Sequence[str]]) -> Case:
         dense_rows[name] = sum(
             (one.rows for one in made), torch.zeros(geometry.size, *geometry.shape, dtype=torch.float64)
         )
-    return Case(gradients, dense_rows, geometry)
-
-
-LAYOUTS = ("plain", "time first", "strided")
-GEOMETRIES = st.builds(
-    Geometry,
-    size=st.integers(0, 5),
-    t=st.sampled_from([0, 1, 2, 3, 9]),
-    inputs=st.integers(0, 5),
-    outputs=st.integers(0, 6),
-    layout=st.sampled_from(LAYOUTS),
-    seed=st.integers(0, 2**16),
-)
-SCRATCH = st.sampled_from([1, 7, 40, 2**16])
+    return Gathered(gradients, dense_rows, geometry)
