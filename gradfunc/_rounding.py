@@ -24,14 +24,24 @@ def unit_roundoff(dtype: torch.dtype) -> float:
 
 
 def other_precisions(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
-    """Precisions to repeat a computation in, to tell rounding from an error of method; the first that runs will do."""
+    """Precisions to repeat a computation in, to tell rounding from an error of method; the first that runs will do.
+
+    Example:
+        >>> other_precisions(torch.float32)
+        (torch.float64,)
+    """
     if dtype == torch.float64:
         return (torch.float32,)
     return (torch.float64,) if dtype == torch.float32 else (torch.float64, torch.float32)
 
 
 def gamma(k: int, u: float) -> float:
-    """`k u / (1 - k u)`; inf (no bound) where `k u >= 1` (Higham, lemma 3.1)."""
+    """`k u / (1 - k u)`; inf (no bound) where `k u >= 1` (Higham, lemma 3.1).
+
+    Example:
+        >>> gamma(100, unit_roundoff(torch.float64)) < 1.2e-14
+        True
+    """
     return k * u / (1 - k * u) if k * u < 1 else math.inf
 
 
@@ -40,6 +50,10 @@ def pair_factor(n: int, dtype: torch.dtype) -> float:
 
     Each way makes n roundings in the sum, one in the division, one in the product: within gamma_{n+2} of
     the truth, so a pair within twice that. Inf where `(n + 2) u >= 1`, such as bfloat16 at n = 256.
+
+    Example:
+        >>> pair_factor(256, torch.bfloat16)
+        inf
     """
     return 2 * gamma(n + 2, unit_roundoff(dtype))
 

@@ -1,29 +1,29 @@
 """What gradfunc is measured against: one plain autograd call a sample, and the error scales of its quantities.
 
-Nothing here uses gradfunc's own arithmetic. The scales: a gradient entry or a norm is compared on that sample's
-whole gradient norm, `dot` on |g_i||v|, Gram on |g_i||g_j|, sums on sum |c_i||g_i|. "Relative" entry by entry would
-mean nothing where the true value is 0.
+Nothing here uses gradfunc's own arithmetic, nor does what it takes from `gradfunc.testing`. The scales: a gradient
+entry or a norm is compared on that sample's whole gradient norm, `dot` on |g_i||v|, Gram on |g_i||g_j|, sums on
+sum |c_i||g_i|. "Relative" entry by entry would mean nothing where the true value is 0.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 import gradfunc as gf
+from gradfunc.testing import _oracle
+from gradfunc.testing._oracle import Truth as Truth
+from gradfunc.testing._oracle import split as split
+from gradfunc.testing._purity import results_of
+from gradfunc.testing._purity import same_bits as same_bits
+from gradfunc.testing._purity import storages as storages
+
+results = results_of
 
 # float64 on the scales above, for every model here.
 TOLERANCE = 1e-12
-
-
-class Truth(NamedTuple):
-    """Rows `{name: [B, *shape]}`, numerators `[B]`, weights `[B]`."""
-
-    rows: dict[str, torch.Tensor]
-    losses: torch.Tensor
-    weights: torch.Tensor
 
 
 def at(tree: Any, i: int) -> Any:
@@ -37,49 +37,15 @@ def at(tree: Any, i: int) -> Any:
     return tree
 
 
-def split(out: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Numerator and weight of what a loss returned."""
-    if isinstance(out, gf.Weighted):
-        return out.numerator, torch.as_tensor(out.weight, dtype=torch.float64, device=out.numerator.device)
-    return out, torch.ones_like(out, dtype=torch.float64)
-
-
 def truth(loss, params, size: int, args=(), kwargs=None) -> Truth:
     """One autograd call a sample."""
-    rows = {name: [] for name in params}
-    losses, weights = [], []
-    for i in range(size):
-        leaves = {name: value.detach().clone().requires_grad_() for name, value in params.items()}
-        numerator, weight = split(loss(leaves, *at(tuple(args), i), **at(kwargs or {}, i)))
-        _append(rows, numerator, leaves)
-        losses.append(numerator.detach())
-        weights.append(weight)
-    return _stacked(rows, losses, weights, params)
+    each = ((at(tuple(args), i), at(kwargs or {}, i)) for i in range(size))
+    return _oracle.truth(loss, params, each)
 
 
 def truth_batched(losses, params, args=()) -> Truth:
     """One autograd call a row of losses, the whole batch in place."""
-    leaves = {name: value.detach().clone().requires_grad_() for name, value in params.items()}
-    numerators, weights = split(losses(leaves, *args))
-    rows = {name: [] for name in params}
-    for numerator in numerators:
-        _append(rows, numerator, leaves)
-    return _stacked(rows, list(numerators.detach()), list(weights), params)
-
-
-def _append(rows, numerator, leaves) -> None:
-    grads = [None] * len(leaves)
-    if numerator.requires_grad:
-        grads = torch.autograd.grad(numerator, list(leaves.values()), retain_graph=True, allow_unused=True)
-    for (name, leaf), grad in zip(leaves.items(), grads, strict=True):
-        rows[name].append(torch.zeros_like(leaf) if grad is None else grad)
-
-
-def _stacked(rows, losses, weights, params) -> Truth:
-    full = {k: torch.stack(v) if v else params[k].new_zeros((0, *params[k].shape)) for k, v in rows.items()}
-    some = next(iter(params.values()))
-    none = some.new_zeros(0)
-    return Truth(full, torch.stack(losses) if losses else none, torch.stack(weights) if weights else none.double())
+    return _oracle.truth_batched(losses, params, args, {})
 
 
 def flat(rows: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -150,40 +116,3 @@ def check_queries(g: gf.PerSampleGrads, want: Truth, tolerance: float = TOLERANC
     if total > 0:
         close_sum(g.mean(), torch.ones_like(c) / total, rows, "mean", tolerance)
         close(g.mean_loss, want.losses.double().sum() / total, want.losses.abs().sum() / total, "mean_loss", tolerance)
-
-
-def storages(tree: Any) -> set[int]:
-    """Addresses of the storages of all tensors in a nest."""
-    if isinstance(tree, torch.Tensor):
-        return {tree.untyped_storage().data_ptr()} if tree.numel() else set()
-    values = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (list, tuple)) else ()
-    return set().union(*(storages(value) for value in values))
-
-
-def results(g: gf.PerSampleGrads) -> dict[str, Any]:
-    """Everything `g` answers with, each asked once."""
-    c = torch.linspace(-1, 1, g.batch_size, dtype=torch.float64, device=g.losses.device)
-    sums = g.sum()
-    return {
-        "losses": g.losses,
-        "weights": g.weights,
-        "norms": g.norms(),
-        "norms per parameter": g.norms(per_parameter=True),
-        "gram": g.gram(),
-        "gram per parameter": g.gram(per_parameter=True),
-        "dot": g.dot(sums),
-        "sum": sums,
-        "weighted_sum": g.weighted_sum(c),
-        "mean": g.mean(on_zero_weight="zero"),
-        "none": g.materialize(),
-        "none again": g.materialize(),
-    }
-
-
-def same_bits(a: Any, b: Any) -> bool:
-    """Whether two nests hold bitwise equal tensors (NaN equal to NaN)."""
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
-    if isinstance(a, dict):
-        return list(a) == list(b) and all(same_bits(a[key], b[key]) for key in a)
-    return len(a) == len(b) and all(same_bits(x, y) for x, y in zip(a, b, strict=True))

@@ -45,6 +45,7 @@ NAMES = {
     **{f"gf.store.{name}": value for name, value in public(gf.store).items()},
     **{f"gf.train.{name}": value for name, value in public(gf.train).items()},
     **{f"gf.testing.{name}": value for name, value in public(gf.testing).items()},
+    **{f"gf.testing.rounding.{name}": value for name, value in public(gf.testing.rounding).items()},
     **{f"gf.testing.strategies.{name}": value for name, value in public(gf.testing.strategies).items()},
     **{f"gf.plot.{name}": value for name, value in public(gf.plot).items()},
     **{f"gf.models.{name}": value for name, value in public(gf.models).items()},

@@ -6,12 +6,10 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import torch
 
 from .._certificate import Difference, compare, compare_rows, worst_sample
-from .._per_sample import PerSampleGrads
 from .._problem import Problem
 from .._tree import Tensors, row_norms, row_sum, scale
 from .._weights import Accumulator, Weighted
@@ -277,19 +275,3 @@ def _losses(side: Side, start: int, stop: int) -> Weighted:
     if forward.elements is None or forward.weights is None:
         raise ValueError("the criterion gives one scalar for the whole batch")
     return Weighted(forward.elements, forward.weights)
-
-
-def results_of(g: PerSampleGrads) -> dict[str, Any]:
-    """Every answer, each asked once."""
-    sums = g.sum()
-    return {
-        "losses": g.losses,
-        "weights": g.weights,
-        "norms": g.norms(),
-        "gram": g.gram(),
-        "dot": g.dot(sums),
-        "sum": sums,
-        "weighted_sum": g.weighted_sum(torch.ones_like(g.losses)),
-        "mean": g.mean(on_zero_weight="zero"),
-        "none": g.materialize(),
-    }

@@ -16,13 +16,14 @@ from .. import _certificate
 from .._certificate import CHECKS, Difference
 from .._errors import message
 from .._graph import coarsest_in
-from .._per_sample import PerSampleGrads, per_sample_grads
+from .._per_sample import PerSampleGrads
 from .._per_sample._function import PerSampleGradsFunction
 from .._rounding import other_precisions
 from .._tree import Tensors, cast, splatted
 from ..audit._case import attempt
 from ..audit._options import name_of
 from ._report import CheckReport, CheckRow
+from ._subject import function_of
 from ._verdict import Judge
 
 CALL = "gf.testing.certify(loss, params, batch)"
@@ -61,14 +62,7 @@ def certify(
         >>> report.ok, report.row("norms").verdict in ("exact", "rounding")
         (True, True)
     """
-    if isinstance(loss, PerSampleGradsFunction):
-        if options:
-            do = "Give them to gf.per_sample_grads."
-            got = f"options {sorted(options)} beside a function that has its own"
-            raise TypeError(message(CALL, got=got, expected="none", do=do))
-        f = loss
-    else:
-        f = per_sample_grads(loss, **options)
+    f = function_of(CALL, loss, options)
     args, kwargs = splatted(batch)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the loop is slow is no finding

@@ -20,8 +20,9 @@ from ..audit._independence import independence
 from ..audit._options import asked_problem, name_of
 from ._agreement import engines, reductions, weights
 from ._certify import Certified, certificate_rows
-from ._effects import Snapshot, aliases, dtypes, purity, repetition
+from ._effects import aliases, dtypes, purity, repetition
 from ._hooks import check_hooks, forward_hooks
+from ._purity import Snapshot
 from ._report import CheckReport, CheckRow
 from ._side import Side, Sides
 from ._slopes import slopes

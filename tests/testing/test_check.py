@@ -597,8 +597,7 @@ def test_a_mistake_of_the_library_is_caught(name, monkeypatch):
     assert checked(made, dtype="float32").ok
     where, attribute, mistake, check = MISTAKES[name]
     if name == "losses handed out":
-        monkeypatch.setattr(_agreement, "results_of", lambda g: {"losses": g.losses, "again": g.losses})
-        monkeypatch.setattr(gf.testing._effects, "results_of", lambda g: {"losses": g.losses, "again": g.losses})
+        monkeypatch.setattr(gf.testing._purity, "results_of", lambda g: {"losses": g.losses, "again": g.losses})
     monkeypatch.setattr(where, attribute, mistake)
     report = checked(made, dtype="float32")
     assert report.row(check).verdict == "wrong", report

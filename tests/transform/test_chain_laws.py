@@ -6,13 +6,24 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from oracle import same_bits, storages
+from oracle import same_bits
 from problem import F64, Sgd, plain
 
 import gradfunc as gf
 from gradfunc._transform import _chain, _parts, _reductions, _rows
 from gradfunc._transform._rows import _by_norm
 from gradfunc._transform._stage import How
+from gradfunc.testing._bounds import GUARANTEES, bounded
+from gradfunc.testing._claims import Asked
+from gradfunc.testing._staged import Staged
+from gradfunc.testing._stages import (
+    composes,
+    has_a_plain_state,
+    permuting_samples_permutes_the_output,
+    remembers_in_its_state_alone,
+    touches_nothing,
+    trace,
+)
 from gradfunc.testing.strategies import transformations
 
 QUICK, LONG = 15, 300
@@ -30,7 +41,7 @@ def chains(**options):
     return st.one_of(without, behind).map(lambda chain: list(chain.stages))
 
 
-def bounded():
+def bounded_chains():
     """Chains that state a sensitivity, and others that might."""
     given = {"gives": gf.Grads, "parameters": NAMES_OF_ROWS, "max_batch": 1}
     return st.one_of(transformations(sensitivity=True, **given), transformations(bounded=True, linear=True, **given))
@@ -52,14 +63,16 @@ def value(batch):
     return plain(matrix, weights, F64, chunk)
 
 
-def ran(step, g, params, steps=2):
-    """Outputs and states of some updates."""
-    params = {k: v + 1 for k, v in params.items()}
-    state, outs = step.init(params), []
-    for _ in range(steps):
-        out, state = step.update(g, state, params)
-        outs.append(dict(out))
-    return outs, state
+def staged(step, batch):
+    """What laws of transformations are asked of."""
+    g, params = value(batch)
+    return Staged.of("a chain", step, g, {k: v + 1 for k, v in params.items()})
+
+
+def hold(law, step, batch, *options):
+    """As `gf.testing` asks it, to 1e-13 of the scale."""
+    asked = staged(step, batch)
+    Asked("a chain", F64, tolerance=1e-13).hold(law.__name__, lambda dtype: law(asked.to(dtype), *options))
 
 
 def law(*strategies):
@@ -95,14 +108,18 @@ def grouped(stages, cuts):
 
 @law(chains(own=[Sgd(0.3)]), batches(), st.lists(st.integers(0, 9), max_size=6))
 def check_associativity(stages, batch, cuts):
-    one, other = gf.chain(*stages), grouped(stages, cuts)
-    g, params = value(batch)
+    same(gf.chain(*stages), grouped(stages, cuts), batch)
+
+
+def same(one, other, batch):
+    """As values, in what they give and in what they remember."""
     assert one == other
-    outs, state = ran(one, g, params)
-    others, theirs = ran(other, g, params)
-    assert same_bits(outs, others)
-    assert same_bits(gf.flatten_state(state), gf.flatten_state(theirs))
-    assert list(gf.flatten_state(state)) == list(gf.flatten_state(theirs))
+    asked = staged(one, batch)
+    mine, theirs = trace(one, asked), trace(other, asked)
+    assert same_bits(mine, theirs)
+    assert [list(gf.flatten_state(state)) for _, state in mine] == [
+        list(gf.flatten_state(state)) for _, state in theirs
+    ]
 
 
 @law(chains(own=[Sgd(0.3)]), batches(), st.lists(st.integers(0, 9), min_size=1, max_size=3))
@@ -110,33 +127,15 @@ def check_identity(stages, batch, places):
     more = list(stages)
     for place in places:
         more.insert(place % (len(more) + 1), gf.identity())
-    g, params = value(batch)
-    one, other = gf.chain(*stages), gf.chain(*more)
-    assert one == other
-    outs, state = ran(one, g, params)
-    others, theirs = ran(other, g, params)
-    assert same_bits(outs, others)
-    assert same_bits(gf.flatten_state(state), gf.flatten_state(theirs))
+    same(gf.chain(*stages), gf.chain(*more), batch)
+    hold(composes, gf.chain(*stages), batch)
 
 
 @law(chains(own=[Sgd(0.3)]), batches())
 def check_purity(stages, batch):
     """Nothing given is changed, nothing is shared, and twice is once; a report changes nothing."""
-    step, (g, params) = gf.chain(*stages), value(batch)
-    params = {k: v + 1 for k, v in params.items()}
-    state = step.init(params)
-    _, state = step.update(g, state, params)
-    before = g.materialize(), g.losses, g.weights, {k: v.clone() for k, v in params.items()}
-    flat = {k: v.clone() for k, v in gf.flatten_state(state).items()}
-    out, after = step.update(g, state, params)
-    told, again, _ = step.update_with_report(g, state, params)
-    assert same_bits(dict(out), dict(told))
-    assert same_bits(gf.flatten_state(after), gf.flatten_state(again))
-    assert same_bits(flat, gf.flatten_state(state))
-    assert same_bits([*before[:3]], [g.materialize(), g.losses, g.weights])
-    assert same_bits(before[3], params)
-    assert not storages(dict(out)) & (storages(params) | storages(state) | storages(after))
-    assert not storages(after) & storages(params)
+    for asked in (touches_nothing, remembers_in_its_state_alone, has_a_plain_state):
+        hold(asked, gf.chain(*stages), batch)
 
 
 @law(
@@ -146,17 +145,9 @@ def check_purity(stages, batch):
 )
 def check_permutation(step, batch, random):
     """Of stages that look at each sample alone; any reduction of them stays as it is."""
-    matrix, weights, chunk = batch
-    order = list(range(len(matrix)))
+    order = list(range(len(batch[0])))
     random.shuffle(order)
-    g, params = value(batch)
-    h, _ = value((matrix[order], weights[order], chunk))
-    moved, _ = step.update(h, step.init(params), params)
-    out, _ = step.update(g, step.init(params), params)
-    rows, others = out.select(order).materialize(), moved.materialize()
-    scale = out.norms().max() + 1e-300
-    assert all(bool(((rows[k] - others[k]).abs() <= 1e-13 * scale).all()) for k in rows)
-    assert torch.allclose(out.select(order).weights, moved.weights, rtol=1e-14)
+    hold(permuting_samples_permutes_the_output, step, batch, torch.tensor(order))
 
 
 @law(bounds, batches(), st.booleans())
@@ -166,7 +157,7 @@ def check_clip(bound, batch, per_unit):
     once, _ = clip.update(g, clip.init(params))
     twice, _ = clip.update(once, clip.init(params))
     unit = g.weights if per_unit else torch.ones_like(g.weights)
-    assert bool((once.norms() <= bound * unit * (1 + 4 * torch.finfo(F64).eps)).all())
+    hold(bounded, clip, batch, bound, per_unit)
     assert same_bits(once.materialize(), twice.materialize())
     factor = (bound * unit / g.norms()).clamp(max=1).nan_to_num(1.0)
     want = g.weighted_sum(factor / g.weights.sum())
@@ -230,26 +221,11 @@ def check_scale(name, s, batch):
     assert all(bool(((scaled[k] / s - out[k]).abs() <= tolerance * longest).all()) for k in out)
 
 
-@law(bounded(), batches(), st.integers(0, 5))
-def check_guarantees(step, batch, left_out):
+@law(bounded_chains(), batches())
+def check_guarantees(step, batch):
     """What a chain says one sample can do is more than leaving it out, or replacing it, does."""
-    matrix, weights, chunk = batch
-    said = step.guarantee().sensitivity
-    if said.add_remove is None:
-        return
-    i = left_out % len(matrix)
-    rest = torch.arange(len(matrix)) != i
-    replaced = matrix.clone()
-    replaced[i] = -3 * matrix.flip(0)[i]
-
-    def out(m, w):
-        g, params = value((m, w, chunk))
-        return torch.cat([v.flatten() for v in step.update(g, step.init(params), params)[0].values()])
-
-    whole = out(matrix, weights)
-    slack = 1e-12 * (1 + float(whole.norm()) + len(matrix) * said.add_remove)
-    assert float((whole - out(matrix[rest], weights[rest])).norm()) <= said.add_remove + slack
-    assert float((whole - out(replaced, weights)).norm()) <= said.replace_one + slack
+    for guaranteed in GUARANTEES:
+        hold(guaranteed, step, batch)
 
 
 @law(chains(own=[Sgd(0.3)], linear=True), st.lists(batches(), min_size=1, max_size=4))

@@ -11,6 +11,7 @@ ones, one linear layer; they print as what makes them again.
     transformations    chains of stages in a valid order
     weights         one number >= 0 a sample
     parameter_trees, finite_tensors     numbers that are hard on arithmetic
+    TransformationConformance       every law of `gf.testing`, of a transformation of yours, in three lines
     cases           the same with how per-sample gradients are asked: engine, chunks, parameters
 """
 
@@ -20,6 +21,7 @@ from ._case import Case as Case
 from ._case import Problem as Problem
 from ._cases import cases as cases
 from ._cases import problems as problems
+from ._conformance import TransformationConformance as TransformationConformance
 from ._losses import Loss as Loss
 from ._losses import losses as losses
 from ._models import Model as Model

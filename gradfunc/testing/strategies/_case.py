@@ -149,6 +149,21 @@ class Problem:
         return ids
 
     @property
+    def size(self) -> int:
+        """B."""
+        return len(self.samples)
+
+    @property
+    def separable(self) -> bool:
+        """Samples are not coupled but by draws of a whole batch, of which no part is asked."""
+        return True
+
+    @property
+    def factored(self) -> bool:
+        """Whether a sum may be of factors, which no row has rounded."""
+        return self.case.engine in ("factored", "auto", "batched factored")
+
+    @property
     def everyone(self) -> list[int]:
         """Positions of all samples."""
         return list(range(len(self.samples)))
