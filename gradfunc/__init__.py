@@ -29,7 +29,7 @@ Files, in the order in which data flows (a row imports only rows below it; `pypr
     bench/          what per-sample gradients cost, as a ratio to one plain backward pass
     testing/        are these gradients right, on this model: certificate, checks, slopes layer by layer
     _export         reports and histories as flat numbers, for loggers
-    store/          per-sample gradients on disk: shards, one manifest, queries in blocks
+    store/          per-sample gradients on disk, rows or factors: shards, one manifest, queries in blocks
     train/          a small training loop: any chain, a history, checkpoints
     diagnose/       what goes wrong with gradients: from layer to layer, through time; what each remedy does
     audit/          why sum, mean and per-sample gradients disagree: estimators, verdicts, causes
@@ -133,6 +133,8 @@ from ._reduce import reduce as reduce
 from ._stateless import Stateless as Stateless
 from ._stateless import stateless as stateless
 from ._transform import Grads as Grads
+from ._transform import Guarantee as Guarantee
+from ._transform import Sensitivity as Sensitivity
 from ._transform import Transformation as Transformation
 from ._transform import Updates as Updates
 from ._transform import accumulate as accumulate

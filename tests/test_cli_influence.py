@@ -92,7 +92,7 @@ def check_default(code, report):
     assert report["planted"] == int(data.wrong.sum()) == 60
     assert [s["true"] for s in report["suspects"]] == data.true[[s["id"] for s in report["suspects"]]].tolist()
     areas = {row["method"]: row["auc"] for row in report["methods"]}
-    assert min(areas["GraNd"], areas["self-influence"]) >= 0.95, areas
+    assert min(areas["GraNd"], areas["self-influence"], areas["self-influence functions"]) >= 0.95, areas
     assert sum(s["planted"] for s in report["suspects"]) >= 9
     assert (code, report["ok"]) == (0, True)
 
@@ -178,7 +178,7 @@ def check_on(run, models, method, *options):
     elif method == "grad-cos":
         want = rows @ rows.T / (norms[:, None] * norms)
     else:
-        want = by_definition(model, rows, batch, "hessian" in options)
+        want = by_definition(model, rows, batch, options[-1])
         scale = norms[:, None] * norms / 0.3
     report = found(run, models, name, "--on", "3", "66", "--method", method, "-k", "4", *options)
     assert [one["of"] for one in report["ranked"]] == [3, 66]
@@ -197,9 +197,9 @@ def check_on(run, models, method, *options):
         close(torch.tensor(one["own"], dtype=F64), column[one["of"]], own, "own", tol)
 
 
-def by_definition(model, rows, batch, hessian):
+def by_definition(model, rows, batch, curvature):
     """Solved densely: with the Hessian of a linear model's mean loss, or with one block of the Fisher a parameter."""
-    if hessian:
+    if curvature == "hessian":
         shapes = [p.shape for p in model.parameters()]
 
         def mean(flat):
@@ -209,7 +209,8 @@ def by_definition(model, rows, batch, hessian):
         flat = torch.cat([p.detach().flatten() for p in model.parameters()])
         matrix = torch.autograd.functional.hessian(mean, flat)
     else:
-        factors = gf.quantities.kronecker_factors(
+        plain = curvature == "kronecker"
+        factors = (gf.quantities.kronecker_factors if plain else gf.quantities.corrected_kronecker_factors)(
             lambda p, x, y: gf.losses.cross_entropy(torch.func.functional_call(model, p, (x,)), y),
             {name: p.detach() for name, p in model.named_parameters()},
             batch,
@@ -227,7 +228,9 @@ def test_own_influence_is_the_norms_of_rows(run, models, name):
 
 
 @pytest.mark.parametrize(
-    "how", [("grad-dot",), ("grad-cos",), INFLUENCE, (*INFLUENCE, "--curvature", "hessian")], ids=" ".join
+    "how",
+    [("grad-dot",), ("grad-cos",), INFLUENCE, *[(*INFLUENCE, "--curvature", k) for k in ("kronecker", "hessian")]],
+    ids=" ".join,
 )
 def test_influence_on_some_is_as_defined(run, models, how):
     check_on(run, models, *how)
@@ -280,7 +283,7 @@ def test_tables_and_a_page(run, models, tmp_path):
     assert "self-influence" in text
     assert f"gradfunc influence --model {models}:small" in text
     out = run("influence", "--model", f"{models}:small", "--on", "1", "1", "2", "--method", "influence")[1]
-    assert out.count("Samples that push the loss of sample 1: influence (kronecker, damping 0.01)") == 1
+    assert out.count("Samples that push the loss of sample 1: influence (ekfac, damping a tenth of each mean") == 1
     assert "raises the loss" in out
     assert "lowers the loss" in out
 

@@ -15,6 +15,8 @@ _peers/       other libraries as contenders, a file each
 _contenders   gradfunc's own and base lines, by name
 _answers      the answers at two precisions, and whether a difference is rounding
 _memory       the peak of extra bytes during one call
+_apart        work in a process of its own, and the memory of that
+_attribution  influence of a slice by gradfunc and by other libraries
 _environment  where it ran
 _report       rows, tables, JSON
 _timing       calls interleaved, round by round

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
-import resource
 import shutil
 import time
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 import torch
 
 from .. import store as stores
+from ._apart import apart
 from ._environment import environment
 
 BATCH = 1024
@@ -80,24 +79,6 @@ def forget(folder: str) -> None:
         descriptor = os.open(path, os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(descriptor)
-
-
-def _child(pipe: Any, work: Any, args: tuple[Any, ...]) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = work(*args)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    pipe.send({**found, "peak_bytes": peak * 1024, "of_that_before": before * 1024})
-
-
-def apart(work: Any, *args: Any) -> dict[str, Any]:
-    """In a new process, with the most memory that was resident in it: its own, and pages of files."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    child = context.Process(target=_child, args=(there, work, args))
-    child.start()
-    found: dict[str, Any] = here.recv()
-    child.join()
-    return found
 
 
 def main() -> None:

@@ -39,9 +39,11 @@ def influence(
         on: positions in the batch, from 0, of the samples whose loss is asked about; without, each sample's own.
         method: without --on "grand"; with it "grad-dot" (the default), "grad-cos" or "influence".
         k: how many samples are shown (for each that is asked about).
-        damping: a multiple of the identity, added to the curvature; for --method influence, 0.01 by default.
-        curvature: for --method influence: Kronecker factors of the empirical Fisher matrix (the default), which are
-            never negative, or the Hessian, by conjugate gradients.
+        damping: a multiple of the identity, added to the curvature, for --method influence; by default a tenth of each
+            parameter's mean eigenvalue, for the Hessian 0.01.
+        curvature: for --method influence: the empirical Fisher matrix, which is never negative, by Kronecker factors
+            with corrected eigenvalues (ekfac, the default) or as they are (kronecker); or the Hessian, by conjugate
+            gradients.
         seed: of labels, initialisation and order of the default; of dropout and other draws of --model.
         json: print JSON instead of tables.
         report: write one HTML page with the tables to this file.
@@ -64,8 +66,7 @@ def influence(
             how = "grad-dot" if method is None else method
             assert how != "grand"
             found = influence_on(
-                problem, ids, method=how, k=k, seed=seed, damping=damping or 0.01, curvature=curvature or "kronecker",
-                progress=note,
+                problem, ids, method=how, k=k, seed=seed, damping=damping, curvature=curvature or "ekfac", progress=note
             )  # fmt: skip
     return show(found, json, report)
 

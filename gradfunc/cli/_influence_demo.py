@@ -18,12 +18,20 @@ from .._transform import mean, sgd
 from .._tree import Tensors
 from ..losses import cross_entropy
 from ..models import mlp
-from ..quantities import el2n, grad_cos, grad_dot, grand, influence_functions, kronecker_factors, self_influence
+from ..quantities import (
+    corrected_kronecker_factors,
+    el2n,
+    grad_cos,
+    grad_dot,
+    grand,
+    influence_functions,
+    self_influence,
+    self_influence_functions,
+)
 from ..train import Snapshot, fit
 
 TRAIN, CLEAN, WRONG = 600, 200, 60
 EPOCHS, BATCH, LR = 10, 50, 0.5
-DAMPING = 0.01
 CLAIM = 0.95
 CLAIMED = ("GraNd", "self-influence")
 SAYS = {
@@ -31,7 +39,8 @@ SAYS = {
     "self-influence": "sum over epochs of the learning rate times its square",
     "EL2N": "length of the error of the probabilities",
     "loss": "no gradient at all: to compare",
-    "influence": "harm to clean samples, by Kronecker factors",
+    "self-influence functions": "harm of leaving it out to its own loss, by EKFAC",
+    "influence": "harm to clean samples, by EKFAC",
     "grad-cos": "harm to clean samples, cosines",
     "grad-dot": "harm to clean samples, inner products",
 }
@@ -219,13 +228,15 @@ def scores(model: Stateless, kept: list[Tensors], data: Planted, note: Callable[
     note("self-influence")
     own = self_influence([f(at, *data.train) for at in kept], [LR] * len(kept))
     note("influence functions")
-    factors = kronecker_factors(model.sample, params, data.train[0], likelihood="categorical")
-    harm = influence_functions(loss, params, data.train, data.clean, damping=DAMPING, curvature=factors)
+    factors = corrected_kronecker_factors(model.sample, params, data.train[0], likelihood="categorical")
+    by: dict[str, Any] = {"damping": factors.relative_damping(), "curvature": factors}
+    harm = influence_functions(loss, params, data.train, data.clean, **by)
     return {
         "GraNd": grand(g),
         "self-influence": own,
         "EL2N": el2n(model(params, data.train[0]), data.train[1]),
         "loss": g.losses,
+        "self-influence functions": self_influence_functions(loss, params, data.train, **by),
         "influence": -harm.sum(1),
         "grad-cos": -grad_cos(g, clean).sum(1),
         "grad-dot": -grad_dot(g, clean).sum(1),

@@ -14,10 +14,24 @@ from .._per_sample import PerSampleGrads, PerSampleGradsFunction, per_sample_gra
 from .._problem import Problem
 from .._report import Report, Table, jsonable, number
 from ..audit._losses import Losses
-from ..quantities import grad_cos, grad_dot, grand, influence_functions, kronecker_factors
+from ..quantities import (
+    EigenFactors,
+    KroneckerFactors,
+    corrected_kronecker_factors,
+    grad_cos,
+    grad_dot,
+    grand,
+    influence_functions,
+    kronecker_factors,
+)
 
 Method = Literal["grand", "grad-dot", "grad-cos", "influence"]
-Curvature = Literal["kronecker", "hessian"]
+Curvature = Literal["ekfac", "kronecker", "hessian"]
+FACTORS: dict[str, Callable[..., KroneckerFactors | EigenFactors]] = {
+    "ekfac": corrected_kronecker_factors,
+    "kronecker": kronecker_factors,
+}
+HESSIAN_DAMPING = 0.01
 # Samples whose gradients are computed at a time.
 AT_ONCE = 64
 MEANS = {
@@ -57,7 +71,8 @@ class InfluenceReport(Report):
     Attributes:
         method: "grand", "grad-dot", "grad-cos" or "influence".
         batch_size: n.
-        damping: of the curvature, None for the methods without one; `curvature` likewise.
+        damping: of the curvature; None for the methods without one, and for a tenth of each mean eigenvalue.
+        curvature: what was inverted, None for the methods without one.
         total: the sum of squared norms, for "grand" only.
         ranked: one for each sample that was asked about, or one of the batch.
     """
@@ -87,7 +102,8 @@ class InfluenceReport(Report):
             return Table(title, head, rows, MEANS["grand"])
         head = ["id", self.method, "what learning it does", "its own loss"]
         rows = [[str(i), number(v), _does(v), number(loss)] for i, v, loss in triples]
-        how = f" ({self.curvature}, damping {self.damping:g})" if self.damping is not None else ""
+        damping = "a tenth of each mean eigenvalue" if self.damping is None else f"{self.damping:g}"
+        how = f" ({self.curvature}, damping {damping})" if self.curvature is not None else ""
         note = f"{MEANS[self.method]} Of sample {one.of} itself: {number(one.own)}."
         return Table(f"Samples that push the loss of sample {one.of}: {self.method}{how}", head, rows, note)
 
@@ -120,11 +136,13 @@ def influence_on(
     method: Literal["grad-dot", "grad-cos", "influence"],
     k: int,
     seed: int,
-    damping: float,
+    damping: float | None,
     curvature: Curvature,
     progress: Callable[[int, int], None],
 ) -> InfluenceReport:
     """The samples that do most to the loss of each of some, these themselves left out."""
+    if curvature == "hessian" and damping is None:
+        damping = HESSIAN_DAMPING
     if method == "influence":
         values, losses = _by_curvature(problem, ids, seed, damping, curvature, progress)
     else:
@@ -161,7 +179,7 @@ def _by_curvature(
     problem: Problem,
     ids: Sequence[int],
     seed: int,
-    damping: float,
+    damping: float | None,
     curvature: Curvature,
     progress: Callable[[int, int], None],
 ) -> tuple[Tensor, Tensor]:
@@ -169,13 +187,23 @@ def _by_curvature(
     losses = Losses(problem)
     f = per_sample_grads(losses.one, seed=seed, chunk_size=AT_ONCE).at(0)
     params, tensors = problem.model.params, losses.tensors
-    held = kronecker_factors(f, params, tensors) if curvature == "kronecker" else curvature
+    held, much = _held(f, params, tensors, curvature, damping)
     columns = []
     for done, asked in enumerate(ids, 1):
         one, own = [tensor[asked : asked + 1] for tensor in tensors], f.at(0, index=[asked])
-        columns.append(influence_functions(f, params, tensors, one, damping=damping, curvature=held, test_loss=own))
+        columns.append(influence_functions(f, params, tensors, one, damping=much, curvature=held, test_loss=own))
         progress(done, len(ids))
     return torch.cat(columns, 1).double(), f(params, *tensors).losses.double()
+
+
+def _held(
+    f: PerSampleGradsFunction, params: Any, tensors: Any, curvature: Curvature, damping: float | None
+) -> tuple[str | KroneckerFactors | EigenFactors, Any]:
+    """What `influence_functions` takes as curvature and damping."""
+    if curvature == "hessian":
+        return curvature, damping
+    factors = FACTORS[curvature](f, params, tensors)
+    return factors, factors.relative_damping() if damping is None else damping
 
 
 def _blocks(

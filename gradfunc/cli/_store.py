@@ -24,7 +24,7 @@ from ..store import verify as verify_store
 from ._shared import DType, Page, Size, counting, load_problem, show
 
 store = cyclopts.App(name="store", help="Per-sample gradients on disk.", default_parameter=None)
-Through = Literal["rademacher", "gaussian", "count-sketch", "two-sided", "none"]
+Through = Literal["rademacher", "gaussian", "count-sketch", "two-sided", "none", "factored"]
 # As a shell says of a command that Ctrl-C ended.
 INTERRUPTED = 130
 
@@ -37,7 +37,8 @@ def build(
     projection: Through = "rademacher",
     size: Size = 512,
     seed: int = 0,
-    dtype: DType = "float16",
+    dtype: DType | None = None,
+    ids: Path | None = None,
     at_once: Size = 64,
     json: bool = False,
     report: Page | None = None,
@@ -50,19 +51,22 @@ def build(
         path: folder of the store.
         model: package.module:factory, a function returning (model, criterion, batch), the batch with all samples;
             a fourth entry is not used. Files beside you are found.
-        projection: what gradients go through; "none" keeps them whole.
+        projection: what gradients go through; "none" keeps them whole, "factored" as factors where these are smaller.
         size: how many numbers a gradient becomes; of "two-sided" a square number, its root on each side.
         seed: of the projection.
-        dtype: of the numbers on disk.
+        dtype: of the numbers on disk; by default float16, of factors that of the parameters.
+        ids: a file of text with the name of one sample a line; by default samples are numbered.
         at_once: how many samples are computed at a time.
         json: print JSON instead of tables.
         report: write one HTML page with the tables to this file.
     """
     through = _projection(projection, size, seed)
+    options: dict[str, Any] = {"factored": projection == "factored", "dtype": dtype, "at_once": at_once}
+    options["ids"] = None if ids is None else _names(ids)
     with counting("rows/s") as note:
         problem = digits(batch_size=1797) if model is None else load_problem("store build", model)
         try:
-            build_store(path, *problem, projection=through, dtype=dtype, at_once=at_once, progress=note)
+            build_store(path, *problem, projection=through, progress=note, **options)
         except KeyboardInterrupt:
             rows = store_info(path).manifest.rows
             print(f"gradfunc store build: stopped; {rows} rows are there, the same command goes on", file=sys.stderr)
@@ -98,7 +102,7 @@ def verify(path: Path, *, json: bool = False, report: Page | None = None) -> int
 def query(
     path: Path,
     *,
-    ids: Annotated[list[int], Parameter(consume_multiple=True, negative_iterable=())],
+    ids: Annotated[list[str], Parameter(consume_multiple=True, negative_iterable=())],
     k: Annotated[Size, Parameter(name="-k")] = 10,
     approximate: bool = False,
     json: bool = False,
@@ -116,14 +120,15 @@ def query(
     """
     opened = GradientStore.open(path)
     every = opened.ids.tolist()
-    places = {number: at for at, number in enumerate(every)}
-    missing = [number for number in ids if number not in places]
+    places = {str(name): at for at, name in enumerate(every)}
+    missing = [name for name in ids if name not in places]
     if missing:
         got = f"--ids {missing[0]}, which the store has not"
         raise ValueError(message("gradfunc store query", got=got, expected=f"some of its {len(every)} ids"))
-    rows = opened.rows([places[number] for number in ids]).to(opened._view.dtype)
-    found = opened.top_k(rows, k, approximate=approximate)
-    return show(Neighbours(tuple(ids), found), json, report)
+    where = [places[name] for name in ids]
+    asked = opened.gradients(where) if opened.manifest.is_factored else opened.rows(where).to(opened._view.dtype)
+    found = opened.top_k(asked, k, approximate=approximate)
+    return show(Neighbours(tuple(every[at] for at in where), found), json, report)
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,7 @@ class Neighbours(Report):
         found: for each.
     """
 
-    asked: tuple[int, ...]
+    asked: tuple[int | str, ...]
     found: TopK
 
     @property
@@ -157,8 +162,17 @@ class Neighbours(Report):
         return {"queries": [{"id": i, "ids": ids, "inner_products": jsonable(v)} for i, ids, v in pairs]}
 
 
+def _names(path: Path) -> list[str]:
+    """One a line."""
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        got = f"--ids {path}, {type(error).__name__}"
+        raise ValueError(message("gradfunc store build", got=got, expected="a file of text to read")) from error
+
+
 def _projection(name: Through, size: int, seed: int) -> Projection | None:
-    if name == "none":
+    if name in ("none", "factored"):
         return None
     if name == "two-sided":
         side = math.isqrt(size)

@@ -161,7 +161,7 @@ def _growth(axes: Axes, report: Either, name: str, k: int, *, alone: bool) -> No
         if len(each) > 1:
             axes.fill_between(lags, _drawable(each.min(0)), _drawable(each.max(0)), color=colour, alpha=0.2,
                               linewidth=0, label=f"{name}least to most of {len(each)} samples")  # fmt: skip
-        rate = float(report.exponents[:, 0].median())
+        rate = float(np.median(report.exponents[:, 0].numpy()))
         rates = {f"exp({short(rate)} k), Lyapunov exponent": rate}
         gradients = None if report.gradients is None else report.gradients.flip(1).numpy()
     axes.plot(lags, _drawable(logs), color=colour, label=f"{name}|dh_T/dh_T-k|", gid=f"growth-{k}",
@@ -199,7 +199,7 @@ def _window(axes: Axes, share: float) -> tuple[float, float]:
 
 
 def _told(report: Either) -> str:
-    logs: Any = report.log_norms if isinstance(report, LinearRecurrence) else report.log_growth.median(0).values
+    logs: Any = report.log_norms if isinstance(report, LinearRecurrence) else np.median(report.log_growth.numpy(), 0)
     words = [word for word, is_so in (("explode", report.explodes), ("vanish", report.vanishes)) if is_so]
     if not words:
         return f"neither vanish nor explode in {report.steps} step{'s' * (report.steps > 1)}"

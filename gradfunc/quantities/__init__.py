@@ -11,10 +11,11 @@ that rows are not formed. Those that need the model again take `(loss, params, b
 | `_similarity` | `cosine_similarity`, `coherence`, `diversity`, `near_duplicates` |
 | `_scores`, `_tokens` | `grand`, `el2n`; `token_norms` |
 | `_kernels`, `_spectrum` | `gram_blocks`, `output_grads`, `empirical_ntk`; `gradient_spectrum` |
-| `_fisher`, `_kronecker` | `fisher_rows`, `fisher_diagonal`, `fisher_product`; `kronecker_factors` |
+| `_fisher` | `fisher_rows`, `fisher_diagonal`, `fisher_product` |
+| `_kronecker`, `_eigen`, `_corrected` | `kronecker_factors`; `corrected_kronecker_factors` (EKFAC) |
 | `_products`, `_curvature` | `hessian_product`, `ggn_product`, `hutchinson_trace`; `hessian_extremes` |
 | `_influence` | `grad_dot`, `grad_cos`, `tracin`, `self_influence`, `margin`, `trak` |
-| `_influence_functions` | `influence_functions` |
+| `_influence_functions` | `influence_functions`, `self_influence_functions` |
 
 How to add one. It is a function of answers: pick the cheapest that has it (`norms` and `dot` before `gram`, `gram`
 before `project`, all of them before `materialize`), say what is done with weights, and divide once. A quantity of rows
@@ -33,6 +34,7 @@ For instance the stiffness of Fort et al. 2019 (arXiv 1901.09491), the mean cosi
     tensor(0.6000)
 """
 
+from ._corrected import corrected_kronecker_factors as corrected_kronecker_factors
 from ._critical_batch import BatchEfficiency as BatchEfficiency
 from ._critical_batch import CriticalBatch as CriticalBatch
 from ._critical_batch import RunningNoiseScale as RunningNoiseScale
@@ -42,6 +44,7 @@ from ._critical_batch import two_batch_noise_scale as two_batch_noise_scale
 from ._curvature import Eigenpair as Eigenpair
 from ._curvature import HessianExtremes as HessianExtremes
 from ._curvature import hessian_extremes as hessian_extremes
+from ._eigen import EigenFactors as EigenFactors
 from ._fisher import fisher_diagonal as fisher_diagonal
 from ._fisher import fisher_product as fisher_product
 from ._fisher import fisher_rows as fisher_rows
@@ -52,6 +55,7 @@ from ._influence import self_influence as self_influence
 from ._influence import tracin as tracin
 from ._influence import trak as trak
 from ._influence_functions import influence_functions as influence_functions
+from ._influence_functions import self_influence_functions as self_influence_functions
 from ._kernels import GramBlock as GramBlock
 from ._kernels import empirical_ntk as empirical_ntk
 from ._kernels import gram_blocks as gram_blocks

@@ -10,22 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._errors import POSITIVE, check_number, message, one_of
-from .._factors import Gradient, Outer, Unfolded
+from .._errors import message, one_of
+from .._factors import Gradient
 from .._per_sample import per_sample_grads
 from .._per_sample._function import PerSampleGradsFunction
 from .._tree import Tensors, splatted, static
+from ._eigen import Damping, EigenFactors, dampings
 from ._fisher import root_part
 from ._kernels import check_options, flat_output
 from ._likelihood import LIKELIHOODS
 from ._products import flattened
 from ._read import function_of
+from ._sides import per_unit_of, unit_sides
 
 SETTINGS = ("expand", "reduce")
 # A vector's own block of the Fisher matrix is held whole up to this many entries, its diagonal above.
 WHOLE = 4096
-# Entries of unfolded inputs at once.
-WINDOWS = 2**22
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,28 +52,35 @@ class KroneckerFactors:
         Raises:
             TypeError, ValueError: another direction.
         """
-        v = self._read("KroneckerFactors.product(direction)", direction)
+        flattened("KroneckerFactors.product(direction)", direction, self.shapes)
+        held = self.diagonal | self.outputs
+        v = {name: direction[name].detach().to(held[name]) for name in self.shapes}
         out = {name: v[name] * value for name, value in self.diagonal.items()}
-        out |= {name: self.outputs[name] @ self._matrix(name, v) @ a for name, a in self.inputs.items()}
-        return self._named(out)
+        for name, a in self.inputs.items():
+            out[name] = self.outputs[name] @ v[name].reshape(len(self.outputs[name]), len(a)) @ a
+        return {name: out[name].reshape(shape) for name, shape in self.shapes.items()}
 
-    def solve(self, direction: Mapping[str, Tensor], *, damping: float) -> Tensors:
+    def solve(self, direction: Mapping[str, Tensor], *, damping: Damping) -> Tensors:
         """The inverse of the matrix plus `damping` times the identity, times a direction: `{name: tensor}`.
 
         Exact for each block, by the eigenvectors of its factors, which are computed once: `O(R^3 + C^3)`, then four
         products. (No factored damping: `G + root damping` and `A + root damping` would be another matrix.)
 
+        Args:
+            direction: `{name: tensor}`.
+            damping: of all parameters, or `{name: number}`, such as of `relative_damping`.
+
         Raises:
-            TypeError, ValueError: another direction; a damping that is not above 0.
+            TypeError, ValueError: another direction; a damping that is not above 0, or without some parameter.
         """
         call = "KroneckerFactors.solve(direction, damping)"
-        check_number(call, "damping", damping, POSITIVE)
-        v = self._read(call, direction)
-        out = {name: v[name] / (value + damping) for name, value in self.diagonal.items()}
-        for name, ((a, across), (b, down)) in self._eigen.items():
-            turned = down.T @ self._matrix(name, v) @ across
-            out[name] = down @ (turned / (b[:, None] * a + damping)) @ across.T
-        return self._named(out)
+        each = dampings(call, damping, self.shapes)
+        flattened(call, direction, self.shapes)
+        return self.eigen.solve(direction, damping=each)
+
+    def relative_damping(self, share: float = 0.1) -> dict[str, float]:
+        """As `EigenFactors.relative_damping`."""
+        return self.eigen.relative_damping(share)
 
     def dense(self, name: str) -> Tensor:
         """The block of one parameter, entries in their own order: for small cases and tests."""
@@ -82,19 +89,14 @@ class KroneckerFactors:
         return torch.kron(self.outputs[name], self.inputs[name])
 
     @functools.cached_property
-    def _eigen(self) -> dict[str, tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]:
-        return {name: (_eigh(a), _eigh(self.outputs[name])) for name, a in self.inputs.items()}
-
-    def _matrix(self, name: str, v: Tensors) -> Tensor:
-        return v[name].reshape(len(self.outputs[name]), len(self.inputs[name]))
-
-    def _read(self, call: str, direction: Mapping[str, Tensor]) -> Tensors:
-        flattened(call, direction, self.shapes)
-        held = self.diagonal | self.outputs
-        return {name: direction[name].detach().to(held[name]) for name in self.shapes}
-
-    def _named(self, out: Tensors) -> Tensors:
-        return {name: out[name].reshape(shape) for name, shape in self.shapes.items()}
+    def eigen(self) -> EigenFactors:
+        """The same matrix by the eigenvectors of its factors, computed once: `O(R^3 + C^3)` a parameter."""
+        inputs, outputs, values = {}, {}, {}
+        for name, a in self.inputs.items():
+            along, inputs[name] = _eigh(a)
+            down, outputs[name] = _eigh(self.outputs[name])
+            values[name] = down[:, None] * along
+        return EigenFactors(inputs, outputs, values, self.diagonal, self.shapes)
 
 
 def kronecker_factors(
@@ -146,17 +148,10 @@ def kronecker_factors(
     """
     call = "gf.quantities.kronecker_factors(loss, params, batch)"
     one_of(call, "setting", setting, SETTINGS)
-    args, kwargs = splatted(batch)
-    if likelihood is None:
-        runs = iter([function_of(call, loss, options).evaluation(params, args, kwargs)])
-    else:
-        one_of(call, "likelihood", likelihood, LIKELIHOODS)
-        check_options(call, options)
-        runs = _by_output(call, loss, params, likelihood, args, kwargs, options)
     sums: dict[str, list[Tensor]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     weight = torch.zeros((), dtype=torch.float64)
-    for run in runs:
+    for run in runs_of(call, loss, params, batch, likelihood, options):
         for rows, weights, scale in run.factors():
             weight = weight + weights.double().sum().to(weight.device)
             for name, gradient in rows.items():
@@ -174,6 +169,18 @@ def kronecker_factors(
         {name: values[0] for name, values in means.items() if len(values) == 1},
         shapes,
     )
+
+
+def runs_of(
+    call: str, loss: Any, params: Any, batch: Any, likelihood: str | None, options: Mapping[str, Any]
+) -> Iterator[Any]:
+    """What gives the rows of the empirical Fisher matrix, or of the true one, as factors."""
+    args, kwargs = splatted(batch)
+    if likelihood is None:
+        return iter([function_of(call, loss, options).evaluation(params, args, kwargs)])
+    one_of(call, "likelihood", likelihood, LIKELIHOODS)
+    check_options(call, options)
+    return _by_output(call, loss, params, likelihood, args, kwargs, options)
 
 
 def _by_output(
@@ -202,36 +209,24 @@ def _added(call: str, name: str, a: list[Tensor], b: list[Tensor]) -> list[Tenso
 
 def _sums(gradient: Gradient, w: Tensor, scale: float, setting: str) -> list[Tensor]:
     """Sums over samples of A and G; of the squared entries alone where there is no product."""
-    unit = torch.where(w > 0, 1 / (scale * torch.where(w > 0, w, 1.0)), 0.0)
-    sides = _sides(gradient)
+    sides = unit_sides(gradient, w, scale)
     if sides is None:
-        rows = torch.where((unit == 0)[:, None], 0.0, gradient.dense().flatten(1).double() * unit[:, None])
+        unit = per_unit_of(w, scale)[:, None]
+        rows = torch.where(
+            unit == 0, 0.0, gradient.dense().reshape(gradient.size, gradient.like.numel()).double() * unit
+        )
         if gradient.like.dim() <= 1 and gradient.like.numel() <= WHOLE:
             one = w.sum().reshape(1, 1)  # a vector is a product with 1
             return [one, (rows * w[:, None]).T @ rows]
         return [(w @ rows.square()).reshape(gradient.like.shape)]
     total: list[Tensor] = []
-    for at, x, e in sides:
-        own, c = w[at], unit[at][:, None, None]
-        x, e = (torch.where(c == 0, 0.0, side.double()) for side in (x, e))
-        e = e * c
+    for own, x, e in sides:
         t = max(1, x.shape[1])
         if setting == "reduce":
             x, e, t = x.mean(1, keepdim=True), e.sum(1, keepdim=True), 1
         found = [_product(x, own / t), _product(e, own)]
         total = [a + b for a, b in zip(total, found, strict=True)] if total else found
     return total
-
-
-def _sides(gradient: Gradient) -> Iterator[tuple[slice, Tensor, Tensor]] | None:
-    """Inputs `[b, T, C]` and cotangents `[b, T, R]` of some samples at a time, where every row is their product."""
-    factor = gradient.factors[0] if len(gradient.factors) == 1 and gradient.size else None
-    if isinstance(factor, Outer):
-        return iter([(slice(0, factor.size), factor.x, factor.g)])
-    if isinstance(factor, Unfolded) and factor.steps.groups == 1:
-        blocks = factor.blocks(WINDOWS)
-        return ((at, windows[:, 0].mT, still[:, 0].mT) for at, still, windows in blocks)
-    return None
 
 
 def _product(side: Tensor, w: Tensor) -> Tensor:

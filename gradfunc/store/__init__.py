@@ -1,9 +1,12 @@
-"""Per-sample gradients on disk: projected or whole, with ids and metadata, to be asked again and again.
+"""Per-sample gradients on disk: projected, whole or as factors, with ids and metadata, to be asked again and again.
 
 store = gf.store.GradientStore.create("grads", projection=gf.projections.rademacher(512), params=model.params)
 with store.writer() as w:
     w.append(f(model.params, X, Y), ids=ids, metadata={"label": Y})
 store.top_k(f(model.params, x, y), k=10).ids
+
+With `create(path, params=model.params, factored=True)` what layers saw and what came back to them is kept where that is
+smaller than rows, and `store.gradients()` is a value like those that were appended: norms, gram, sum, clipping.
 
 On disk: shards in the format of safetensors, each written beside its place, synced, renamed; then `manifest.json`,
 which names them with their SHA-256, likewise. What the manifest names is acknowledged, and nothing takes it away; what

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from .. import projections
 from .._errors import check_int, kind_of, message
-from .._factors import Projection
+from .._factors import Projection, tensors
 from .._per_sample import PerSampleGrads
 from ._error import refused
+from ._gradients import asked
 from ._manifest import Manifest, fingerprint, parameters_of
+from ._query import Queries
 
 
 def described(projection: Projection) -> dict[str, Any]:
@@ -26,13 +28,19 @@ def described(projection: Projection) -> dict[str, Any]:
 
 
 def kind_and_size(
-    call: str, projection: Projection | None, params: Mapping[str, Tensor] | None, size: int | None
+    call: str, projection: Projection | None, params: Mapping[str, Tensor] | None, size: int | None, factored: bool
 ) -> tuple[dict[str, Any], int]:
     """What rows of a new store are, and how long.
 
     Raises:
-        TypeError, ValueError: neither of projection, params and size, or a size that is not theirs.
+        TypeError, ValueError: neither of projection, params and size, or a size that is not theirs; factors of
+            projected gradients, or of a model that is not given.
     """
+    if not isinstance(factored, bool):
+        raise TypeError(message(call, got=f"factored: {kind_of(factored)}", expected="a bool"))
+    if factored and (projection is not None or params is None):
+        got = "factored=True with a projection" if projection is not None else "factored=True without params"
+        raise ValueError(message(call, got=got, expected="params, and no projection, whose rows have no factors"))
     if projection is not None:
         found = getattr(projection, "size", None)
         if not isinstance(found, int) or not callable(getattr(projection, "apply", None)):
@@ -40,7 +48,8 @@ def kind_and_size(
             raise TypeError(message(call, got=f"projection: {kind_of(projection)}", expected=expected))
         kind = described(projection)
     elif params is not None:
-        kind, found = {"kind": "full"}, sum(value.numel() for value in params.values())
+        kind = {"kind": "factored" if factored else "full"}
+        found = sum(value.numel() for value in params.values())
     elif size is not None:
         kind, found = {"kind": "none"}, size
     else:
@@ -58,7 +67,7 @@ def same_projection(call: str, manifest: Manifest, projection: Projection | None
     Raises:
         StoreError: another is given.
     """
-    own = manifest.projection["kind"] in ("own", "full", "none")
+    own = manifest.projection["kind"] in ("own", "full", "factored", "none")
     if projection is None:
         try:
             return None if own else projections.from_dict(manifest.projection)
@@ -69,6 +78,14 @@ def same_projection(call: str, manifest: Manifest, projection: Projection | None
         got, expected = f"projection {given[0]} of size {given[1]}", f"{dict(manifest.projection)} of {manifest.size}"
         raise refused(call, got=got, expected=expected, do="Rows through different projections cannot be compared.")
     return projection
+
+
+def check_kind(call: str, manifest: Manifest, *, factored: bool) -> None:
+    """Raise StoreError unless gradients are kept as factors where this is asked for, and only then."""
+    if manifest.is_factored != factored:
+        got = f"factored={factored}, and a store of {dict(manifest.projection)}"
+        do = "A store keeps one kind of gradients; make another."
+        raise refused(call, got=got, expected=f"factored={manifest.is_factored}", do=do)
 
 
 def check_model(call: str, manifest: Manifest, params: Mapping[str, Tensor]) -> None:
@@ -117,14 +134,20 @@ def rows_of(call: str, g: PerSampleGrads, manifest: Manifest, projection: Projec
 
 def queries_of(
     call: str, queries: Any, manifest: Manifest, projection: Projection | None, dtype: torch.dtype
-) -> Tensor:
-    """`[q, size]` on the CPU.
+) -> tuple[Queries, int]:
+    """Queries `[q, size]` on the CPU, or their factors where the store has these; and q.
 
     Raises:
         TypeError, ValueError: something else.
     """
     size = manifest.size
     if isinstance(queries, PerSampleGrads):
+        if manifest.is_factored:
+            check_parameters(call, manifest, parameters_of(queries._shapes))
+            factors = asked(queries, manifest)
+            if not all(half.isfinite().all() for _, rows in factors for half in tensors(rows)):
+                raise ValueError(message(call, got="a query with NaN or inf", expected="finite gradients"))
+            return factors, queries.batch_size
         queries = rows_of(call, queries, manifest, projection)
     if not isinstance(queries, Tensor):
         raise TypeError(message(call, got=kind_of(queries), expected=f"a tensor [q, {size}], or gradients"))
@@ -133,7 +156,8 @@ def queries_of(
         raise ValueError(message(call, got=got, expected=f"floats of shape [q, {size}]"))
     if not queries.isfinite().all():
         raise ValueError(message(call, got="a query with NaN or inf", expected="finite numbers"))
-    return queries.detach().to("cpu", dtype)
+    rows = queries.detach().to("cpu", dtype)
+    return (asked(rows, manifest) if manifest.is_factored else rows), len(rows)
 
 
 def positions(call: str, at: Any, count: int) -> Tensor:

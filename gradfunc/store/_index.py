@@ -12,8 +12,9 @@ from torch import Tensor
 
 from .._files import replace_file
 from ._error import reason, refused
+from ._ids import at as ids_at
 from ._manifest import signed
-from ._query import TopK, check_k
+from ._query import Queries, TopK, check_k
 from ._view import View
 
 INDEX, FACTS = "index.faiss", "index.json"
@@ -23,6 +24,9 @@ SPARE = 4
 
 def build(call: str, folder: Path, view: View, links: int) -> None:
     """Write the index, and after it what it is of."""
+    if view.manifest.is_factored:
+        do = "Ask without approximate=True, or keep projected gradients."
+        raise refused(call, got="factored gradients", expected="rows, which an index copies", do=do)
     faiss = _faiss(call)
     index = faiss.IndexHNSWSQ(view.manifest.size, faiss.ScalarQuantizer.QT_fp16, links, faiss.METRIC_INNER_PRODUCT)
     if len(view):
@@ -40,7 +44,7 @@ def build(call: str, folder: Path, view: View, links: int) -> None:
         raise refused(call, got=got, expected="a folder that can be written") from error
 
 
-def top_k(call: str, folder: Path, view: View, queries: Tensor, k: int) -> TopK:
+def top_k(call: str, folder: Path, view: View, queries: Queries, k: int) -> TopK:
     """Candidates from the index, ranked by their exact inner products."""
     check_k(call, view, k)
     faiss = _faiss(call)
@@ -52,6 +56,7 @@ def top_k(call: str, folder: Path, view: View, queries: Tensor, k: int) -> TopK:
         index = faiss.read_index(str(folder / INDEX))
     except (FileNotFoundError, RuntimeError, ValueError, KeyError) as error:
         raise refused(call, got=f"no index to read ({type(error).__name__})", expected="one", do=do) from error
+    assert isinstance(queries, Tensor)  # of factored gradients there is no index
     index.hnsw.efSearch = max(64, SPARE * k)
     found = torch.from_numpy(index.search(queries.float().numpy(), min(len(view), SPARE * k))[1])
     values, positions = [], []
@@ -64,7 +69,9 @@ def top_k(call: str, folder: Path, view: View, queries: Tensor, k: int) -> TopK:
         values.append(best.values[:k])
         positions.append(own[best.indices[:k]])
     where = torch.stack(positions) if positions else torch.empty(0, k, dtype=torch.int64)
-    return TopK(torch.stack(values) if values else torch.empty(0, k, dtype=view.dtype), view.ids()[where], where)
+    return TopK(
+        torch.stack(values) if values else torch.empty(0, k, dtype=view.dtype), ids_at(view.ids(), where), where
+    )
 
 
 def _others(own: Tensor, count: int, rows: int) -> Tensor:

@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from .._files import replace_file, sha256_of
+from ._columns import Part, parted
 from ._error import StoreError, reason, refused
+from ._ids import ids_of, repeated
+from ._layout import filling, is_short
 from ._manifest import Manifest, Shard, read_manifest
-from ._rows import Part, columns, parted
 from ._shards import map_shard, write_shard
-from ._writer import locked, recover, rows_a_shard
+from ._writer import locked, recover
 
 
 def compact(call: str, folder: Path) -> int:
@@ -39,31 +39,29 @@ def compact(call: str, folder: Path) -> int:
 
 
 def _compacted(call: str, folder: Path, manifest: Manifest) -> Manifest:
-    each = rows_a_shard(manifest)
     kept: list[Shard] = []
     made = manifest
-    for run in _runs(manifest.shards, each):
+    for run in _runs(manifest):
         if len(run) == 1:
             kept.extend(run)
             continue
         waiting: list[Part] = []
         for k, shard in enumerate(run):
             _hold_to_checksum(call, folder, shard)
-            mapped = map_shard(call, folder, shard, manifest)
-            waiting.append(Part(mapped.rows, mapped.ids, mapped.metadata))
-            last = k == len(run) - 1
-            while waiting and (sum(len(part.ids) for part in waiting) >= each or last):
-                first, waiting = parted(waiting, each)
-                kept.append(write_shard(folder, made.file(), columns(first)))
+            waiting.append(map_shard(call, folder, shard, manifest).part)
+            last = sum(part.count for part in waiting) if k == len(run) - 1 else None
+            while waiting and (count := filling(manifest, waiting) or last):
+                first, waiting = parted(waiting, count)
+                kept.append(write_shard(folder, made.file(), first))
                 made = replace(made, next=made.next + 1)
     return manifest if made is manifest else replace(made, shards=tuple(kept))
 
 
-def _runs(shards: Sequence[Shard], each: int) -> Iterator[list[Shard]]:
+def _runs(manifest: Manifest) -> Iterator[list[Shard]]:
     """Short shards with those beside them, full ones alone: these stay as they are."""
-    for is_short, group in itertools.groupby(shards, lambda shard: shard.rows < each):
+    for short, group in itertools.groupby(manifest.shards, lambda shard: is_short(manifest, shard)):
         run = list(group)
-        yield from [run] if is_short else [[shard] for shard in run]
+        yield from [run] if short else [[shard] for shard in run]
 
 
 def merge(call: str, folder: Path, parts: Sequence[Path]) -> int:
@@ -74,7 +72,7 @@ def merge(call: str, folder: Path, parts: Sequence[Path]) -> int:
         sources = [(part, read_manifest(call, part)) for part in parts]
         for part, theirs in sources:
             manifest = _alike(call, manifest, part, theirs)
-        _check_ids(call, [(folder, manifest), *sources])
+        _check_ids(call, manifest, [(folder, manifest), *sources])
         rows = manifest.rows
         try:
             for part, theirs in sources:
@@ -95,22 +93,23 @@ def merge(call: str, folder: Path, parts: Sequence[Path]) -> int:
 
 
 def _alike(call: str, manifest: Manifest, part: Path, theirs: Manifest) -> Manifest:
-    """The store's manifest, which learns from the first part what it does not say yet."""
+    """The store's manifest, which learns from the first part what it does not say yet, and from all their factors."""
     if not manifest.rows:
-        learnt = {"parameters", "fingerprint", "metadata"}
+        learnt = {"parameters", "fingerprint", "metadata", "ids"}
         manifest = replace(manifest, **{k: getattr(manifest, k) or getattr(theirs, k) for k in learnt})
-    for what in ("size", "dtype", "projection", "parameters", "fingerprint", "metadata"):
+    for what in ("size", "dtype", "projection", "parameters", "fingerprint", "metadata", "ids"):
         mine, other = getattr(manifest, what), getattr(theirs, what)
         if mine != other and theirs.rows:
             do = "Only rows of one model through one projection can be compared."
             raise refused(call, got=f"{part} with {what} {other}", expected=f"{what} {mine}", do=do)
-    return manifest
+    names = dict.fromkeys((*manifest.factors, *theirs.factors))
+    factors = {name: {**manifest.factors.get(name, {}), **theirs.factors.get(name, {})} for name in names}
+    return replace(manifest, factors=factors)
 
 
-def _check_ids(call: str, sources: Sequence[tuple[Path, Manifest]]) -> None:
-    ids = [map_shard(call, part, shard, manifest).ids for part, manifest in sources for shard in manifest.shards]
-    every = torch.cat([torch.empty(0, dtype=torch.int64), *ids])
-    twice = len(every) - len(every.unique())
+def _check_ids(call: str, manifest: Manifest, sources: Sequence[tuple[Path, Manifest]]) -> None:
+    parts = [map_shard(call, part, shard, own).part for part, own in sources for shard in own.shards]
+    twice = repeated(ids_of(parts, manifest.ids))
     if twice:
         raise refused(call, got=f"{twice} ids that occur twice", expected="parts with samples of their own")
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,14 @@ from torch import Tensor
 
 from .._files import replace_file
 from ._error import reason, refused
+from ._ids import INTEGERS
+from ._kinds import READING
 
 NAME = "manifest.json"
 FORMAT = "gradfunc store"
-VERSION = 1
+VERSION = 2
+# Of version 1 ids are integers, and gradients are rows.
+READABLE = (1, 2)
 _FILE = r"rows-[0-9]{8,}\.safetensors"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
@@ -46,15 +50,19 @@ class Manifest:
 
     Attributes:
         size: numbers a row.
-        dtype: of rows: "float16", "bfloat16", "float32" or "float64".
+        dtype: of rows, or of the floats that factors hold: "float16", "bfloat16", "float32" or "float64".
         shard_bytes: about how large a full shard is.
         projection: what rows went through: the `to_dict()` of one of `gf.projections`, `{"kind": "own", "name": ...}`
-            for another, `{"kind": "none"}` for rows that are given as they are, `{"kind": "full"}` for whole gradients.
+            for another, `{"kind": "none"}` for rows that are given as they are, `{"kind": "full"}` for whole gradients,
+            `{"kind": "factored"}` for whole gradients as factors.
         parameters: `{name: [shape, dtype]}` of the model, in order; None where rows alone were given.
         fingerprint: SHA-256 of the parameters' values, None where they were not given.
         metadata: `{name: [dtype, shape]}` of what is kept with each row; None before the first.
         shards: in the order of rows.
         next: number of the next shard.
+        ids: "integers" or "strings"; None before the first row.
+        factors: `{parameter: {factor: {"kind", "tensors": {name: [dtype, shape of an entry]}, ...}}}` of factored
+            gradients, as far as they have occurred; empty of others. "reading" says how rows are made of them.
     """
 
     size: int
@@ -66,6 +74,8 @@ class Manifest:
     metadata: Mapping[str, Any] | None = None
     shards: tuple[Shard, ...] = ()
     next: int = 0
+    ids: str | None = None
+    factors: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -76,6 +86,11 @@ class Manifest:
     def torch_dtype(self) -> torch.dtype:
         """Of rows."""
         return DTYPES[self.dtype]
+
+    @property
+    def is_factored(self) -> bool:
+        """Whether gradients are kept as factors."""
+        return bool(self.projection["kind"] == "factored")
 
     def file(self) -> str:
         """Name of the next shard."""
@@ -96,7 +111,7 @@ class Manifest:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {"format": FORMAT, "version": VERSION, **asdict(self)}
+        return {"format": FORMAT, "version": VERSION, "reading": READING, **asdict(self)}
 
 
 def signed(facts: dict[str, Any]) -> dict[str, Any]:
@@ -123,15 +138,18 @@ def read_manifest(call: str, folder: Path) -> Manifest:
         name, version = facts.pop("format"), facts.pop("version")
         if name != FORMAT or not isinstance(version, int):
             raise ValueError(f"it says it is {name!r} {version!r}")
-        if version != VERSION:
+        if version not in READABLE:
             do = "Read it with the gradfunc that wrote it, or a later one."
-            raise refused(call, got=f"a store of version {version}", expected=f"version {VERSION}", do=do)
+            raise refused(call, got=f"a store of version {version}", expected=f"version {VERSION} or before", do=do)
         signature = facts.pop("sha256")
         if signed({"format": name, "version": version, **facts})["sha256"] != signature:
             raise ValueError("its bytes are not those that were written (SHA-256)")
+        facts.pop("reading", None)
         shards = tuple(Shard(**shard) for shard in facts.pop("shards"))
         if any(not re.fullmatch(_FILE, shard.file) for shard in shards):
             raise ValueError("a shard that lies outside of the folder")
+        if version == 1 and shards:
+            facts["ids"] = INTEGERS
         return Manifest(**facts, shards=shards)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise refused(call, got=f"a corrupt manifest: {error}", expected="a store's", do=broken) from error

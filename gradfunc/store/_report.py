@@ -51,9 +51,12 @@ class StoreReport(Report):
             ("projection", ", ".join(f"{key} {value}" for key, value in m.projection.items())),
             ("parameters", "-" if m.parameters is None else f"{len(m.parameters)}"),
             ("model", m.fingerprint or "-"),
+            ("ids", m.ids or "-"),
             ("metadata", kept or "-"),
         ]
         found: list[Table | str] = [Table("Store", ("", ""), facts)]
+        if m.factors:
+            found.append(Table("Factors", ("parameter", "shape", "kept as"), [_line(m, name) for name in m.factors]))
         if self.damaged:
             rows = [(one.file, str(one.rows), one.why) for one in self.damaged]
             found.append(Table("Damaged", ("file", "rows", "what is wrong"), rows))
@@ -80,3 +83,9 @@ class StoreReport(Report):
             "left": list(self.left),
             **facts,
         }
+
+
+def _line(manifest: Manifest, name: str) -> tuple[str, str, str]:
+    """A parameter, its shape, and the kinds of factors that occur."""
+    shape, _ = (manifest.parameters or {})[name]
+    return name, "x".join(map(str, shape)) or "1", ", ".join(manifest.factors[name])

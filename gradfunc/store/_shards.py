@@ -17,7 +17,9 @@ from torch import Tensor
 
 from .._files import Buffer, replace_file
 from .._tree import Tensors
+from ._columns import Part, columns
 from ._error import reason, refused
+from ._layout import read_part
 from ._manifest import Manifest, Shard
 
 # What safetensors calls the types that occur here.
@@ -33,17 +35,16 @@ _TYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-METADATA = "metadata/"
 
 
-def write_shard(folder: Path, name: str, columns: Mapping[str, Sequence[Tensor]]) -> Shard:
-    """Write "rows", "ids" and "metadata/..." to a new file: synced when it returns, whole or not there at all."""
-    pieces = laid_out(columns)
+def write_shard(folder: Path, name: str, parts: Sequence[Part]) -> Shard:
+    """Write rows with what is kept with them to a new file: synced when it returns, whole or not there at all."""
+    pieces = laid_out(columns(parts))
     replace_file(folder / name, *pieces)
     digest = hashlib.sha256()
     for piece in pieces:
         digest.update(piece)
-    rows, length = sum(map(len, columns["ids"])), sum(map(len, pieces))
+    rows, length = sum(part.count for part in parts), sum(map(len, pieces))
     return Shard(name, rows, length, digest.hexdigest())
 
 
@@ -52,7 +53,7 @@ def laid_out(columns: Mapping[str, Sequence[Tensor]]) -> list[Buffer]:
 
     safetensors' own writer copies all of it twice, which leaves the heap in pieces after some thousand files.
     """
-    header: dict[str, Any] = {"__metadata__": {"gradfunc": "shard of a gradient store 1"}}
+    header: dict[str, Any] = {"__metadata__": {"gradfunc": "shard of a gradient store"}}
     pieces: list[Buffer] = []
     end = 0
     # wide types first, as safetensors does: each then begins at a multiple of its size
@@ -74,14 +75,10 @@ class Mapped:
     """A shard in the address space of this process. Tensors are views of the file: to be read and copied.
 
     Attributes:
-        rows: `[n, size]`.
-        ids: `[n]`, int64.
-        metadata: `{name: [n, ...]}`.
+        part: its rows.
     """
 
-    rows: Tensor
-    ids: Tensor
-    metadata: Tensors
+    part: Part
     _memory: mmap.mmap
 
     def done(self) -> None:
@@ -109,14 +106,13 @@ def map_shard(call: str, folder: Path, shard: Shard, manifest: Manifest) -> Mapp
         with contextlib.suppress(AttributeError, OSError):
             memory.madvise(mmap.MADV_SEQUENTIAL)
         tensors = _tensors(memory, length)
-        _check(tensors, shard, manifest)
+        part = read_part(tensors, shard.rows, manifest)
     except OSError as error:
         raise refused(call, got=f"shard {shard.file}: {reason(error)}", expected="a file to read", do=do) from error
     except (ValueError, KeyError, TypeError, IndexError) as error:
         got = f"a damaged shard {shard.file} of {shard.rows} rows: {error}"
         raise refused(call, got=got, expected="the file that was written", do=do) from error
-    metadata = {name.removeprefix(METADATA): value for name, value in tensors.items() if name.startswith(METADATA)}
-    mapped = Mapped(tensors["rows"], tensors["ids"], metadata, memory)
+    mapped = Mapped(part, memory)
     mapped.done()
     return mapped
 
@@ -138,15 +134,3 @@ def _tensors(memory: mmap.mmap, length: int) -> Tensors:
         flat = torch.frombuffer(memory, dtype=dtype, count=count, offset=start + first) if count else torch.empty(0)
         found[name] = flat.to(dtype).view(entry["shape"])
     return found
-
-
-def _check(tensors: Tensors, shard: Shard, manifest: Manifest) -> None:
-    rows, ids = tensors["rows"], tensors["ids"]
-    if (tuple(rows.shape), rows.dtype) != ((shard.rows, manifest.size), manifest.torch_dtype):
-        raise ValueError(f"rows of shape {tuple(rows.shape)} and {rows.dtype}")
-    if (tuple(ids.shape), ids.dtype) != ((shard.rows,), torch.int64):
-        raise ValueError(f"ids of shape {tuple(ids.shape)} and {ids.dtype}")
-    for name, (dtype, shape) in (manifest.metadata or {}).items():
-        value = tensors[METADATA + name]
-        if (str(value.dtype), list(value.shape)) != (f"torch.{dtype}", [shard.rows, *shape]):
-            raise ValueError(f"metadata {name!r} of shape {tuple(value.shape)} and {value.dtype}")

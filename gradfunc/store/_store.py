@@ -1,39 +1,44 @@
-"""`GradientStore`: per-sample gradients on disk, and what is asked of them."""
+"""`GradientStore`: per-sample gradients on disk, as a folder is made, opened, written and kept."""
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from .._errors import check_int, kind_of, message, one_of
+from .._errors import check_int, one_of
 from .._factors import Projection
-from .._per_sample import PerSampleGrads
 from .._tree import Tensors
-from . import _export, _index, _maintain, _query
-from ._asked import check_model, kind_and_size, positions, queries_of, same_projection
+from . import _export, _maintain
+from ._asked import check_model, kind_and_size, same_projection
 from ._error import StoreError, reason, refused
+from ._ids import Named, named
 from ._manifest import DTYPES, NAME, Manifest, fingerprint, parameters_of, read_manifest
-from ._query import TopK
+from ._questions import Questions
 from ._report import StoreReport
 from ._verify import info, verify
-from ._view import BLOCK, View
+from ._view import View
 from ._writer import LOCK, Writer
 
 Path_ = str | os.PathLike[str]
 
 
-class GradientStore:
-    """Rows `[n, size]` on disk, one a sample, with ids and metadata. Made by `create` and `open`.
+class GradientStore(Questions):
+    """Gradients on disk, one a sample, with ids and metadata. Made by `create` and `open`.
 
-    A folder of shards in the format of safetensors ("rows", "ids", "metadata/..."), and `manifest.json`, which names
-    them in order with their SHA-256, and says of which model the gradients are and what they went through. Opening
-    one maps the files and runs nothing. What is asked is answered of the rows that were acknowledged when the store
-    was opened, or last refreshed; `writer()` refreshes it when it closes.
+    Rows `[n, size]`: projected, or whole. Or factors: what a layer saw and what came back to it, wherever that is
+    smaller than rows; no query forms n x P then, and `gradients()` is a value like that which was appended.
+
+    A folder of shards in the format of safetensors ("rows" or "factors/...", "ids", "metadata/..."), and
+    `manifest.json`, which names them in order with their SHA-256, and says of which model the gradients are, what they
+    went through, and how factors make rows. Opening one maps the files and runs nothing. What is asked is answered of
+    the gradients that were acknowledged when the store was opened, or last refreshed; `writer()` refreshes it when it
+    closes.
 
     Attributes:
         path: the folder.
@@ -64,7 +69,8 @@ class GradientStore:
         projection: Projection | None = None,
         params: Mapping[str, Tensor] | None = None,
         size: int | None = None,
-        dtype: str | torch.dtype = "float16",
+        factored: bool = False,
+        dtype: str | torch.dtype | None = None,
         shard_bytes: int = 2**24,
     ) -> Self:
         """An empty store in a folder, which is made if need be.
@@ -76,7 +82,11 @@ class GradientStore:
             params: of the model, whose names, shapes and SHA-256 are written down. Without a projection, gradients
                 are kept whole, `size` being all their entries.
             size: of rows that are given as they are, with neither projection nor params.
-            dtype: of rows on disk: "float16", "bfloat16", "float32" or "float64".
+            factored: keep factors of whole gradients where they are smaller; values of the engines "vmap" and "loop"
+                have none, and are kept whole.
+            dtype: on disk: "float16", "bfloat16", "float32" or "float64". By default float16 for rows; for factors the
+                widest of the params', in which both halves are as they were. Rounded to another, of unit roundoff u, a
+                gradient is off by at most (2 u + u^2) |x| |g| a factor.
             shard_bytes: about how large a file is; so much waits in memory.
 
         Raises:
@@ -84,10 +94,12 @@ class GradientStore:
             StoreError: there is a store already, or the folder cannot be written.
         """
         call, folder = f"gf.store.GradientStore.create({str(path)!r}, ...)", Path(path)
-        name = str(dtype).removeprefix("torch.")
+        kind, found = kind_and_size(call, projection, params, size, factored)
+        if dtype is None and factored and params is not None:
+            dtype = functools.reduce(torch.promote_types, [value.dtype for value in params.values()])
+        name = str(dtype or "float16").removeprefix("torch.")
         one_of(call, "dtype", name, DTYPES)
         check_int(call, "shard_bytes", shard_bytes, 1)
-        kind, found = kind_and_size(call, projection, params, size)
         described, own = (None, None) if params is None else (parameters_of(params), fingerprint(params))
         manifest = Manifest(found, name, shard_bytes, kind, described, own)
         try:
@@ -139,9 +151,6 @@ class GradientStore:
         m = self.manifest
         return f"GradientStore({str(self.path)!r}: {len(self):,} rows of {m.size:,} {m.dtype}, {m.projection['kind']})"
 
-    def __len__(self) -> int:
-        return len(self._view)
-
     @property
     def manifest(self) -> Manifest:
         """What the store says it holds."""
@@ -149,13 +158,13 @@ class GradientStore:
 
     @property
     def projection(self) -> Projection | None:
-        """What gradients go through; None where rows are given or whole, or it is another's that was not given."""
+        """What gradients go through; None where they are given or whole, or it is another's that was not given."""
         return self._projection
 
     @property
-    def ids(self) -> Tensor:
-        """Of samples, in the order of rows, int64 `[n]`."""
-        return self._view.ids()
+    def ids(self) -> Named:
+        """Of samples, in the order of rows: int64 `[n]`, or an array of numpy's strings."""
+        return named(self._view.ids())
 
     @property
     def metadata(self) -> Tensors:
@@ -181,83 +190,8 @@ class GradientStore:
             check_model(call, self.manifest, params)
         return Writer(call, self.path, self._view, self._projection, self.refresh)
 
-    def rows(self, at: slice | Sequence[int] | Tensor | None = None) -> Tensor:
-        """Rows as they are on disk, bit by bit: `[m, size]`, copies.
-
-        Args:
-            at: positions; all of them by default.
-
-        Raises:
-            TypeError, IndexError: no positions of rows.
-        """
-        return self._view.rows(positions(f"{self._name}.rows(at)", at, len(self)))
-
-    def blocks(self, size: int = BLOCK) -> Iterator[tuple[slice, Tensor]]:
-        """All rows, some at a time, as float32 (float64 for that): `(positions, [b, size])`; copy what is to be kept.
-
-        Args:
-            size: how many rows at most.
-        """
-        check_int(f"{self._name}.blocks(size)", "size", size, 1)
-        return self._view.blocks(block=size)
-
-    def dot(self, queries: Tensor | PerSampleGrads) -> Tensor:
-        """Inner products of all rows with each query: `[n, q]`, float32 (float64 for rows of that).
-
-        Args:
-            queries: `[q, size]`, or per-sample gradients, which go through the store's projection.
-
-        Raises:
-            TypeError, ValueError, StoreError: something else, or gradients of another model.
-        """
-        return _query.dot(self._view, self._queries("dot(queries)", queries))
-
-    def top_k(self, queries: Tensor | PerSampleGrads, k: int, *, approximate: bool = False) -> TopK:
-        """The k rows with the largest inner products with each query.
-
-        Exact: one pass over the rows, in blocks. Approximate: by the index that `build_index()` made (extra "store"),
-        whose candidates are then ranked by their exact inner products.
-
-        Args:
-            queries: `[q, size]`, or per-sample gradients, which go through the store's projection.
-            k: at most as many as there are rows.
-            approximate: ask the index.
-
-        Raises:
-            TypeError, ValueError, StoreError: something else, or there is no index of these rows.
-        """
-        call = f"{self._name}.top_k(queries, k={k!r})"
-        given = self._queries("top_k(queries, k)", queries)
-        if approximate:
-            return _index.top_k(call, self.path, self._view, given, k)
-        return _query.top_k(call, self._view, given, k)
-
-    def gram(self, other: GradientStore | None = None) -> Tensor:
-        """Inner products of all pairs of rows: `[n, m]`; with the rows of `other`, or these."""
-        return _query.gram(self._view, self._other("gram(other)", other))
-
-    def gram_blocks(
-        self, other: GradientStore | None = None, size: int = BLOCK
-    ) -> Iterator[tuple[slice, slice, Tensor]]:
-        """The same some rows and columns at a time: `(i, j, [b, b'])`; without `other` those not below the diagonal."""
-        check_int(f"{self._name}.gram_blocks(other, size)", "size", size, 1)
-        return _query.gram_blocks(self._view, self._other("gram_blocks(other)", other), size)
-
-    def build_index(self, links: int = 32) -> None:
-        """An approximate index of inner products, beside the shards, for the rows that are there (extra "store").
-
-        Hierarchical navigable small worlds (Malkov, Yashunin 2018), by faiss, on float16 copies of the rows: it takes
-        their size in memory and on disk once more. It pays beyond about a million rows.
-
-        Args:
-            links: of a row, at least 2.
-        """
-        call = f"{self._name}.build_index()"
-        check_int(call, "links", links, 2)
-        _index.build(call, self.path, self._view, links)
-
     def export(self, path: Path_, format: str = "numpy") -> None:
-        """Write ids, rows and metadata for other tools.
+        """Write ids, rows and metadata for other tools; of factored gradients the factors, as ragged columns.
 
         Args:
             path: of a new folder of `.npy` files ("numpy"), or a new file: a dict for `torch.load` ("torch", held in
@@ -307,22 +241,3 @@ class GradientStore:
         done = _maintain.merge(f"{self._name}.merge(parts)", self.path, folders)
         self.refresh()
         return done
-
-    @property
-    def _name(self) -> str:
-        return f"GradientStore({str(self.path)!r})"
-
-    def _queries(self, what: str, queries: Tensor | PerSampleGrads) -> Tensor:
-        return queries_of(f"{self._name}.{what}", queries, self.manifest, self._projection, self._view.dtype)
-
-    def _other(self, what: str, other: GradientStore | None) -> View:
-        if other is None:
-            return self._view
-        call = f"{self._name}.{what}"
-        if not isinstance(other, GradientStore):
-            raise TypeError(message(call, got=kind_of(other), expected="another store"))
-        for fact in ("size", "projection"):
-            mine, theirs = getattr(self.manifest, fact), getattr(other.manifest, fact)
-            if mine != theirs:
-                raise refused(call, got=f"a store of {fact} {theirs}", expected=f"{fact} {mine}")
-        return other._view

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import torch
-
 from .._files import partials, sha256_of
 from ._error import StoreError, reason
+from ._ids import ids_of, repeated
 from ._manifest import read_manifest
 from ._report import Damage, StoreReport
 from ._shards import map_shard
@@ -48,18 +47,18 @@ def info(path: str | os.PathLike[str]) -> StoreReport:
 
 def _inspected(call: str, folder: Path, *, check: bool) -> StoreReport:
     manifest = read_manifest(call, folder)
-    damaged, ids = [], []
+    damaged, parts = [], []
     for shard in manifest.shards:
         try:
             mapped = map_shard(call, folder, shard, manifest)
             if check and sha256_of(folder / shard.file) != shard.sha256:
                 raise ValueError("its bytes are not those that were written (SHA-256)")
-            ids.append(mapped.ids)
+            parts.append(mapped.part)
         except (StoreError, ValueError) as error:
             cause = error.__cause__ or error
             why = reason(cause) if isinstance(cause, OSError) else str(cause)
             damaged.append(Damage(shard.file, shard.rows, why))
-    every = torch.cat([torch.empty(0, dtype=torch.int64), *ids])
     named = {shard.file for shard in manifest.shards}
     left = [path.name for path in (*folder.glob("rows-*.safetensors"), *partials(folder)) if path.name not in named]
-    return StoreReport(manifest, check, tuple(damaged), len(every) - len(every.unique()), tuple(sorted(left)))
+    twice = repeated(ids_of(parts, manifest.ids))
+    return StoreReport(manifest, check, tuple(damaged), twice, tuple(sorted(left)))

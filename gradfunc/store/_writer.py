@@ -13,16 +13,18 @@ from typing import Any, Self
 import filelock
 from torch import Tensor
 
-from .._errors import GradfuncWarning, kind_of, message
+from .._errors import GradfuncWarning, message
 from .._factors import Projection
 from .._files import partials
 from .._per_sample import PerSampleGrads
-from ._asked import rows_of
+from ._columns import Part, parted
 from ._error import reason, refused
-from ._manifest import Manifest, parameters_of, read_manifest
-from ._rows import Part, columns, described, ids_of, metadata_of, parted, stored
+from ._ids import ids_of
+from ._layout import filling
+from ._manifest import Manifest, read_manifest
 from ._seen import Seen
 from ._shards import write_shard
+from ._taken import taken
 from ._view import View
 
 LOCK = "writer.lock"
@@ -70,7 +72,7 @@ class _State:
     @property
     def count(self) -> int:
         """Rows that wait."""
-        return sum(len(part.ids) for part in self.waiting)
+        return sum(part.count for part in self.waiting)
 
 
 class Writer:
@@ -125,14 +127,14 @@ class Writer:
         """Add rows; returns how many rows of the store are acknowledged by now, in the order of appends.
 
         Args:
-            g: per-sample gradients, which go through the store's projection chunk by chunk; or rows `[B, size]` that
-                went through it already.
-            ids: int64 `[B]`, each once in a store; default: the numbers of the rows.
+            g: per-sample gradients, which go through the store's projection chunk by chunk, or whose factors are kept
+                as they are; or, but for factors, rows `[B, size]` that went through it already.
+            ids: `[B]` integers, or strings, each once in a store; default: the numbers of the rows.
             metadata: `{name: [B, ...]}` of numbers or bools; the first append says which names, types and shapes.
 
         Raises:
-            TypeError, ValueError: something else, an id that is there, a row that is not finite or that the store's
-                dtype cannot hold. Nothing was taken.
+            TypeError, ValueError: something else, an id that is there, ids of another kind than those before, a row
+                that is not finite or that the store's dtype cannot hold. Nothing was taken.
             StoreError: gradients of another model. Nothing was taken. Or a full shard could not be written: the rows
                 are held and `flush()` tries again.
 
@@ -146,19 +148,15 @@ class Writer:
         """
         call = f"{self._call}.append(g, ids, metadata)"
         state = self._settled()
-        rows, manifest = self._rows(call, g, state.manifest)
-        if not len(rows):
+        count = state.manifest.rows + state.count
+        part, manifest = taken(call, g, ids, metadata, state.manifest, self._projection, count)
+        if not part.count:
             return state.manifest.rows
-        kept = stored(call, rows, manifest.torch_dtype)
-        own = ids_of(call, ids, len(kept), state.manifest.rows + state.count)
-        part = Part(kept, own, metadata_of(call, metadata, len(kept), manifest))
+        own = ids_of([part], manifest.ids)
         self._seen.check(call, own)
-        if manifest.metadata is None:
-            manifest = replace(manifest, metadata=described(part.metadata))
         self._seen.add(own)
         self._state = _State(manifest, (*state.waiting, part))
-        each = rows_a_shard(manifest)
-        while self._state.count >= each:
+        while (each := filling(manifest, self._state.waiting)) is not None:
             self._write(each)
         return self._state.manifest.rows
 
@@ -184,26 +182,13 @@ class Writer:
             self._lock = None
         self._closed()
 
-    def _rows(self, call: str, g: PerSampleGrads | Tensor, manifest: Manifest) -> tuple[Tensor, Manifest]:
-        """What is to be stored, `[B, size]`, and the manifest, which may learn of the model."""
-        if isinstance(g, PerSampleGrads):
-            if manifest.parameters is None:
-                manifest = replace(manifest, parameters=parameters_of(g._shapes))
-            return rows_of(call, g, manifest, self._projection), manifest
-        if not isinstance(g, Tensor):
-            raise TypeError(message(call, got=kind_of(g), expected="per-sample gradients, or a tensor of rows"))
-        if g.dim() != 2 or g.shape[1] != manifest.size or not g.is_floating_point():
-            got = f"rows of shape {tuple(g.shape)} and {g.dtype}"
-            raise ValueError(message(call, got=got, expected=f"floats of shape [B, {manifest.size}]"))
-        return g, manifest
-
     def _write(self, count: int) -> None:
         """The first rows that wait, as a shard; the state changes when it is on disk."""
         state = self._state
         first, _ = parted(state.waiting, count)
         name, manifest = state.manifest.file(), state.manifest
         try:
-            shard = write_shard(self._folder, name, columns(first))
+            shard = write_shard(self._folder, name, first)
             made = manifest.added(shard)
             self._state = replace(state, trying=(made, count))
             made.write(self._folder)
@@ -229,8 +214,3 @@ class Writer:
             _, rest = parted(state.waiting, count)
             self._state = _State(made, tuple(rest)) if arrived else replace(state, trying=None)
         return self._state
-
-
-def rows_a_shard(manifest: Manifest) -> int:
-    """Of a full one."""
-    return max(1, manifest.shard_bytes // max(1, manifest.size * manifest.torch_dtype.itemsize))

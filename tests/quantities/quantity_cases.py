@@ -9,6 +9,7 @@ from oracle import close, flat, truth
 from torch.nn import functional as F
 
 import gradfunc as gf
+from gradfunc.projections import rademacher
 
 F64 = torch.float64
 Q = gf.quantities
@@ -132,6 +133,8 @@ def check_ratios(g, mean, spread, q):
     """Ratios of entries where the variance is no rounding on the scale of all."""
     signal = sum(v.square().sum() for v in mean.values())
     noise = sum(v.sum() for v in spread.values())
+    if float(noise) <= EXACT * float(signal):  # equal samples: a ratio to rounding
+        return
     close(Q.signal_to_noise(g, per="total"), signal / noise, (signal + noise) / noise, "signal to noise", EXACT)
     got, want = Q.signal_to_noise(g, per="total", corrected=True), signal / noise - q
     close(got, want, (signal + noise) / noise, "signal to noise, corrected", EXACT)
@@ -207,10 +210,52 @@ def check_noise(g, rows, weights):
         close(norm, found.squared_norm, scale, f"squared norms by {per}", EXACT)
 
 
+def check_influence(g, rows, weights):
+    """Inner products with some of the same samples, in blocks, over checkpoints, and through a projection."""
+    whole, few = flat(rows), slice(0, 2)
+    norms, part = whole.norm(dim=1), g.select(few)
+    want, scale = whole @ whole[few].T, norms[:, None] * norms[few]
+    close(Q.grad_dot(g, part), want, scale, "grad-dot", EXACT)
+    cosines = want / torch.where(scale > 0, scale, 1.0)
+    close(Q.grad_cos(g, part), cosines, 1.0, "grad-cos", EXACT)
+    close(Q.tracin([g, g], [part, part], [0.5, 0.25]), 0.75 * want, scale, "TracIn", EXACT)
+    close(Q.self_influence([g, g], [0.5, 0.25]), 0.75 * norms.square(), norms.square(), "self-influence", EXACT)
+    gram, blocks = whole @ whole.T, torch.full((len(whole), len(whole)), torch.nan, dtype=F64, device=whole.device)
+    for at, columns, values in Q.gram_blocks(g, block_size=2):
+        blocks[at, columns], blocks[columns, at] = values.double(), values.T.double()
+    close(blocks, gram, norms[:, None] * norms, "Gram matrix in blocks", EXACT)
+    projection = rademacher(3, seed=1)
+    features = 0
+    for name, value in rows.items():
+        entries = torch.arange(value[0].numel(), device=value.device)
+        features = features + flat({"": value}) @ projection.columns(name, entries).double()
+    phi = g.project(projection)
+    close(phi, features, norms[:, None] * whole.shape[1] ** 0.5, "features", EXACT)
+    damping = float(features.square().sum())
+    matrix = features.T @ features + damping * torch.eye(3, dtype=F64, device=whole.device)
+    want = features @ torch.linalg.solve(matrix, features[few].T)
+    close(Q.trak(phi, phi[few], damping=damping), want, 1.0, "TRAK", EXACT)
+
+
+def check_turned(found, rows, weights):
+    """Of corrected Kronecker factors: squares of unit rows in the eigenvectors of each block; else the diagonal."""
+    u, p = units(rows, weights)
+    scale = float(p @ flat(u).square().sum(1))
+    for name, value in u.items():
+        if name in found.diagonal:
+            close(found.diagonal[name], torch.tensordot(p, value.square(), 1), scale, f"diagonal of {name}", EXACT)
+            continue
+        down, along = found.outputs[name], found.inputs[name]
+        turned = down.T @ value.reshape(len(value), len(down), len(along)) @ along
+        want = torch.tensordot(p, turned.square(), 1)
+        close(found.eigenvalues[name], want, scale, f"second moments of turned rows of {name}", EXACT)
+
+
 LAWS = {
     "moments": check_moments,
     "similarity": check_similarity,
     "spectrum": check_spectrum,
     "products": check_products,
     "noise": check_noise,
+    "influence": check_influence,
 }

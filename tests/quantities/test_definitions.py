@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from quantity_cases import CASES, ENGINES, F64, LAWS, check_moments, rows_of, value
+from oracle import close
+from quantity_cases import CASES, ENGINES, EXACT, F64, LAWS, check_moments, check_turned, draw, rows_of, value
 from tiers import every
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from zoo.problems import MODES, looped, posed
 
 import gradfunc as gf
 from gradfunc._factors import Outer, Rows
 from gradfunc._rounding import gamma, unit_roundoff
 from gradfunc._zoo import MODELS
-from gradfunc.quantities import _entries, _moments, _similarity, _spectrum
+from gradfunc.quantities import _entries, _kernels, _moments, _similarity, _spectrum
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:There is a performance drop"),
@@ -20,8 +22,18 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
 ]
 
-# What torch.func cannot run has no other mode.
+# What torch.func cannot run has no other mode; of what it runs as scans, neither has the engine of its own name.
 RUNS = [(k, mode) for k, model in MODELS.items() for mode in MODES if mode == "native" or model.vmap or model.scanned]
+RUNS += [(k, "the vmap engine") for k, model in MODELS.items() if model.vmap or model.scanned]
+
+# What torch differentiates once.
+ONCE = {
+    "embedding bag, sum",
+    "embedding bag, mean",
+    "embedding bag, max",
+    "embedding bag, weights a token, padding_idx",
+    "distances to learned centres",
+}
 
 FACTORED = [(name, "factored") for name in CASES]
 OTHERS = [(name, engine) for engine in ENGINES if engine != "factored" for name in CASES]
@@ -36,12 +48,51 @@ def test_a_quantity_is_its_definition(name, engine, law, device):
 
 @pytest.mark.parametrize(("name", "mode"), every(28, RUNS))
 def test_quantities_on_the_zoo(name, mode):
-    g, want = posed(name).rows(mode), looped(name)
+    other = mode == "the vmap engine"
+    g, want = posed(name).rows("vmap", engine="vmap") if other else posed(name).rows(mode), looped(name)
     if not bool((torch.cat([v.flatten() for v in want.rows.values()]) != 0).any()):
         pytest.skip("all of its gradients are 0, and so are no ratios")
     rows = {key: want.rows[key] for key in g.names}
     for law in LAWS.values():
         law(g, rows, g.weights)  # weights of the zoo are the losses' own and no gradients
+
+
+@pytest.mark.parametrize("name", every(23, MODELS))
+def test_corrected_kronecker_factors_on_the_zoo(name):
+    """Whatever the layers are: the blocks that have factors, in their eigenvectors, and the diagonals of the others."""
+    model, want = posed(name), looped(name)
+    found = gf.quantities.corrected_kronecker_factors(
+        model.losses.rows, model.params, model.losses.tensors, batched=True
+    )
+    check_turned(found, {key: want.rows[key] for key in found.shapes}, model.rows("native").weights)
+
+
+def check_hessian(model):
+    leaves = {key: value.detach().clone().requires_grad_() for key, value in model.params.items()}
+    losses = model.losses.rows(leaves, *model.losses.tensors)
+    mean = losses.numerator.sum() / losses.weight.sum()
+    first = torch.autograd.grad(mean, list(leaves.values()), create_graph=True, allow_unused=True)
+    v = {key: draw(*value.shape, seed=6) for key, value in leaves.items()}
+    along = sum((g * v[key]).sum() for key, g in zip(leaves, first, strict=True) if g is not None)
+    second = [None] * len(leaves)
+    if along.requires_grad:
+        second = torch.autograd.grad(along, list(leaves.values()), allow_unused=True)
+    want = [torch.zeros_like(x) if h is None else h for h, x in zip(second, leaves.values(), strict=True)]
+    found = gf.quantities.hessian_product(model.losses.rows, model.params, model.losses.tensors, batched=True)(v)
+    scale = sum(float(h.norm()) for h in want) + float(torch.stack([x.norm() for x in v.values()]).norm())
+    for key, true in zip(leaves, want, strict=True):
+        close(found[key], true, scale, f"Hessian product of {key}", EXACT)
+
+
+@pytest.mark.parametrize("name", every(23, MODELS))
+def test_hessian_products_on_the_zoo(name):
+    """Against torch's own double backward pass of the mean loss; of attention by its formula, which alone has one."""
+    with sdpa_kernel(SDPBackend.MATH):
+        if name in ONCE:
+            with pytest.raises((NotImplementedError, RuntimeError), match="not implemented"):
+                check_hessian(posed(name))
+        else:
+            check_hessian(posed(name))
 
 
 def test_both_ways_to_sums_of_squares_are_taken():
@@ -156,12 +207,26 @@ def test_a_planted_mistake_in_embeddings_is_noticed(monkeypatch):
         check_weighted_embedding()
 
 
-columns = _entries._columns
+def shifted(g, right, size):
+    for block in blocks(g, right, size):
+        yield block._replace(values=block.values.flip(0))
+
+
+columns, blocks, trak = _entries._columns, _kernels._blocks, gf.quantities.trak
 MUTANTS = {
     "means of parts do not move the spread": (_entries, "merged", unmerged, "a convolution", "moments"),
     "weights not taken out of rows": (_entries, "per_unit", lambda g: torch.ones(7, dtype=F64), "class", "moments"),
     "weights not taken out of norms": (_moments, "per_unit", lambda g: torch.ones(7, dtype=F64), "class", "moments"),
     "every sample counts alike": (_spectrum, "shares", by_count, "class", "spectrum"),
+    "other samples": (gf.quantities, "grad_dot", lambda a, b: a.gram(b).flip(0), "a rec", "influence"),
+    "twice the damping of TRAK": (
+        gf.quantities,
+        "trak",
+        lambda phi, psi, damping: trak(phi, psi, damping=2 * damping),
+        "class",
+        "influence",
+    ),
+    "the next block of samples": (_kernels, "_blocks", shifted, "class", "influence"),
     "squares of norms": (_similarity, "square_of", lambda v: sum(t.norm() for t in v.values()), "a rec", "similarity"),
 }
 

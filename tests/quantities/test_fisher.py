@@ -8,10 +8,11 @@ import pytest
 import torch
 from oracle import close, flat
 from quantity_cases import CASES, EXACT, F64, Q, draw, rows_of
+from tiers import every
 from torch.nn import functional as F
 
 import gradfunc as gf
-from gradfunc.quantities import _fisher, _kronecker, _likelihood, _products
+from gradfunc.quantities import _corrected, _fisher, _kronecker, _likelihood, _products
 
 PARAMS = {"one": draw(6, 5), "bias": draw(6, seed=4), "two": draw(3, 6, seed=1)}
 X, Y = draw(7, 5, seed=2), torch.tensor([0, 2, 1, 1, 0, 2, 2])
@@ -352,6 +353,78 @@ def test_products_and_inverses_of_kronecker_factors():
     check_algebra()
 
 
+# --- with the eigenvalues of the rows -------------------------------------------------------------------------------
+
+
+def check_corrected(case, **options):
+    """By definition on materialised rows, block by block; nearer to the Fisher matrix than what is not corrected."""
+    loss, params, batch = CASES[case]
+    rows, weights = rows_of(case)
+    plain = Q.kronecker_factors(loss, params, batch, **options)
+    found = Q.corrected_kronecker_factors(loss, params, batch, **options)
+    for name in params:
+        want = block_of(name, rows, weights)
+        if name in found.diagonal:
+            close(found.diagonal[name].flatten(), want.diagonal(), float(want.trace()), f"diagonal of {name}", EXACT)
+            continue
+        basis = torch.kron(found.outputs[name], found.inputs[name])
+        turned = basis.T @ want @ basis
+        scale = float(want.trace())
+        close(basis.T @ basis, torch.eye(len(basis), dtype=F64), 1.0, f"eigenvectors of {name}", EXACT)
+        own = basis.T @ plain.dense(name) @ basis
+        close(own, torch.diag(own.diagonal()), float(own.trace()), f"block of {name} in its eigenvectors", EXACT)
+        values = found.eigenvalues[name].flatten()
+        close(values, turned.diagonal(), scale, f"second moments of turned rows of {name}", EXACT)
+        close(values.sum(), want.trace(), scale, f"trace of {name}", EXACT)
+        off, before = ((matrix - want).norm() for matrix in (found.dense(name), plain.dense(name)))
+        assert float(off) <= float(before) + EXACT * scale, name
+
+
+CORRECTED = [{}, {"chunk_size": 2}, {"setting": "reduce"}]
+
+
+@pytest.mark.parametrize(("case", "options"), every(2, [(case, options) for case in CASES for options in CORRECTED]))
+def test_corrected_eigenvalues_are_second_moments_in_the_eigenvectors(case, options):
+    check_corrected(case, **options)
+
+
+def check_corrected_truth(likelihood):
+    """Of the true Fisher matrix: the diagonal of each dense block in the eigenvectors."""
+    found = Q.corrected_kronecker_factors(net, PARAMS, X, likelihood=likelihood)
+    whole, start = dense_fisher(likelihood), 0
+    for name, value in PARAMS.items():
+        at = slice(start, start + value.numel())
+        start = at.stop
+        basis = torch.kron(found.outputs[name], found.inputs[name])
+        want = (basis.T @ whole[at, at] @ basis).diagonal()
+        close(found.eigenvalues[name].flatten(), want, float(want.sum()), f"second moments of {name}", EXACT)
+
+
+@pytest.mark.parametrize("likelihood", _likelihood.LIKELIHOODS)
+def test_corrected_eigenvalues_of_the_true_fisher_matrix(likelihood):
+    check_corrected_truth(likelihood)
+
+
+def check_corrected_algebra():
+    """Products and inverses against the dense blocks."""
+    for case in CASES:
+        loss, params, batch = CASES[case]
+        found = Q.corrected_kronecker_factors(loss, params, batch)
+        v = {k: draw(*value.shape, seed=7) for k, value in params.items()}
+        product, solved = found.product(v), found.solve(v, damping=0.1)
+        for name, value in v.items():
+            block = found.dense(name)
+            assert product[name].shape == solved[name].shape == value.shape
+            scale = float((block.norm() + 0.1) * value.norm())
+            close(product[name].flatten(), block @ value.flatten(), scale, f"product of {name}", EXACT)
+            again = block @ solved[name].flatten() + 0.1 * solved[name].flatten()
+            close(again, value.flatten(), 10 * scale, f"inverse of {name}", EXACT)
+
+
+def test_products_and_inverses_of_corrected_factors():
+    check_corrected_algebra()
+
+
 def test_what_is_refused():
     with pytest.raises(ValueError, match="got likelihood='poisson'"):
         Q.fisher_rows(net, PARAMS, X, likelihood="poisson")
@@ -368,6 +441,10 @@ def test_what_is_refused():
         product({"one": PARAMS["one"]})
     with pytest.raises(ValueError, match="got damping=0; expected a finite number > 0"):
         Q.kronecker_factors(net, PARAMS, X, likelihood="gaussian").solve(PARAMS, damping=0)
+    with pytest.raises(ValueError, match=r"EigenFactors\.solve.*got damping=0; expected a finite number > 0"):
+        Q.corrected_kronecker_factors(net, PARAMS, X, likelihood="gaussian").solve(PARAMS, damping=0)
+    with pytest.raises(ValueError, match="got setting='mean'"):
+        Q.corrected_kronecker_factors(net, PARAMS, X, likelihood="gaussian", setting="mean")
     with pytest.raises(ValueError, match="got distribution='gauss'"):
         Q.hutchinson_trace(lambda v: v, PARAMS, distribution="gauss")
 
@@ -383,6 +460,19 @@ def greedy(out):
 def no_positions(side, w):
     flat_ = side.flatten(0, 1)
     return flat_.T @ flat_
+
+
+def by_positions(w, x, e):
+    return (e.square().sum(1) * w[:, None]).T @ x.square().sum(1)
+
+
+def uncorrected(w, x, e):
+    return torch.zeros(e.shape[2], x.shape[2], dtype=F64)
+
+
+def unturned(self, call, direction, scaled):
+    held = self.diagonal | self.eigenvalues
+    return {k: scaled(k, direction[k], held[k].view(shape)) for k, shape in self.shapes.items()}
 
 
 roots, residuals = _likelihood.ROOTS, _likelihood.RESIDUALS
@@ -404,7 +494,28 @@ MUTANTS = {
         lambda w: torch.tensor(float(len(w)), dtype=F64),
         lambda: check_ggn("class weights, ignored samples"),
     ),
+    "squares of positions for squares of rows": (
+        _corrected,
+        "_squares",
+        by_positions,
+        lambda: check_corrected("a convolution"),
+    ),
+    "shares of samples forgotten": (
+        _corrected,
+        "_squares",
+        lambda w, x, e: squares(torch.ones_like(w), x, e),
+        lambda: check_corrected("class weights, an ignored sample"),
+    ),
+    "nothing seen": (_corrected, "_squares", uncorrected, lambda: check_corrected_truth("categorical")),
+    "eigenvectors of one side, corrected": (
+        _kronecker,
+        "_eigh",
+        lambda m: (torch.linalg.eigvalsh(m), torch.eye(len(m), dtype=F64)),
+        lambda: check_corrected("a convolution"),
+    ),
+    "no turn": (Q.EigenFactors, "_apply", unturned, check_corrected_algebra),
 }
+squares = _corrected._squares
 
 
 @pytest.mark.parametrize("name", MUTANTS)

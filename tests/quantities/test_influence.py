@@ -7,7 +7,7 @@ import functools
 import numpy as np
 import pytest
 import torch
-from oracle import close
+from oracle import close, flat
 from quantity_cases import EXACT, F64, Q, draw
 from scipy.optimize import minimize
 from sklearn.datasets import load_breast_cancer, load_digits
@@ -161,19 +161,59 @@ def test_influence_functions_are_the_inverse_hessian(options):
     check_inverse(**options)
 
 
+def test_self_influence_is_its_diagonal():
+    few = tuple(t[:3] for t in TRAIN)
+    a = rows(PARAMS, few, strongly_convex)
+    matrix = hessian(strongly_convex, PARAMS, few) + 0.5 * torch.eye(a.shape[1], dtype=F64)
+    want = (a * torch.linalg.solve(matrix, a.T).T).sum(1)
+    got = Q.self_influence_functions(strongly_convex, PARAMS, few, damping=0.5, tol=1e-12)
+    close(got, want, a.square().sum(1) / float(torch.linalg.eigvalsh(matrix)[0]), "self-influence", EXACT)
+
+
 def check_kronecker():
     """Against the dense inverse of the same blocks."""
-    factors = Q.kronecker_factors(net, PARAMS, TRAIN[0], likelihood="categorical")
     a, b = rows(PARAMS, TRAIN), rows(PARAMS, TEST)
-    got = Q.influence_functions(loss, PARAMS, TRAIN, TEST, damping=0.1, curvature=factors)
-    blocks = [factors.dense(k) for k in PARAMS]
-    matrix = torch.block_diag(*blocks) + 0.1 * torch.eye(a.shape[1], dtype=F64)
-    want = a @ torch.linalg.solve(matrix, b.T)
-    close(got, want, a.norm(dim=1)[:, None] * b.norm(dim=1) / 0.1, "influence", EXACT)
+    for make in (Q.kronecker_factors, Q.corrected_kronecker_factors):
+        factors = make(net, PARAMS, TRAIN[0], likelihood="categorical")
+        got = Q.influence_functions(loss, PARAMS, TRAIN, TEST, damping=0.1, curvature=factors)
+        blocks = [factors.dense(k) for k in PARAMS]
+        matrix = torch.block_diag(*blocks) + 0.1 * torch.eye(a.shape[1], dtype=F64)
+        want = a @ torch.linalg.solve(matrix, b.T)
+        close(got, want, a.norm(dim=1)[:, None] * b.norm(dim=1) / 0.1, "influence", EXACT)
+        own = Q.self_influence_functions(loss, PARAMS, TRAIN, damping=0.1, curvature=factors)
+        want = (a * torch.linalg.solve(matrix, a.T).T).sum(1)
+        close(own, want, a.square().sum(1) / 0.1, "self-influence", EXACT)
+
+
+def check_relative_damping():
+    """A share of each block's mean eigenvalue, by the dense blocks."""
+    a, b = rows(PARAMS, TRAIN), rows(PARAMS, TEST)
+    for make in (Q.kronecker_factors, Q.corrected_kronecker_factors):
+        factors = make(net, PARAMS, TRAIN[0], likelihood="categorical")
+        damping = factors.relative_damping(0.1)
+        blocks = [factors.dense(k) for k in PARAMS]
+        means = [0.1 * block.trace() / len(block) for block in blocks]
+        for (name, got), want in zip(damping.items(), means, strict=True):
+            close(torch.tensor(got), want.float(), float(want), f"damping of {name}", 1e-6)
+        matrix = torch.block_diag(*(m + d * torch.eye(len(m), dtype=F64) for m, d in zip(blocks, means, strict=True)))
+        got = Q.influence_functions(loss, PARAMS, TRAIN, TEST, damping=damping, curvature=factors)
+        scale = a.norm(dim=1)[:, None] * b.norm(dim=1) / float(min(means))
+        close(got, a @ torch.linalg.solve(matrix, b.T), scale, "influence", EXACT)
 
 
 def test_influence_functions_by_kronecker_factors():
     check_kronecker()
+
+
+def test_a_damping_of_each_block():
+    check_relative_damping()
+
+
+def test_a_block_of_zeros_is_damped_as_all_are():
+    factors = Q.kronecker_factors(loss, {**PARAMS, "idle": draw(3)}, TRAIN)
+    damping = factors.relative_damping()
+    assert damping["idle"] > 0
+    assert bool(factors.solve({**PARAMS, "idle": draw(3)}, damping=damping)["idle"].isfinite().all())
 
 
 def test_a_curvature_that_is_not_positive_is_refused():
@@ -200,6 +240,12 @@ def test_what_is_refused():
     factors = Q.kronecker_factors(loss, PARAMS, TRAIN)
     with pytest.raises(ValueError, match="got damping=0; expected a finite number > 0"):
         Q.influence_functions(loss, PARAMS, TRAIN, TEST, damping=0, curvature=factors)
+    with pytest.raises(ValueError, match="got damping without 'two'; expected a number for each parameter"):
+        Q.influence_functions(loss, PARAMS, TRAIN, TEST, damping={"one": 1.0}, curvature=factors)
+    with pytest.raises(TypeError, match="got a damping of each parameter; expected one of the Hessian"):
+        Q.self_influence_functions(loss, PARAMS, TRAIN, damping={"one": 1.0, "two": 1.0})
+    with pytest.raises(ValueError, match="got share=0; expected a finite number > 0"):
+        factors.relative_damping(0)
     with pytest.raises(TypeError, match=r"got options \['chunk_size'\] beside a function that has its own"):
         Q.influence_functions(f, PARAMS, TRAIN, TEST, damping=0.1, chunk_size=3)
     with pytest.raises(ValueError, match="got 2 values as test and 1 learning rates; expected as many"):
@@ -330,6 +376,45 @@ def test_kronecker_factors_predict_it_too():
     assert correlation(found[: len(retrained())].sum(1), retrained().sum(1)) >= 0.8
 
 
+def check_whole_fisher(seed):
+    """Beside the inverse of the whole Fisher matrix of a convolution, EKFAC is nearer than Kronecker factors."""
+    x, y = load_digits(return_X_y=True)
+    x, y = torch.as_tensor(x[:340] / 16).view(-1, 8, 8), torch.as_tensor(y[:340])
+    params = {"a": draw(4, 1, 3, 3, seed=seed) / 3, "b": draw(10, 36, seed=seed + 10) / 6}
+
+    def outputs(p, x):
+        return F.avg_pool2d(F.conv2d(x[None, None], p["a"]).relu(), 2)[0].flatten() @ p["b"].T
+
+    def loss_(p, x, y):
+        return F.cross_entropy(outputs(p, x), y)
+
+    chain = gf.mean() >> gf.adam(1e-2)
+    step, state = gf.make_step(loss_, chain), chain.init(params)
+    for at in torch.as_tensor(np.random.default_rng(seed).integers(0, 300, (90, 50))):
+        params, state, _ = step(params, state, x[at], y[at])
+    train, test = (x[:300], y[:300]), (x[300:], y[300:])
+    fisher = Q.fisher_rows(outputs, params, train[0])
+    exact = flat(fisher.materialize()) / fisher.weights[:, None]
+    matrix = (exact.T * (fisher.weights / fisher.weights.sum())) @ exact
+    found = []
+    for make in (Q.corrected_kronecker_factors, Q.kronecker_factors):
+        factors = make(outputs, params, train[0], likelihood="categorical")
+        damping = factors.relative_damping()
+        each = torch.cat([torch.full((v.numel(),), damping[k], dtype=F64) for k, v in params.items()])
+        g, h = (flat(gf.per_sample_grads(loss_)(params, *batch).materialize()) for batch in (train, test))
+        want = g @ torch.linalg.solve(matrix + torch.diag(each), h.T)
+        got = Q.influence_functions(loss_, params, train, test, damping=damping, curvature=factors)
+        found.append(correlation(got, want))
+    assert found[0] >= 0.88, found
+    assert found[0] >= found[1] + 0.02, found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_corrected_eigenvalues_come_nearer_to_the_whole_fisher_matrix(seed):
+    check_whole_fisher(seed)
+
+
 # --- label noise ------------------------------------------------------------------------------------------------------
 
 
@@ -360,15 +445,18 @@ def check_label_noise():
     g, clean = f(params, *train), f(params, *test)
     factors = Q.kronecker_factors(lambda p, x: model.sample(p, x), params, train[0], likelihood="categorical")
     by_factors = Q.influence_functions(loss_, params, train, test, damping=0.01, curvature=factors)
+    own = Q.self_influence_functions(loss_, params, train, damping=factors.relative_damping(), curvature=factors)
     scores = {
         "GraNd": Q.grand(g),
         "EL2N": Q.el2n(model(params, train[0]), train[1]),
         "self-influence": Q.self_influence([g], [1.0]),
+        "self-influence by curvature": own,
         "grad-dot": -Q.grad_dot(g, clean).sum(1),
         "influence": -by_factors.sum(1),
     }
     found = {name: roc_auc_score(wrong, score) for name, score in scores.items()}
-    assert all(found[name] >= 0.95 for name in ("GraNd", "EL2N", "self-influence")), found
+    retrieve = ("GraNd", "EL2N", "self-influence", "self-influence by curvature")
+    assert all(found[name] >= 0.95 for name in retrieve), found
     # Harm to clean samples: what curvature adds to a plain product is most of it. (0.92 to 0.97 over four seeds.)
     assert found["influence"] >= 0.9 > 0.75 > found["grad-dot"], found
 
@@ -386,7 +474,7 @@ def squared(train, test):
 
 
 def undamped(self, direction, *, damping):
-    return solve(self, direction, damping=damping * 2)
+    return solve(self, direction, damping={name: 2 * value for name, value in damping.items()})
 
 
 def of_square(self, direction, *, damping):
@@ -399,7 +487,16 @@ def unscaled(*args, **kwargs):
 
 influence = Q.influence_functions
 dot, solve = _influence.grad_dot, Q.KroneckerFactors.solve
+
+
+def mean_of_all(self, share=0.1):
+    found = relative(self, share)
+    return dict.fromkeys(found, sum(found.values()) / len(found))
+
+
+relative = Q.EigenFactors.relative_damping
 MUTANTS = {
+    "one damping for all blocks": (Q.EigenFactors, "relative_damping", mean_of_all, check_relative_damping),
     "norms of nothing": (Q, "grand", lambda g: torch.rand(g.batch_size), check_label_noise),
     "no inverse, label noise": (Q.KroneckerFactors, "solve", lambda self, v, damping: v, check_label_noise),
     "not over the total weight": (Q, "influence_functions", unscaled, check_derivative),

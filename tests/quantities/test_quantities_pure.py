@@ -29,7 +29,7 @@ def answers(params, x, y):
     g = gf.per_sample_grads(loss)(params, x, y)
     batch, moments, phi = (x, y), Q.moments(g), g.project(gaussian(3))
     noise = Q.gradient_noise_scale(g)
-    factors = Q.kronecker_factors(loss, params, batch)
+    factors, corrected = (make(loss, params, batch) for make in (Q.kronecker_factors, Q.corrected_kronecker_factors))
     means = {k: v.detach() for k, v in g.mean().items()}
     first = {k: v.detach() for k, v in g.select([0]).sum().items()}
     return {
@@ -54,6 +54,7 @@ def answers(params, x, y):
         "fisher_diagonal": Q.fisher_diagonal(g),
         "fisher_product": Q.fisher_product(g, means),
         "kronecker_factors": factors.solve(means, damping=0.1),
+        "corrected_kronecker_factors": corrected.solve(means, damping=0.1),
         "hessian_product": Q.hessian_product(loss, params, batch)(means),
         "ggn_product": Q.ggn_product(net, F.cross_entropy, params, batch)(means),
         "hutchinson_trace": torch.tensor(Q.hutchinson_trace(lambda v: v, params, samples=2).value),
@@ -64,6 +65,7 @@ def answers(params, x, y):
         "margin": Q.margin(net(params, x), y),
         "trak": Q.trak(phi, phi, damping=1.0),
         "influence_functions": Q.influence_functions(loss, params, batch, batch, damping=0.1),
+        "self_influence_functions": Q.self_influence_functions(loss, params, batch, damping=0.1),
         "hessian_extremes": Q.hessian_extremes(loss, params, batch).largest[0].vector,
     }
 

@@ -9,24 +9,19 @@ import signal
 import time
 
 import torch
+from forms import FORMS
 
 import gradfunc as gf
 
-SIZE = 16
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["gradfunc", "kills"])
+CONTEXT.set_forkserver_preload(["gradfunc", "kills", "forms"])
 
 
-def row(ids):
-    """What the row of a sample is: all of its numbers say which one it is."""
-    return (ids[:, None] * 31 + torch.arange(SIZE)).to(torch.float32)
+def create(path, form="rows"):
+    return FORMS[form].create(path)
 
 
-def create(path):
-    return gf.store.GradientStore.create(path, size=SIZE, dtype="float32", shard_bytes=8 * SIZE * 4)
-
-
-def write(path, pipe, seed, until=None):
+def write(path, pipe, seed, until=None, form="rows"):
     """Append for ever, or until so many rows; say after each append how many rows are acknowledged."""
     draw = random.Random(seed)
     torch.set_num_threads(1)
@@ -36,13 +31,14 @@ def write(path, pipe, seed, until=None):
         while until is None or at < until:
             ids = torch.arange(at, at + draw.randint(1, 11))
             at += len(ids)
-            said = w.append(row(ids), ids=ids, metadata={"twice": ids * 2})
+            values = FORMS[form].values(ids, draw)
+            said = w.append(values, ids=FORMS[form].names(ids), metadata={"twice": ids * 2})
             if draw.random() < 0.3:
                 said = w.flush()
             os.write(pipe, b"%d\n" % said)
 
 
-def crashing(path, pipe, seed, until, step):
+def crashing(path, pipe, seed, until, step, form="rows"):
     """The same, ended by the system without a word at the step-th call that changes a file or its name."""
     count = 0
 
@@ -58,7 +54,7 @@ def crashing(path, pipe, seed, until, step):
 
     for name in ("fsync", "replace"):
         setattr(os, name, counted(getattr(os, name)))
-    write(path, pipe, seed, until)
+    write(path, pipe, seed, until, form)
 
 
 def run(target, path, *args, kill_after=None):
@@ -94,14 +90,13 @@ def _received(shared):
     return shared.detach()
 
 
-def check(path, said):
+def check(path, said, form="rows"):
     """Nothing that was acknowledged is lost, nothing is corrupt, and it is a beginning of what was written."""
     store = gf.store.GradientStore.open(path)
     count = len(store)
     assert count >= said, f"{said - count} acknowledged rows are lost"
     ids = torch.arange(count)
-    assert store.ids.equal(ids)
-    assert store.rows().equal(row(ids))
+    FORMS[form].check(store, ids)
     assert not count or store.metadata["twice"].equal(ids * 2)
     assert store.verify().ok
     return count

@@ -16,7 +16,7 @@ import torch
 
 import gradfunc as gf
 from gradfunc._rounding import gamma, unit_roundoff
-from gradfunc.store import StoreError, _query, _view, _writer
+from gradfunc.store import StoreError, _query, _taken, _view
 
 Store = gf.store.GradientStore
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
@@ -70,7 +70,7 @@ def test_files_are_read_without_gradfunc(tmp_path):
     rows = numbers(50, 7)
     filled(tmp_path, rows)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert (manifest["format"], manifest["version"]) == ("gradfunc store", 1)
+    assert (manifest["format"], manifest["version"]) == ("gradfunc store", 2)
     found = []
     for shard in manifest["shards"]:
         data = (tmp_path / shard["file"]).read_bytes()
@@ -466,7 +466,7 @@ def test_reading_goes_on_while_another_writes(tmp_path):
 # --- broken on purpose -------------------------------------------------------------------------------
 
 
-def no_threshold(call, view, queries, k):
+def no_threshold(call, view, queries, count, k):
     """Only the first rows that fill k are looked at."""
     values, positions = [], []
     for at, rows in view.blocks():
@@ -478,7 +478,7 @@ def no_threshold(call, view, queries, k):
     return _query.TopK(best.values, view.ids()[best.indices], best.indices)
 
 
-def later_first(call, view, queries, k):
+def later_first(call, view, queries, count, k):
     found = torch.cat([queries @ rows.T for _, rows in view.blocks()], 1).flip(1)
     best = found.sort(dim=1, descending=True, stable=True)
     positions = found.shape[1] - 1 - best.indices[:, :k]
@@ -494,7 +494,7 @@ ROWS = {
 
 @pytest.mark.parametrize("mutant", ROWS)
 def test_the_law_of_rows_catches_it(mutant, tmp_path, monkeypatch):
-    monkeypatch.setattr(_writer, "stored", ROWS[mutant])
+    monkeypatch.setattr(_taken, "stored", ROWS[mutant])
     with pytest.raises(AssertionError):
         test_rows_are_read_back_bit_by_bit("float32", tmp_path)
 
@@ -507,7 +507,7 @@ def test_the_law_of_rows_catches_other_rows(tmp_path, monkeypatch):
 
 
 def test_the_law_of_resuming_catches_ids_that_begin_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(_writer, "ids_of", lambda call, ids, count, first: torch.arange(count))
+    monkeypatch.setattr(_taken, "read_ids", lambda call, ids, count, first, kind: torch.arange(count))
     with pytest.raises((AssertionError, ValueError)):
         test_a_later_writer_goes_on_exactly(tmp_path)
 
@@ -531,6 +531,20 @@ def test_the_laws_of_questions_catch_mutants(tmp_path, monkeypatch):
             check_ties(tied)
     with monkeypatch.context() as patch:
         rounded = _query.dot
-        patch.setattr(_query, "dot", lambda view, queries: rounded(view, queries.half().float()))
+        patch.setattr(_query, "dot", lambda view, queries, count: rounded(view, queries.half().float(), count))
         with pytest.raises(AssertionError):
             check_questions(store, rows, numbers(4, 9, seed=1))
+
+
+def test_a_fingerprint_is_of_names_shapes_dtypes_and_values():
+    params = {"a": torch.arange(4.0), "b": torch.zeros(2)}
+    own = gf.store.fingerprint(params)
+    assert own == gf.store.fingerprint({"b": torch.zeros(2), "a": torch.arange(4.0)})
+    others = [
+        {"a": torch.arange(4.0), "c": torch.zeros(2)},
+        {"a": torch.arange(4.0).reshape(2, 2), "b": torch.zeros(2)},
+        {"a": torch.arange(4.0), "b": torch.zeros(2, dtype=torch.int32)},  # the same bytes
+        {"a": torch.arange(4.0), "b": torch.tensor([0.0, -0.0])},
+        {"a": torch.arange(4.0)},
+    ]
+    assert own not in {gf.store.fingerprint(other) for other in others}

@@ -65,6 +65,7 @@ def run(monkeypatch, capsys, tmp_path):
         ("--projection", "count-sketch", "--size", "16", "--seed", "3"),
         ("--projection", "two-sided", "--size", "16", "--at-once", "7"),
         ("--projection", "none", "--dtype", "float32"),
+        ("--projection", "factored", "--at-once", "7"),
     ],
     ids=lambda options: options[1],
 )
@@ -83,11 +84,45 @@ def test_build_info_verify_query(run, options):
     assert (code, err) == (0, "")
     found = json.loads(out)["queries"]
     store = gf.store.GradientStore.open("s")
-    want = store.top_k(store.rows([3, 17]).float(), 4)
+    want = store.top_k(store.rows([3, 17]).to(store._view.dtype), 4)
     assert [one["ids"] for one in found] == want.ids.tolist()
     assert run("query", "s", "--ids", "3")[1].count("Sample 3") == 1
     assert run(*build)[0] == 0  # nothing is left to do
     assert len(gf.store.GradientStore.open("s")) == 40
+
+
+@pytest.mark.parametrize("projection", ["gaussian", "factored"])
+def test_samples_with_names(run, projection):
+    names = [f"image {k}.png" for k in range(40)]
+    Path("names.txt").write_text("\n".join(names) + "\n")
+    model = ("--model", "models_of_store:small", "--projection", projection, "--size", "16")
+    build = ("build", "s", *model, "--ids", "names.txt")
+    assert run(*build)[0] == 0
+    assert gf.store.GradientStore.open("s").ids.tolist() == names
+    code, out, err = run("query", "s", "--ids", names[3], names[17], "-k", "4", "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)["queries"]
+    store = gf.store.GradientStore.open("s")
+    asked = store.gradients([3, 17]) if projection == "factored" else store.rows([3, 17]).float()
+    want = store.top_k(asked, 4)
+    assert [one["id"] for one in found] == [names[3], names[17]]
+    assert [one["ids"] for one in found] == want.ids.tolist()
+    assert "Sample image 3.png" in run("query", "s", "--ids", names[3])[1]
+    out = run("info", "s")[1]
+    assert "strings" in out
+    assert ("kept as" in out) == (projection == "factored")
+    assert run(*build)[0] == 0  # nothing is left to do
+    for args, says in [
+        (("query", "s", "--ids", "3"), "--ids 3"),
+        (("build", "s", *model), "expected strings"),
+        (("build", "t", *model, "--ids", "none.txt"), "--ids none.txt"),
+        (("build", "t", *model, "--ids", "short.txt"), "[40]"),
+    ]:
+        Path("short.txt").write_text("a\nb\n")
+        code, _, err = run(*args)
+        assert code == 2
+        assert says in err
+    assert not Path("t").exists()
 
 
 def test_the_default_is_the_digits(run):

@@ -220,7 +220,7 @@ def changed(path, **facts):
 @pytest.mark.parametrize(
     ("what", "says"),
     [
-        ("version", "a store of version 2; expected version 1"),
+        ("version", "a store of version 3; expected version 2 or before"),
         ("format", "it says it is 'other'"),
         ("byte", "corrupt manifest"),
         ("empty", "corrupt manifest"),
@@ -234,7 +234,7 @@ def test_a_manifest_that_cannot_be_read_is_refused(what, says, tmp_path):
     store_of(tmp_path)
     place = tmp_path / "manifest.json"
     if what == "version":
-        changed(tmp_path, version=2)
+        changed(tmp_path, version=3)
     elif what == "format":
         changed(tmp_path, format="other")
     elif what == "field":
@@ -432,7 +432,9 @@ def test_the_law_of_interrupts_catches_a_state_that_is_not_looked_up(tmp_path, m
     """A writer that takes what was interrupted for written loses it, one that takes it for lost writes over it."""
 
     def believing(arrived):
-        return lambda call, folder: gf.store.Manifest(6, "float32", 480, {}, shards=arrived(folder))
+        return lambda call, folder: gf.store.Manifest(
+            6, "float32", 480, {"kind": "none"}, ids="integers", shards=arrived(folder)
+        )
 
     def named(folder):
         return tuple(gf.store.Shard(**one) for one in json.loads((folder / "manifest.json").read_text())["shards"])

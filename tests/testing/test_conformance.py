@@ -153,7 +153,7 @@ def asked(one):
     return ran
 
 
-@pytest.mark.parametrize("name", every(3, RIGHT))
+@pytest.mark.parametrize("name", every(5, RIGHT))
 def test_what_is_right_passes(name):
     make, attributes = RIGHT[name]
     ran = asked(conformance(make, **attributes))
@@ -335,7 +335,7 @@ TESTS = {
 }
 
 
-@pytest.mark.parametrize("name", every(2, BROKEN))
+@pytest.mark.parametrize("name", every(3, BROKEN))
 def test_what_is_broken_breaks_its_law(name):
     make, test, law, how = BROKEN[name]
     kept = settings(QUICK, max_examples=60)  # it stops at the first

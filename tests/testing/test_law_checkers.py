@@ -69,7 +69,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("name", quick(["identities", "oracle", "pure"], LAWS))
+@pytest.mark.parametrize("name", quick(["identities", "pure"], LAWS))
 def test_sound_losses_pass(name, options, kind):
     Problem(**kind).ask(name, **options)
 
@@ -223,7 +223,7 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("name", every(4, MISTAKES))
+@pytest.mark.parametrize("name", every(5, MISTAKES))
 def test_a_planted_mistake_breaks_a_law(name, monkeypatch):
     law, which, how, planted = MISTAKES[name]
     made = Problem(dropout=0.5 if name in ("another seed each call", "draws by position") else 0.0)

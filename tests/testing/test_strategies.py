@@ -426,3 +426,10 @@ def test_the_report_of_a_failure_can_be_pasted():
     text = "\n".join(raised.value.__notes__)
     assert "problem=Case(options={'per': 'element'}, size=3).build()" in text
     assert "x=torch.tensor([0.0], dtype=torch.float64)" in text
+
+
+def test_functions_that_drawn_chains_name_say_what_they_say():
+    f = gf.per_sample_grads(lambda p, x, w: gf.Weighted((p["w"] * x).sum(), w))
+    g = f({"w": torch.ones(1)}, torch.tensor([[1.0], [2.0], [6.0]]), torch.tensor([0.5, 0.75, 2.0]))
+    assert gf.testing.strategies.heavy(g).tolist() == [False, True, True]  # 1/2 itself is not above it
+    assert gf.testing.strategies.deviation(g).tolist() == [2.0, 1.0, 3.0]

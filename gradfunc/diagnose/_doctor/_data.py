@@ -12,7 +12,7 @@ from . import _limits
 from ._case import Case
 from ._finding import Finding, NotRun
 
-_SCALED = "x = (x - x.mean(0)) / x.std(0)  # with the statistics of the training set"
+_SCALED = "x = (x - x.mean({0})) / x.std({0}).clamp_min(1e-6)  # with the statistics of the training set"
 _NORMS = ("batch_norm", "layer_norm", "instance_norm", "group_norm")
 
 
@@ -57,7 +57,7 @@ def scales(case: Case) -> Iterator[Finding]:
             f"feature {large} reaches {float(sizes[large]):.3g}, feature {small} {float(sizes[small]):.3g}: "
             f"{quotient:.3g} times, above {_limits.FEATURES:g}"
         )
-        yield Finding("unscaled_features", "severe", text, _SCALED, "likely", f"features {small}, {large}")
+        yield Finding("unscaled_features", "severe", text, _scaled(case), "likely", f"features {small}, {large}")
         return
     size = float(x.square().mean().sqrt())
     if size > _limits.SIZE or size < 1 / _limits.SIZE**2:
@@ -65,7 +65,13 @@ def scales(case: Case) -> Iterator[Finding]:
             f"root mean square {size:.3g} (mean {float(x.mean()):.3g}), not within {1 / _limits.SIZE**2:g} and "
             f"{_limits.SIZE:g}"
         )
-        yield Finding("unscaled_inputs", "severe" if size > _limits.SIZE else "warning", text, _SCALED, "likely")
+        yield Finding("unscaled_inputs", "severe" if size > _limits.SIZE else "warning", text, _scaled(case), "likely")
+
+
+def _scaled(case: Case) -> str:
+    """Each feature, or each channel of images, by itself."""
+    dims = [k for k in range(case.inputs.dim()) if k != 1]
+    return _SCALED.format(f"{tuple(dims)}, keepdim=True" if case.inputs.dim() >= 4 else "0")
 
 
 def _normalised(case: Case) -> bool:
@@ -110,7 +116,13 @@ def copies(case: Case) -> Iterator[Finding]:
             return
     if share > _limits.DUPLICATES:
         text = f"{share:.0%} of {len(x)} samples repeat another, above {_limits.DUPLICATES:.0%}"
-        yield Finding("duplicates", "warning", text, "x = x.unique(dim=0)", "certain")
+        yield Finding(
+            "duplicates",
+            "warning",
+            text,
+            "x, where = x.unique(dim=0, return_inverse=True); y = y.new_empty(len(x)).scatter_(0, where, y)",
+            "certain",
+        )
 
 
 def _classes(case: Case) -> Tensor:

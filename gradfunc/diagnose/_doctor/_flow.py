@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from ..._tree import norm
 from .._flow import FlowRow
 from .._flow._verdict import CHANGE
 from ._case import Case
-from ._finding import Finding
+from ._finding import Finding, NotRun
+from ._missing import without
 
 _CAUSES = {"dead": "dead_units", "exploding": "exploding", "vanishing": "vanishing", "saturated": "saturated"}
 _FIXES = {
     "dead": "torch.nn.init.zeros_(layer.bias)  # and a smaller rate, where training did it",
     "exploding": "gf.init.initialize(params, {r'.*weight': gf.init.kaiming_normal()})  # or gf.init.lsuv, or norms",
-    "vanishing": "gf.init.lsuv(model, batch)  # or ReLU for sigmoid, norms, skip connections",
-    "saturated": "gf.init.lsuv(model, batch)  # or smaller inputs and weights before the activation",
+    "vanishing": "gf.load_params(model, gf.init.lsuv(model, x))  # or norms, skip connections",
+    "saturated": "gf.load_params(model, gf.init.lsuv(model, x))  # or smaller inputs and weights before the activation",
 }
 
 
@@ -57,7 +60,8 @@ def _passing(row: FlowRow, case: Case) -> bool:
 
 def flow(case: Case) -> Iterator[Finding]:
     """The verdicts of `gf.diagnose.gradient_flow`, each once, with the layer that is worst off."""
-    rows = case.flow.rows
+    cut = without(case)  # parameters that have a probe of their own
+    rows = [row for row in case.flow.rows if not row.parameters or not set(row.parameters) <= cut]
     for verdict, cause in _CAUSES.items():
         there = [row for row in rows if row.verdict == verdict and not _passing(row, case)]
         if verdict == "saturated":
@@ -67,7 +71,41 @@ def flow(case: Case) -> Iterator[Finding]:
         text = f"{there[0].evidence}; {len(there)} of {len(rows)} layers"
         severity = "warning" if verdict == "saturated" else "severe"
         sure = "likely"
-        if verdict == "exploding":  # from layer to layer, or beside the weights only: then a rate may do it as well
-            sure = "certain" if any((row.change or 0.0) > CHANGE for row in there) else "possible"
+        if verdict == "vanishing" and (all_move := _all_move(there, case)):
+            text, severity, sure = f"{text}; {all_move}", "warning", "possible"
+        if verdict == "exploding":  # from layer to layer, or beside the weights only
+            sure = "certain" if any((row.change or 0.0) > CHANGE for row in there) else "likely"
         names = ", ".join(dict.fromkeys(row.layer for row in there[:5]))
-        yield Finding(cause, severity, text, _FIXES[verdict], sure, names)
+        fix = _FIXES[verdict]
+        if verdict == "vanishing" and any(row.activation == "sigmoid" for row in rows):
+            fix = (
+                "nn.ReLU()  # for nn.Sigmoid(), with torch.nn.init.kaiming_normal_; no scale of weights mends a sigmoid"
+            )
+        yield Finding(cause, severity, text, fix, sure, names)
+
+
+def _all_move(there: list[FlowRow], case: Case) -> str:
+    """Whether a step moves layers of small gradients like the others, as Adam's does; "" where it does not.
+
+    The harm of gradients that differ by layers is that steps do, so that no rate suits all of them.
+    """
+    if any(row.gradient.norm == 0 for row in there):
+        return ""
+    if case.optimizer is None:
+        return "steps may make up for it, as Adam's do: no optimizer was given"
+    try:
+        moved = case.descent.moved
+    except NotRun:
+        return ""
+    params = case.problem.model.params
+
+    def share(row: FlowRow) -> float:
+        own = {name: params[name].detach() for name in row.parameters}
+        return norm({name: moved[name] for name in own}) / (norm(own) or 1.0)
+
+    most = max(share(row) for row in case.flow.rows if row.parameters)
+    least = statistics.median_low([share(row) for row in there])
+    if not most or least * CHANGE < most:
+        return ""
+    name = type(case.optimizer).__name__
+    return f"but {name} moves them by {least:.2g} of their size, others by up to {most:.2g}"

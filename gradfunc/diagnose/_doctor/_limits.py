@@ -42,8 +42,10 @@ STEPS = 3  # of the user's optimiser on copies: an unstable direction grows by i
 # --- step ---------------------------------------------------------------------------------------------------------
 # Loss scales are powers of two, of at least 2^8 as a rule (torch starts at 2^16).
 SCALE = 2.0**8
-# Nobody clips gradients to a norm of 1/1000.
-CLIPPED = 1e-3
+# A clip is there for gradients that are suddenly ten times as large. One beyond a hundred times lets all of them pass.
+LOOSE = 100.0
+CLIPS = 32  # reports that a verdict on a chain's clip takes: one that bites in a tenth of steps is missed at 0.03
+ENLARGED = 2.0**20  # gradients, to see the bound of a clip: a power of two, which rounds nothing
 # Two gradients that went different ways differ by rounding and its amplification; a fault of a step is of order 1.
 SAME = 1e-3
 

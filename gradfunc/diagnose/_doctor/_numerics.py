@@ -60,9 +60,11 @@ def lost(case: Case) -> Iterator[Finding]:
     if due and still > _limits.LOST * due:
         u = torch.finfo(next(iter(case.gradient.values())).dtype).eps / 2
         text = f"{still / due:.0%} of entries with a gradient do not move: their update is below {u:.1g} of the weight"
+        narrow = u > torch.finfo(torch.float32).eps
         fix = "model.float()  # weights in float32, autocast for the passes"
-        narrow = u > torch.finfo(torch.float32).eps  # in float32 it takes a rate that is too small for any precision
-        yield Finding("update_lost", "severe", text, fix, "certain" if narrow else "possible")
+        if not narrow:  # then rate or gradients are too small for any precision
+            fix = "optimizer.param_groups[0]['lr'] *= 100  # or mend what makes gradients so small"
+        yield Finding("update_lost", "severe" if narrow else "warning", text, fix, "certain" if narrow else "possible")
 
 
 def precision(case: Case) -> Iterator[Finding]:
@@ -139,8 +141,7 @@ def backward(case: Case) -> Iterator[Finding]:
 def repeats(case: Case) -> Iterator[Finding]:
     """Two passes with one seed."""
     here = case.first.loss.detach()
-    _, again = case.loss_of(case.problem, case.problem.model.params)
-    if not torch.equal(here, again.detach()) and bool(here.isfinite().all()):
-        text = f"losses {float(here):.9g} and {float(again.detach()):.9g} of one seed; equal is asked"
+    if not case.repeats and bool(here.isfinite().all()):
+        text = f"losses {float(here):.9g} and {float(case.again):.9g} of one seed; equal is asked"
         fix = "torch.use_deterministic_algorithms(True)  # and draw by torch's generators"
         yield Finding("nondeterministic", "warning", text, fix, "certain")

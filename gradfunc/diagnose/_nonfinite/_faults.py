@@ -267,3 +267,4 @@ FAULTS: tuple[Fault, ...] = (
         "f(x.float())  # a wider type (float64 beyond float32), or a smaller scale of x or of the loss",
     ),
 )
+"""Ways in which numbers stop being finite, each with a safe form, in the order in which they are tried."""

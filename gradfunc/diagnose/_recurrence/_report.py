@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from ..._report import Report, Table, jsonable, number
@@ -89,7 +90,7 @@ class RecurrenceReport(Report):
     @property
     def vanishes(self) -> bool:
         """Whether `|dh_T / dh_0|` is below `share` for half of the samples or more."""
-        return float(self.log_growth[:, -1].median()) < math.log(self.share)
+        return _middle(self.log_growth[:, -1]) < math.log(self.share)
 
     @property
     def explodes(self) -> bool:
@@ -111,9 +112,9 @@ class RecurrenceReport(Report):
         rows = []
         for k in listed(self.lags):
             logs = self.log_growth[:, self.lags.index(k)]
-            row = [str(k), *(power(float(x)) for x in (logs.min(), logs.median(), logs.max()))]
+            row = [str(k), *map(power, (float(logs.min()), _middle(logs), float(logs.max())))]
             if self.gradients is not None:
-                row.append(number(float(self.gradients[:, self.steps - k].median())))
+                row.append(number(_middle(self.gradients[:, self.steps - k])))
             rows.append(row)
         head = ["lag k", "|dh_T/dh_T-k| least", "median", "most"]
         head += ["|dL/dh_T-k| median"] if self.gradients is not None else []
@@ -125,16 +126,16 @@ class RecurrenceReport(Report):
         rows = []
         for t in [k for k in listed((0, *self.at)) if k] if not self.matrix_free else self.at:
             norms = self.step_norms[:, self.at.index(t)]
-            row = [str(t), *(number(float(x)) for x in (norms.min(), norms.median(), norms.max()))]
+            row = [str(t), *map(number, (float(norms.min()), _middle(norms), float(norms.max())))]
             if self.step_spectra is not None:
-                row.append(number(float(self.step_spectra[:, t - 1].median())))
+                row.append(number(_middle(self.step_spectra[:, t - 1])))
             rows.append(row)
         head = ["step t", "|dh_t/dh_t-1| least", "median", "most"]
         head += ["median singular value"] if self.step_spectra is not None else []
         return Table("Each step", head, rows)
 
     def _exponents(self) -> str:
-        middle = ", ".join(f"{float(x):+.4f}" for x in self.exponents.median(0).values)
+        middle = ", ".join(f"{_middle(x):+.4f}" for x in self.exponents.T)
         after = f" after {self.warmup} steps" if self.warmup else ""
         return f"Lyapunov exponents per step{after} (medians over samples): {middle}."
 
@@ -164,3 +165,8 @@ class RecurrenceReport(Report):
         plain = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in out.items()}
         result: dict[str, Any] = jsonable(plain)
         return result
+
+
+def _middle(values: Tensor) -> float:
+    """The median: of an even number, between the two in the middle (torch takes the lower)."""
+    return float(np.median(values.numpy()))
