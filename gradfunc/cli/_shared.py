@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal
 import torch
 from cyclopts import Parameter, Token
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+from rich.text import Text
 
 from .. import plot
 from .._errors import ModelPathError, kind_of, message
@@ -119,15 +120,26 @@ def counting(unit: str) -> Iterator[Callable[[int, int], None]]:
         if not console.is_terminal:
             yield lambda done, total: None
             return
-        rate = TextColumn("{task.fields[rate]}")
-        with Progress(BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn(), console=console) as bar:
-            task = bar.add_task("", total=None, rate="")
+        with Progress(BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn(), console=console) as bar:
+            task = bar.add_task("", total=None)
 
             def note(done: int, total: int) -> None:
-                speed = bar.tasks[0].speed
-                bar.update(task, completed=done, total=total, rate=f"{speed:.3g} {unit}" if speed else "")
+                bar.update(task, completed=done, total=total)
 
             yield note
+
+
+class _Rate(ProgressColumn):
+    """How many of a unit are done in a second, from the second note on: what was there at the first took no time."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        """Digits that can be read, without an exponent."""
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.{0 if speed >= 100 else 1}f} {self._unit}" if speed else "")
 
 
 @contextmanager

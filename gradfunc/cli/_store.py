@@ -17,7 +17,7 @@ from .._errors import message
 from .._factors import Projection
 from .._report import Report, Table, jsonable
 from ..audit._demo import digits
-from ..store import GradientStore, TopK
+from ..store import GradientStore, StoreError, TopK
 from ..store import build as build_store
 from ..store import info as store_info
 from ..store import verify as verify_store
@@ -64,12 +64,12 @@ def build(
     options: dict[str, Any] = {"factored": projection == "factored", "dtype": dtype, "at_once": at_once}
     options["ids"] = None if ids is None else _names(ids)
     with counting("rows/s") as note:
-        problem = digits(batch_size=1797) if model is None else load_problem("store build", model)
         try:
+            problem = digits(batch_size=1797) if model is None else load_problem("store build", model)
             build_store(path, *problem, projection=through, progress=note, **options)
         except KeyboardInterrupt:
-            rows = store_info(path).manifest.rows
-            print(f"gradfunc store build: stopped; {rows} rows are there, the same command goes on", file=sys.stderr)
+            there = f"{_rows_in(path)} rows are there, the same command goes on"
+            print(f"gradfunc store build: stopped; {there}", file=sys.stderr)
             return INTERRUPTED
     return show(store_info(path), json, report)
 
@@ -160,6 +160,14 @@ class Neighbours(Report):
         """JSON-ready."""
         pairs = zip(self.asked, self.found.ids.tolist(), self.found.values.tolist(), strict=True)
         return {"queries": [{"id": i, "ids": ids, "inner_products": jsonable(v)} for i, ids, v in pairs]}
+
+
+def _rows_in(path: Path) -> int:
+    """None where what was stopped had not made the store."""
+    try:
+        return store_info(path).manifest.rows
+    except StoreError:
+        return 0
 
 
 def _names(path: Path) -> list[str]:

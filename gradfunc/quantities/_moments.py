@@ -90,9 +90,9 @@ def moments(g: PerSampleGrads, *, entries: bool = True) -> Moments:
 
     Cost: with `entries`, for a parameter whose rows are one product each (a layer used once a sample) two products, of
     the size of a weight gradient, in float64; of an embedding the rows that are in use; other rows are formed once,
-    about 2^20 entries at a time. P entries twice
-    are held. Without, norms of the rows and one sum; nothing is formed. Differences of sums of squares, which both ways
-    without rows are, are off by about n unit roundoffs of float64 times the sum of squares.
+    about 2^20 entries at a time. P entries twice are held. Without, norms of the rows and one sum; nothing is formed.
+    Differences of sums of squares, which both ways without rows are, are off by about n unit roundoffs of float64 times
+    the sum of squares.
 
     Args:
         g: per-sample gradients.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,9 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
+from rich.text import Text
 
 import gradfunc as gf
 from gradfunc import cli
+from gradfunc.cli import _shared, _store
 
 pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens:UserWarning")
 ROOT = Path(__file__).parents[2]
@@ -184,6 +189,25 @@ def test_usage(run, args, says):
     assert says in err
     assert err.count("\n") == 1
     assert not Path("t").exists()
+
+
+@pytest.mark.parametrize("name", ["load_problem", "build_store"])
+def test_ctrl_c_before_there_is_a_store(run, monkeypatch, name):
+    def stopped(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_store, name, stopped)
+    code, out, err = run("build", "s", "--model", "models_of_store:small")
+    assert (code, out) == (130, "")
+    assert err == "gradfunc store build: stopped; 0 rows are there, the same command goes on\n"
+
+
+def test_a_bar_says_the_rate_and_the_time_that_is_left(run, monkeypatch):
+    shown = io.StringIO()
+    monkeypatch.setattr(_shared, "Console", lambda stderr: Console(file=shown, force_terminal=stderr, width=120))
+    assert run("build", "s", "--model", "models_of_store:small", "--size", "16", "--at-once", "10", "--json")[0] == 0
+    text = Text.from_ansi(shown.getvalue().replace("\r", "\n")).plain
+    assert re.search(r"40/40 [\d,.]+ rows/s 0:00:00", text), text
 
 
 @pytest.mark.slow
