@@ -94,6 +94,30 @@ def test_the_ntk_of_what_fits_nowhere_block_by_block():
         close(values, full[rows.start // 3, columns.start // 3], float(full.abs().max()), "block", EXACT)
 
 
+def check_bounded(block_size=4):
+    """Rows that are not kept: Gram matrices, output kernels and duplicates hold fewer bytes than those of all."""
+    n, wide = 24, draw(3, 4096)
+    x, params = draw(n, 4096, seed=1), {"w": wide}
+    net = lambda p, x: torch.tanh(p["w"] @ x)  # noqa: E731
+    options = {"engine": "vmap", "chunk_size": block_size}
+    g = gf.per_sample_grads(lambda p, x: net(p, x).sum(), **options)(params, x)
+    of_outputs = Q.output_grads(net, params, x[: n // 3], **options)
+    held = 8 * n * wide.numel()
+    for what in (
+        lambda: [block.values for block in Q.gram_blocks(g, block_size=block_size)],
+        lambda: [block.values for block in Q.gram_blocks(of_outputs, block_size=block_size)],
+        lambda: Q.near_duplicates(g, block_size=block_size),
+    ):
+        assert gf.bench.peak_bytes(what) < held
+
+
+@pytest.mark.slow
+def test_blocks_hold_a_few_rows():
+    check_bounded()
+    with pytest.raises(AssertionError):  # in one block, rows of all samples are there at once
+        check_bounded(24)
+
+
 def token_losses(p, ids, y):
     hidden = torch.cumsum(F.embedding(ids, p["table"]), 0)  # a token's loss reads all before it
     return F.cross_entropy(F.linear(torch.tanh(hidden), p["head"]), y, reduction="none")
