@@ -88,6 +88,14 @@ def check_kind(call: str, manifest: Manifest, *, factored: bool) -> None:
         raise refused(call, got=got, expected=f"factored={manifest.is_factored}", do=do)
 
 
+def check_dtype(call: str, manifest: Manifest, dtype: str | torch.dtype | None) -> None:
+    """Raise StoreError unless rows are kept in this type, where one is asked for."""
+    name = manifest.dtype if dtype is None else str(dtype).removeprefix("torch.")
+    if name != manifest.dtype:
+        do = "A store keeps one type; make another."
+        raise refused(call, got=f"dtype={name}, and a store of {manifest.dtype}", expected=manifest.dtype, do=do)
+
+
 def check_model(call: str, manifest: Manifest, params: Mapping[str, Tensor]) -> None:
     """Raise StoreError unless these are the parameters that the store was made for."""
     check_parameters(call, manifest, parameters_of(params))

@@ -16,7 +16,7 @@ from .._per_sample import per_sample_grads
 from .._problem import read
 from .._stateless import PureModel, Stateless
 from ..audit._losses import Losses
-from ._asked import check_kind
+from ._asked import check_dtype, check_kind
 from ._ids import at as ids_at
 from ._ids import keys, read_ids, repeated
 from ._manifest import NAME
@@ -49,13 +49,13 @@ def build(
         projection: what gradients go through; None to keep them whole.
         factored: keep factors of whole gradients where they are smaller, as `GradientStore.create`.
         ids: of the samples, integers or strings, one each; by default their numbers.
-        dtype: on disk, by default as `GradientStore.create`.
+        dtype: on disk, by default as `GradientStore.create`, or as it is in a store that is there.
         at_once: how many samples are computed at a time.
         progress: called with (rows that are there or wait, all) after each of these.
 
     Raises:
         TypeError, ValueError: something else, or samples that have no loss of their own.
-        StoreError: the store is of another model or projection, or cannot be written.
+        StoreError: the store is of another model, projection or dtype, or cannot be written.
 
     Example:
         >>> import tempfile, torch, gradfunc as gf
@@ -76,6 +76,7 @@ def build(
     if (Path(path) / NAME).exists():
         store = GradientStore.open(path, projection=projection, params=params)
         check_kind(call, store.manifest, factored=factored)
+        check_dtype(call, store.manifest, dtype)
     else:
         store = GradientStore.create(path, projection=projection, params=params, factored=factored, dtype=dtype)
     losses = Losses(problem)

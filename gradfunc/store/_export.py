@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from ._error import StoreError, reason, refused
 from ._gradients import stretches
 from ._ids import Named, named
 from ._kinds import FACTORS, READING
-from ._layout import LOSSES, ROWS, WEIGHTS, group_of
+from ._layout import LOSSES, METADATA, ROWS, WEIGHTS, group_of
 from ._view import View
 
 FORMATS = ("numpy", "torch", "arrow")
@@ -75,7 +76,7 @@ def _numpy(call: str, view: View, path: Path) -> None:
     for name, value in _values(view).items():
         np.save(path / f"{name}.npy", _outside(value))
     for name, value in view.metadata().items():
-        np.save(path / f"metadata-{name}.npy", _outside(value))
+        np.save(path / f"metadata-{quote(name, safe='')}.npy", _outside(value))
 
 
 def _fill(path: Path, view: View, pick: Callable[[Part], Tensor]) -> None:
@@ -151,7 +152,8 @@ def _arrow(call: str, view: View, path: Path) -> None:
             made["row"] = listed(part.plain[ROWS])
         for column in _columns(view):
             made |= {f"{column.group}/{name}": ragged(part, column, name) for name in column.facts["tensors"]}
-        made |= {name: listed(value[at]) for name, value in (values | metadata).items()}
+        made |= {name: listed(value[at]) for name, value in values.items()}
+        made |= {METADATA + name: listed(value[at]) for name, value in metadata.items()}
         return pa.record_batch(list(made.values()), names=list(made))
 
     facts = {"reading": json.dumps(READING), "factors": json.dumps(dict(view.manifest.factors))}

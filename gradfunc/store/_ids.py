@@ -88,8 +88,9 @@ def keys(ids: Ids) -> list[Any]:
 
 def repeated(ids: Ids) -> int:
     """How many rows have an id that a row before has."""
-    every = ids.unique().tolist() if isinstance(ids, Tensor) else set(keys(ids))
-    return len(ids if isinstance(ids, Tensor) else ids.lengths) - len(every)
+    if isinstance(ids, Tensor):
+        return len(ids) - len(ids.unique())
+    return len(ids.lengths) - len(set(keys(ids)))
 
 
 def _none(kind: str | None) -> Ids:

@@ -29,10 +29,14 @@ def build(call: str, folder: Path, view: View, links: int) -> None:
         raise refused(call, got="factored gradients", expected="rows, which an index copies", do=do)
     faiss = _faiss(call)
     index = faiss.IndexHNSWSQ(view.manifest.size, faiss.ScalarQuantizer.QT_fp16, links, faiss.METRIC_INNER_PRODUCT)
-    if len(view):
-        index.train(next(block for _, block in view.blocks()).float().numpy())
+    # One factor for all rows changes no order, and what float16 cannot hold as it is, it can to this scale.
+    largest = max((float(rows.abs().max()) for _, rows in view.blocks()), default=0.0)
+    scale = 1 / largest if largest else 1.0
     for _, rows in view.blocks():
-        index.add(rows.float().numpy())
+        scaled = rows.double().mul_(scale).float().numpy()
+        if not index.is_trained:
+            index.train(scaled)
+        index.add(scaled)
     facts = {"of": view.manifest.digest, "rows": len(view)}
     try:
         partial = folder / f".{INDEX}.partial-{os.getpid()}"

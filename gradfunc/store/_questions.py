@@ -132,8 +132,8 @@ class Questions:
     def build_index(self, links: int = 32) -> None:
         """An approximate index of inner products, beside the shards, for the rows that are there (extra "store").
 
-        Hierarchical navigable small worlds (Malkov, Yashunin 2018), by faiss, on float16 copies of the rows: it takes
-        their size in memory and on disk once more. It pays beyond about a million rows.
+        Hierarchical navigable small worlds (Malkov, Yashunin 2018), by faiss, on float16 copies of the rows, all scaled
+        by one factor: it takes their size in memory and on disk once more. It pays beyond about a million rows.
 
         Args:
             links: of a row, at least 2.

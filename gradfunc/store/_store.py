@@ -194,8 +194,9 @@ class GradientStore(Questions):
         """Write ids, rows and metadata for other tools; of factored gradients the factors, as ragged columns.
 
         Args:
-            path: of a new folder of `.npy` files ("numpy"), or a new file: a dict for `torch.load` ("torch", held in
-                memory), or Arrow's IPC format ("arrow", extra "store"). Arrow and numpy have no bfloat16: float32 then.
+            path: of a new folder of `.npy` files ("numpy": rows, ids, metadata-NAME, with NAME as in a URL), or a new
+                file: a dict for `torch.load` ("torch", held in memory), or Arrow's IPC format ("arrow", extra "store":
+                columns id, row, metadata/NAME). Arrow and numpy have no bfloat16: float32 then.
             format: "numpy", "torch" or "arrow".
 
         Raises:

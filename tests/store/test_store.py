@@ -7,6 +7,7 @@ import itertools
 import json
 import sys
 import threading
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -203,6 +204,9 @@ def test_building_resumes(tmp_path):
     store = gf.store.build(tmp_path / "b", module, criterion, batch, at_once=11, **options)
     assert store.ids.equal(torch.arange(30))
     assert torch.allclose(store.rows(), whole.rows(), rtol=0, atol=1e-6)
+    assert len(gf.store.build(tmp_path / "b", module, criterion, batch, projection=projection)) == 30  # dtype as it is
+    with pytest.raises(StoreError, match="dtype=float16, and a store of float32; expected float32"):
+        gf.store.build(tmp_path / "b", module, criterion, batch, projection=projection, dtype=torch.float16)
     with torch.no_grad():
         module[0].weight += 1
     with pytest.raises(StoreError, match="a model of SHA-256"):
@@ -304,6 +308,16 @@ def test_an_approximate_index_stands_behind_the_same_question(tmp_path):
         store.top_k(queries, 3, approximate=True)
 
 
+@pytest.mark.parametrize("size", [1e-12, 1e12])
+def test_an_index_of_rows_beyond_what_float16_holds(size, tmp_path):
+    pytest.importorskip("faiss")
+    store = filled(tmp_path, size * numbers(300, 12))
+    store.build_index()
+    queries = numbers(5, 12, seed=1)
+    want, got = store.top_k(queries, 10), store.top_k(queries, 10, approximate=True)
+    assert float((want.positions[:, :, None] == got.positions[:, None, :]).any(2).float().mean()) >= 0.9
+
+
 @pytest.mark.parametrize("name", ["pyarrow", "faiss"])
 def test_a_missing_extra_is_named(name, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
@@ -328,14 +342,34 @@ def test_exports_hold_the_same_values(format, dtype, tmp_path):
         pa = pytest.importorskip("pyarrow")
         table = pa.ipc.open_file(tmp_path / "x").read_all()
         flat = table["row"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        got = [flat.reshape(45, 5), table["id"].to_numpy(), table["label"].to_numpy()]
-        positions = table["position"].combine_chunks().flatten().to_numpy()
+        got = [flat.reshape(45, 5), table["id"].to_numpy(), table["metadata/label"].to_numpy()]
+        positions = table["metadata/position"].combine_chunks().flatten().to_numpy()
         assert np.array_equal(positions, np.arange(45))
     assert np.array_equal(got[0].astype(np.float64), rows.double().numpy())
     assert np.array_equal(got[1], np.arange(1000, 1045))
     assert np.array_equal(got[2], np.arange(45) % 3)
     with pytest.raises(StoreError, match="there already"):
         store.export(tmp_path / "x", format)
+
+
+@pytest.mark.parametrize("format", ["numpy", "torch", "arrow"])
+def test_metadata_of_any_name_takes_no_place_of_another(format, tmp_path):
+    names = ("id", "row", "ids", "rows", "label/of a page")
+    store = Store.create(tmp_path / "s", size=2, dtype="float32")
+    with store.writer() as w:
+        w.append(numbers(3, 2), ids=[7, 8, 9], metadata={name: torch.full((3,), k) for k, name in enumerate(names)})
+    store.export(tmp_path / "x", format)
+    if format == "numpy":
+        files = [f"metadata-{quote(name, safe='')}.npy" for name in names]
+        ids, *found = [np.load(tmp_path / "x" / file).tolist() for file in ("ids.npy", *files)]
+    elif format == "torch":
+        held = torch.load(tmp_path / "x", weights_only=True)
+        ids, *found = [v.tolist() for v in (held["ids"], *(held["metadata"][name] for name in names))]
+    else:
+        table = pytest.importorskip("pyarrow").ipc.open_file(tmp_path / "x").read_all()
+        ids, *found = [table[name].to_pylist() for name in ("id", *(f"metadata/{name}" for name in names))]
+    assert ids == [7, 8, 9]
+    assert found == [[k] * 3 for k in range(len(names))]
 
 
 # --- as a whole ----------------------------------------------------------------------------------------
