@@ -118,6 +118,8 @@ def query(
         json: print JSON instead of tables.
         report: write one HTML page with the tables to this file.
     """
+    if not ids:
+        raise ValueError(message("gradfunc store query", got="--ids without one", expected="ids of samples"))
     opened = GradientStore.open(path)
     every = opened.ids.tolist()
     places = {str(name): at for at, name in enumerate(every)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +15,7 @@ from ._products import flattened
 Damping = float | Mapping[str, float]
 
 
-def dampings(call: str, damping: Damping, names: Iterable[str]) -> dict[str, float]:
+def dampings(call: str, damping: Damping, names: Collection[str]) -> dict[str, float]:
     """A number above 0 for each parameter."""
     each = dict(damping) if isinstance(damping, Mapping) else dict.fromkeys(names, damping)
     for name in names:

@@ -24,9 +24,7 @@ SPARE = 4
 
 def build(call: str, folder: Path, view: View, links: int) -> None:
     """Write the index, and after it what it is of."""
-    if view.manifest.is_factored:
-        do = "Ask without approximate=True, or keep projected gradients."
-        raise refused(call, got="factored gradients", expected="rows, which an index copies", do=do)
+    _check_rows(call, view)
     faiss = _faiss(call)
     index = faiss.IndexHNSWSQ(view.manifest.size, faiss.ScalarQuantizer.QT_fp16, links, faiss.METRIC_INNER_PRODUCT)
     # One factor for all rows changes no order, and what float16 cannot hold as it is, it can to this scale.
@@ -51,6 +49,7 @@ def build(call: str, folder: Path, view: View, links: int) -> None:
 def top_k(call: str, folder: Path, view: View, queries: Queries, k: int) -> TopK:
     """Candidates from the index, ranked by their exact inner products."""
     check_k(call, view, k)
+    _check_rows(call, view)
     faiss = _faiss(call)
     do = "store.build_index() makes one."
     try:
@@ -76,6 +75,12 @@ def top_k(call: str, folder: Path, view: View, queries: Queries, k: int) -> TopK
     return TopK(
         torch.stack(values) if values else torch.empty(0, k, dtype=view.dtype), ids_at(view.ids(), where), where
     )
+
+
+def _check_rows(call: str, view: View) -> None:
+    if view.manifest.is_factored:
+        do = "Ask without approximate=True, or keep projected gradients."
+        raise refused(call, got="factored gradients", expected="rows, which an index copies", do=do)
 
 
 def _others(own: Tensor, count: int, rows: int) -> Tensor:

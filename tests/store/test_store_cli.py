@@ -177,10 +177,11 @@ def test_damage_is_a_fault_found(run):
     [
         (("info", "nowhere"), "no manifest"),
         (("query", "s", "--ids", "99"), "--ids 99"),
+        (("query", "s", "--ids"), "--ids without one"),
         (("build", "s", "--model", "models_of_store:small", "--size", "17"), "different projections"),
         (("build", "t", "--projection", "two-sided", "--size", "17"), "a square number"),
     ],
-    ids=["no store", "no id", "another projection", "no square"],
+    ids=["no store", "another id", "no id", "another projection", "no square"],
 )
 def test_usage(run, args, says):
     run("build", "s", "--model", "models_of_store:small", "--size", "16")

@@ -567,7 +567,12 @@ def refusals():
     yield "gradient NaN", ValueError, "NaN", lambda s, f, p, x: s.dot(f(nan(p), x))
     yield "append NaN", ValueError, "row 0 with NaN", lambda s, f, p, x: append(s, f(nan(p), x))
     yield "index", StoreError, "rows, which an index copies", lambda s, f, p, x: s.build_index()
-    yield "approximate", StoreError, "no index", lambda s, f, p, x: s.top_k(f(p, x), 1, approximate=True)
+    yield (
+        "approximate",
+        StoreError,
+        "rows, which an index copies",
+        lambda s, f, p, x: s.top_k(f(p, x), 1, approximate=True),
+    )
     yield (
         "projection",
         StoreError,
