@@ -176,11 +176,16 @@ def positions(call: str, at: Any, count: int) -> Tensor:
     """
     if at is None or isinstance(at, slice):
         return torch.arange(count)[slice(None) if at is None else at]
-    found = (
-        at.cpu() if isinstance(at, Tensor) else torch.from_numpy(np.asarray(at, dtype=None if len(at) else np.int64))
-    )
+    expected = "a slice, or positions of rows, such as [3]"
+    try:
+        given = at if isinstance(at, Tensor) else torch.from_numpy(np.asarray(at, dtype=None if len(at) else np.int64))
+    except (TypeError, ValueError) as error:
+        raise TypeError(message(call, got=f"at: {kind_of(at)}", expected=expected)) from error
+    found = given.detach().cpu()
     if found.dim() != 1 or found.dtype.is_floating_point or found.dtype == torch.bool:
-        raise TypeError(message(call, got=f"at={at!r}", expected="a slice, or positions of rows"))
+        do = "mask.nonzero()[:, 0] has the positions of a mask." if found.dtype == torch.bool else ""
+        got = f"at of shape {tuple(found.shape)} and {found.dtype}"
+        raise TypeError(message(call, got=got, expected=expected, do=do))
     found = found.long()
     if len(found) and not -count <= int(found.min()) <= int(found.max()) < count:
         got = f"positions from {int(found.min())} to {int(found.max())}"

@@ -402,6 +402,8 @@ def refused_questions():
     yield "NaN", ValueError, lambda s: s.dot(torch.full((1, 6), torch.nan))
     yield "position", IndexError, lambda s: s.rows([50])
     yield "mask", TypeError, lambda s: s.rows(torch.ones(50, dtype=torch.bool))
+    yield "one position", TypeError, lambda s: s.rows(3)
+    yield "words", TypeError, lambda s: s.rows(["3"])
     yield "blocks", ValueError, lambda s: next(s.blocks(0))
     yield "format", ValueError, lambda s: s.export("x", "csv")
     yield "damaged", ValueError, lambda s: Store.open(s.path, damaged="ignore")
