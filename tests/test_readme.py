@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -59,3 +60,12 @@ def test_the_numbers_in_words() -> None:
     assert len(gf.audit.MECHANISMS) == 18
     assert "and seventeen other ways" in text
     assert "eighteen mechanisms" in " ".join((README.parent / "CHANGELOG.md").read_text().split())
+
+
+def test_the_numbers_of_the_store_are_those_recorded() -> None:
+    steps = json.loads((README.parent / "benchmarks" / "store-cpu.json").read_text())["steps"]
+    query, disk = steps["top_k of 1, cold"], steps["read, cold"]
+    text = " ".join(README.read_text().split())
+    speeds = f"reads {query['bytes_a_second'] / 1e6:.0f} MB/s where the disk gives {disk['bytes_a_second'] / 1e6:.0f}"
+    assert f"{speeds}, in {query['peak_bytes'] / 1e6:.0f} MB of memory" in text
+    assert max(step["peak_bytes"] for step in steps.values()) < 1e9  # the whole store has 8 GB
