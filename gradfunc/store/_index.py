@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._files import replace_file
+from .._files import partial_of, replace_file
 from ._error import reason, refused
 from ._ids import at as ids_at
 from ._manifest import signed
@@ -36,14 +36,16 @@ def build(call: str, folder: Path, view: View, links: int) -> None:
             index.train(scaled)
         index.add(scaled)
     facts = {"of": view.manifest.digest, "rows": len(view)}
+    partial = partial_of(folder / INDEX)
     try:
-        partial = folder / f".{INDEX}.partial-{os.getpid()}"
         faiss.write_index(index, str(partial))
         os.replace(partial, folder / INDEX)
         replace_file(folder / FACTS, json.dumps(signed(facts)).encode())
     except (OSError, RuntimeError) as error:
         got = reason(error) if isinstance(error, OSError) else str(error)
         raise refused(call, got=got, expected="a folder that can be written") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def top_k(call: str, folder: Path, view: View, queries: Queries, k: int) -> TopK:

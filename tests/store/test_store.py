@@ -7,6 +7,7 @@ import itertools
 import json
 import sys
 import threading
+from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
@@ -306,6 +307,19 @@ def test_an_approximate_index_stands_behind_the_same_question(tmp_path):
         w.append(rows[:1], ids=[5], metadata={"label": [0], "position": torch.zeros(1, 1)})
     with pytest.raises(StoreError, match="an index of other rows"):
         store.top_k(queries, 3, approximate=True)
+
+
+def test_an_index_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    def half(index, path):
+        Path(path).write_bytes(b"half")
+        raise RuntimeError("write error: No space left on device")
+
+    monkeypatch.setattr(pytest.importorskip("faiss"), "write_index", half)
+    store = filled(tmp_path, numbers(30, 3))
+    with pytest.raises(StoreError, match="No space left on device"):
+        store.build_index()
+    assert not store.info().left
+    assert not list(tmp_path.glob("*index*"))
 
 
 @pytest.mark.parametrize("size", [1e-12, 1e12])
