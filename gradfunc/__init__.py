@@ -133,6 +133,8 @@ from ._reduce import reduce as reduce
 from ._stateless import Stateless as Stateless
 from ._stateless import stateless as stateless
 from ._transform import Grads as Grads
+from ._transform import Guarantee as Guarantee
+from ._transform import Sensitivity as Sensitivity
 from ._transform import Transformation as Transformation
 from ._transform import Updates as Updates
 from ._transform import accumulate as accumulate

@@ -40,7 +40,8 @@ class Criterion:
 
     Attributes:
         given: as the user passed it.
-        form: "reducible" (its reduction can be varied), "rows" (one loss a sample) or "whole".
+        form: "reducible" (its reduction can be varied), "rows" (one loss a sample), "whole", or "scalar" (of output and
+            target, one number for the batch; a tool that takes such a criterion says so).
         family: for a reducible one, whose weight rule torch's mean follows: "class", "ctc", "kl" or "element".
         copies: whether it is called on copies, since it may write to them and others use them again.
     """
@@ -67,10 +68,14 @@ class Criterion:
         out: Tensor = _varied(self.given, reduction)(*self._arguments(output, target))
         return out
 
+    def called(self, output: Any, target: Any) -> Any:
+        """What it returns, row by row if it can."""
+        batched = {"batched": True} if _has_parameter(self.given, "batched") else {}
+        return self.given(*self._arguments(output, target), **batched)
+
     def rows(self, output: Any, target: Any) -> Weighted:
         """Numerators and weights `[B]` of a criterion of the form "rows"."""
-        batched = {"batched": True} if _has_parameter(self.given, "batched") else {}
-        out = self.given(*self._arguments(output, target), **batched)
+        out = self.called(output, target)
         numerator = out.numerator if isinstance(out, Weighted) else out
         if isinstance(numerator, Tensor) and numerator.dim() == 0:
             raise ValueError(

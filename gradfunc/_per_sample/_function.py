@@ -89,7 +89,7 @@ class PerSampleGradsFunction:
         Inside a transform of torch.func they carry its derivative.
 
         Raises:
-            As the call itself.
+            TypeError, ValueError, RuntimeError: as the call itself.
 
         Example:
             >>> import torch, gradfunc as gf

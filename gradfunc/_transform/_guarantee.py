@@ -35,6 +35,17 @@ class Guarantee:
         learns: such a state depends on the samples of earlier batches, so that rows of several batches are not
             independent together.
         sensitivity: of a reduction's output.
+
+    Example:
+        A stage of one's own that gives rows no longer than 1 says so; `before` is what holds of its input:
+
+        >>> import dataclasses
+        >>> import gradfunc as gf
+        >>> before = gf.Guarantee(per_sample_independent=True)
+        >>> dataclasses.replace(before, bound=1.0).bound
+        1.0
+        >>> gf.clip_per_sample(2.0).guarantee(before).bound
+        2.0
     """
 
     bound: float | None = None

@@ -9,8 +9,10 @@ from torch import Tensor
 from .._tree import Tensors
 from ._guarantee import NOTHING, SAMPLES, Guarantee
 
-Grads = NewType("Grads", dict[str, Tensor])  # reduced gradients
-Updates = NewType("Updates", dict[str, Tensor])  # what is added to the parameters
+Grads = NewType("Grads", dict[str, Tensor])
+"""Reduced gradients, `{name: tensor}` with the shapes of the parameters: a plain dictionary at run time."""
+Updates = NewType("Updates", dict[str, Tensor])
+"""What is added to the parameters, `{name: tensor}`: a plain dictionary at run time."""
 
 In = TypeVar("In", contravariant=True)
 Out = TypeVar("Out", covariant=True)

@@ -125,6 +125,8 @@ def forward_of(problem: Problem, model: Callable[..., Any]) -> Forward:
         rows = _checked(problem, as_weighted("gf.whole(fn)", out, batched=True))
         return Forward(None, rows.numerator, rows.weight, None)
     output = problem.output(model)
+    if criterion.form == "scalar":
+        return Forward(output, None, None, criterion.called(output, problem.target))
     if criterion.form == "rows":
         rows = _checked(problem, criterion.rows(output, problem.target))
         return Forward(output, rows.numerator, rows.weight, None)

@@ -95,6 +95,7 @@ CONTENDERS = {
         Contender("vmap(grad)", _vmap_grad, peer=True, settings="torch.func.vmap(grad(loss)), every row held"),
     )
 }
+"""Ways to compute per-sample quantities with torch and gradfunc, `{name: contender}`."""
 
 
 def named(call: str, name: str) -> Contender:

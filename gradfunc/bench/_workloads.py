@@ -220,3 +220,4 @@ def _cross_entropy(output: Tensor, target: Tensor, *, reduction: str) -> Tensor:
 
 
 WORKLOADS = {workload.name: workload for workload in (mlp(), gpt(), gpt(tied=True), cnn(), resnet(), vit(), lstm())}
+"""Models with a batch and a loss to measure on, `{name: workload}`."""

@@ -16,6 +16,13 @@ class Place:
         name: of the parameter, such as "encoder.fc.weight".
         params: all that are given, by name.
         model: the module they are of, None if `initialize` was given tensors alone.
+
+    Example:
+        >>> import torch, gradfunc as gf
+        >>> params = {"fc.weight": torch.zeros(2, 3), "fc.bias": torch.zeros(2)}
+        >>> place = gf.init.Place("fc.bias", params, None)
+        >>> place.path, place.own_name, place.sibling("weight").shape
+        ('fc', 'bias', torch.Size([2, 3]))
     """
 
     name: str

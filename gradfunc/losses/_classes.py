@@ -157,7 +157,19 @@ def causal_lm(
 
 
 def class_weights(target: Tensor, weight: Tensor | None, ignore_index: int, *, like: Tensor) -> Tensor:
-    """The weight with which torch's mean counts each target: w_y, 1 without class weights, 0 where ignored."""
+    """The weight with which torch's mean counts each target: w_y, 1 without class weights, 0 where ignored.
+
+    Args:
+        target: class indices, of any shape, which is that of the result.
+        weight: one weight a class, `[C]`; None for 1 each.
+        ignore_index: target that does not count.
+        like: the logits, whose dtype it has; float32 for half types.
+
+    Example:
+        >>> target = torch.tensor([1, 0, -100])
+        >>> class_weights(target, torch.tensor([0.5, 2.0]), -100, like=torch.zeros(3, 2))
+        tensor([2.0000, 0.5000, 0.0000])
+    """
     counted = target != ignore_index
     if weight is None:
         return counted.to(wide(like.dtype))

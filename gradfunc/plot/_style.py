@@ -24,6 +24,7 @@ PALETTE = {
     "vermilion": "#D55E00",
     "purple": "#CC79A7",
 }
+"""Colours by name, `{name: "#rrggbb"}`, in the order in which figures take them."""
 GREY = "#595959"  # seven to one on white
 LIGHT = "#D9D9D9"
 SEQUENTIAL = "cividis"  # its order is that of lightness, for every kind of sight

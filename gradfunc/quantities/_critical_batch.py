@@ -77,7 +77,8 @@ class RunningNoiseScale:
     Attributes:
         decay: the share of the past, in [0, 1).
         count: batches added.
-        trace, squared_norm: sums of the averages, float64 `[]`.
+        trace: the sum of the averages of it, float64 `[]`.
+        squared_norm: likewise.
 
     Example:
         >>> import torch, gradfunc as gf

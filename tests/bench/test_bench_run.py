@@ -396,3 +396,11 @@ def test_on_a_device(device):
     refused = {(row.workload, row.contender) for row in report.rows if row.verdict == "refused"}
     assert refused <= {("lstm", "vmap(grad)")}  # torch has no batching rule for its own LSTM
     assert min(row.peak for row in report.rows if row.verdict != "refused") > 0
+
+
+def test_an_engine_is_a_contender_of_its_own():
+    asked = gf.bench.gradfunc("loop", batched=False)
+    found = gf.bench.run([MLP], [asked], rounds=1, memory=False).row("mlp", "gradfunc-vmap:loop")
+    assert found.verdict == "rounding"
+    with pytest.raises(ValueError, match="engine"):
+        gf.bench.gradfunc("hooks")

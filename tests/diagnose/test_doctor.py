@@ -22,10 +22,10 @@ Adam, SGD = torch.optim.Adam, torch.optim.SGD
 
 def patient(seed=0, **options):
     with torch.random.fork_rng():
-        return clinic.classifying(clinic.Draw(seed), **options)
+        return clinic.draw.classifying(clinic.Draw(seed), **options)
 
 
-def sick(make=clinic.softmax_before_cross_entropy):
+def sick(make=clinic.loss.softmax_before_cross_entropy):
     return clinic.sick(make, 0)
 
 
@@ -44,7 +44,11 @@ def test_a_report_is_text_and_json():
 
 
 def test_every_probe_has_one_outcome():
-    for make in (clinic.softmax_before_cross_entropy, clinic.unscaled_features, clinic.small_batch_norm):
+    for make in (
+        clinic.loss.softmax_before_cross_entropy,
+        clinic.data.unscaled_features,
+        clinic.batch.small_batch_norm,
+    ):
         report = doctor(**sick(make))
         named = {probe.name for probe in gf.diagnose.PROBES if set(probe.causes) & set(report.causes)}
         told = set(report.healthy) | {name for name, _ in report.not_run} | named
@@ -96,7 +100,9 @@ def test_progress_names_every_probe_in_its_order():
     assert names == [probe.name for probe in gf.diagnose.PROBES]
 
 
-@pytest.mark.parametrize("make", [clinic.classifier, clinic.with_dropout, clinic.regressor, clinic.with_adam])
+@pytest.mark.parametrize(
+    "make", [clinic.well.classifier, clinic.well.with_dropout, clinic.well.regressor, clinic.well.with_adam]
+)
 def test_backward_passes_are_those_of_autograd(make, monkeypatch):
     real, calls = torch.autograd.graph._engine_run_backward, []
 
@@ -207,7 +213,9 @@ def test_other_optimisers_run_on_copies(kind):
     assert not [reason for reason in report.not_run if FAILED in reason[1]]
 
 
-@pytest.mark.parametrize("make", [clinic.missing_zero_grad, clinic.unscaled_features, clinic.rate_too_large])
+@pytest.mark.parametrize(
+    "make", [clinic.step.missing_zero_grad, clinic.data.unscaled_features, clinic.rate.rate_too_large]
+)
 def test_it_runs_where_the_model_is(make, device):
     made = clinic.sick(make, 0)
     made["model"].to(device)
@@ -238,7 +246,48 @@ def test_a_missing_zero_grad_is_seen_under_any_optimiser(make):
 def test_a_missing_zero_grad_needs_its_second_term(monkeypatch):
     # without the first gradient in the sum the closed form is that of a healthy step, and fits none
     monkeypatch.setattr(_step, "add", lambda a, b: b)
+    monkeypatch.setattr(_step, "_kept", lambda *_: [])
     assert "missing_zero_grad" not in doctor(**{**patient(), "step": never_zeroed}).causes
+
+
+def test_a_missing_zero_grad_is_sgd_with_momentum_1_to_the_bit():
+    ends = []
+    for zeroed, momentum in ((False, 0.0), (True, 1.0)):
+        made = patient(seed=5)
+        model, (x, y) = made["model"], made["data"]
+        optimizer = SGD(model.parameters(), lr=0.05, momentum=momentum)
+        for _ in range(25):
+            if zeroed:
+                optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        ends.append([p.detach() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_a_wrong_backward_is_found_although_the_loss_falls():
+    made = clinic.sick(clinic.numbers.wrong_backward, 0)
+    model, (x, y), optimizer = made["model"], made["data"], made["optimizer"]
+    losses = []
+    for _ in range(50):
+        made["step"](model, optimizer, (x, y))
+        losses.append(float(F.cross_entropy(model(x), y).detach()))
+    assert losses[-1] < losses[0]
+    assert doctor(**clinic.sick(clinic.numbers.wrong_backward, 0)).causes[0] == "wrong_backward"
+
+
+def test_a_step_that_moves_a_scheduler_is_refused_and_undone():
+    made = patient()
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(made["optimizer"], 0.5)
+
+    def step(model, optimizer, batch):
+        made["step"](model, optimizer, batch)
+        scheduler.step()
+
+    before = made["optimizer"].param_groups[0]["lr"]
+    with pytest.raises(ValueError, match="scheduler"):
+        doctor(**{**made, "step": step})
+    assert made["optimizer"].param_groups[0]["lr"] == before
 
 
 def test_labels_that_belong_pass_at_the_stated_rate():

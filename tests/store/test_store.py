@@ -534,3 +534,17 @@ def test_the_laws_of_questions_catch_mutants(tmp_path, monkeypatch):
         patch.setattr(_query, "dot", lambda view, queries, count: rounded(view, queries.half().float(), count))
         with pytest.raises(AssertionError):
             check_questions(store, rows, numbers(4, 9, seed=1))
+
+
+def test_a_fingerprint_is_of_names_shapes_dtypes_and_values():
+    params = {"a": torch.arange(4.0), "b": torch.zeros(2)}
+    own = gf.store.fingerprint(params)
+    assert own == gf.store.fingerprint({"b": torch.zeros(2), "a": torch.arange(4.0)})
+    others = [
+        {"a": torch.arange(4.0), "c": torch.zeros(2)},
+        {"a": torch.arange(4.0).reshape(2, 2), "b": torch.zeros(2)},
+        {"a": torch.arange(4.0), "b": torch.zeros(2, dtype=torch.int32)},  # the same bytes
+        {"a": torch.arange(4.0), "b": torch.tensor([0.0, -0.0])},
+        {"a": torch.arange(4.0)},
+    ]
+    assert own not in {gf.store.fingerprint(other) for other in others}

@@ -442,3 +442,10 @@ def test_a_drawn_problem_runs_at_another_precision(kind, recwarn):
         case = s.Case(model=kind, loss="cross_entropy", options=options, size=3, frozen=True, dtype=dtype, wrt="half")
         gf.testing.assert_reduction_identities(*case.build(), wrt=case.build().names)
     assert not [one for one in recwarn if issubclass(one.category, gf.GradfuncWarning)]
+
+
+def test_functions_that_drawn_chains_name_say_what_they_say():
+    f = gf.per_sample_grads(lambda p, x, w: gf.Weighted((p["w"] * x).sum(), w))
+    g = f({"w": torch.ones(1)}, torch.tensor([[1.0], [2.0], [6.0]]), torch.tensor([0.5, 0.75, 2.0]))
+    assert gf.testing.strategies.heavy(g).tolist() == [False, True, True]  # 1/2 itself is not above it
+    assert gf.testing.strategies.deviation(g).tolist() == [2.0, 1.0, 3.0]

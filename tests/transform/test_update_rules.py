@@ -510,3 +510,22 @@ def test_the_fused_kernel_gets_its_counts_in_float32(monkeypatch):
     finally:
         torch.set_default_dtype(before)
     assert [count.dtype for count in counts] == [torch.float32]
+
+
+def test_lion_is_its_direction_and_a_descent():
+    params, grads = {"w": torch.randn(3, 2)}, [{"w": torch.randn(3, 2)} for _ in range(4)]
+    whole, parts = gf.lion(0.1, betas=(0.8, 0.9)), gf.scale_by_lion((0.8, 0.9)) >> gf.descend(0.1)
+    other = gf.scale_by_lion((0.8, 0.99)) >> gf.descend(0.1)  # a mistake in one coefficient
+    ours, theirs, wrong = (_updates(step, params, grads) for step in (whole, parts, other))
+    assert all(torch.equal(a["w"], b["w"]) for a, b in zip(ours, theirs, strict=True))
+    assert any(not torch.equal(a["w"], b["w"]) for a, b in zip(ours, wrong, strict=True))
+    with pytest.raises(ValueError, match="scale_by_lion"):
+        gf.scale_by_lion((0.9, 1.0))
+
+
+def _updates(step, params, grads):
+    state, out = step.init(params), []
+    for grad in grads:
+        updates, state = step.update(grad, state, params)
+        out.append(updates)
+    return out

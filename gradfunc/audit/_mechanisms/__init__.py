@@ -22,4 +22,5 @@ from ._loop import LOOP
 from ._weight import WEIGHT
 
 MECHANISMS: tuple[Mechanism, ...] = (*LOOP, *WEIGHT, *FORWARD)
+"""What can make reductions disagree, as data: each `Mechanism` has its formula, its prediction and its remedy."""
 BY_NAME: dict[str, Mechanism] = {mechanism.name: mechanism for mechanism in MECHANISMS}

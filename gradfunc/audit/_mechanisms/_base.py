@@ -39,6 +39,11 @@ class Mechanism:
         samplewise: for a loop mechanism, whether its parts may be single samples that came in one forward pass.
         declared: whether the loss itself says so, which is then no fault.
         loop: for a loop mechanism, `(case, parts, true weights) -> [(detail, coefficients [n])]`.
+
+    Example:
+        >>> import gradfunc as gf
+        >>> {m.name: m.remedy for m in gf.audit.MECHANISMS}["unequal_micro_batches"]
+        'add sums and weights, divide once: gf.Accumulator'
     """
 
     name: str

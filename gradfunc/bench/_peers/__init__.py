@@ -16,6 +16,7 @@ from . import _backpack, _expanded, _jax, _opacus, _torchjd
 
 _FILES = (_expanded, _opacus, _backpack, _torchjd, _jax)
 PEERS: dict[str, Contender] = {peer.name: peer for file in _FILES for peer in file.CONTENDERS}
+"""Other libraries' ways, `{name: contender}`; whether one is installed is asked when it is measured."""
 
 
 def installed() -> list[Contender]:

@@ -7,7 +7,7 @@ _case        what probes look at: each measurement taken once, when it is first 
 _copies      passes and steps as values, copies to run them on
 _trial       the user's optimiser and step, on copies
 _outputs     what a criterion and an output are: kinds, last operation, range
-_loss, _data, _flow, _init, _missing, _rate, _step, _numerics, _batch     probes, a family a file
+_loss, _raised, _data, _flow, _missing, _rate, _step, _clips, _numerics, _batch     probes, a family a file
 _probes      the list of them
 _report      tables and JSON
 _doctor      the call

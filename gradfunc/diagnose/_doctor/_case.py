@@ -13,9 +13,11 @@ from torch.optim import Optimizer
 
 from ..._engines import gradients
 from ..._problem import Criterion, Problem
-from ..._random import forked
-from ..._tree import Tensors, norm
+from ..._random import RecordDraws, ReplayDraws, forked
+from ..._transform import StepReport
+from ..._tree import Tensors, norm, subtract
 from ...audit._case import attempt, devices_of, mean_loss
+from ...audit._independence import Independence, independence
 from ...quantities import HessianExtremes, hessian_extremes
 from .._flow import FlowReport, gradient_flow
 from . import _limits
@@ -36,6 +38,7 @@ class Case:
         optimizer: the user's, or None.
         step: the user's update, or None.
         seed: of draws in the model.
+        reports: what the user's chain said at earlier steps.
         count: passes so far.
     """
 
@@ -46,6 +49,7 @@ class Case:
     optimizer: Optimizer | None
     step: Any
     seed: int
+    reports: tuple[StepReport, ...] = ()
     count: Count = field(default_factory=Count)
 
     # --- the criterion and the data -------------------------------------------------------------------------------
@@ -93,7 +97,23 @@ class Case:
 
     @functools.cached_property
     def _passed(self) -> tuple[Pass | None, str | None]:
-        return attempt(lambda: self.pass_at(self.problem, self.problem.model.params))
+        with self._draws:
+            return attempt(lambda: self.pass_at(self.problem, self.problem.model.params))
+
+    @functools.cached_property
+    def _draws(self) -> RecordDraws:
+        """Of the first pass, once it ran."""
+        return RecordDraws()
+
+    @functools.cached_property
+    def again(self) -> Tensor:
+        """The loss of a second forward pass with the seed of the first."""
+        return self.loss_of(self.problem, self.problem.model.params)[1].detach()
+
+    @property
+    def repeats(self) -> bool:
+        """Whether both passes give the same, to the bit."""
+        return torch.equal(self.first.loss.detach(), self.again)
 
     @property
     def error(self) -> str:
@@ -108,7 +128,7 @@ class Case:
             NotRun: it failed.
         """
         if self._passed[0] is None:
-            raise NotRun(f"the pass of the first batch fails: {self.error}")
+            raise NotRun("the pass of the first batch fails: see the findings")
         return self._passed[0]
 
     @property
@@ -159,11 +179,14 @@ class Case:
 
     @functools.cached_property
     def waking(self) -> tuple[str, ...]:
-        """Parameters whose gradient is exactly 0 now, and is not after a step that moves weights by a thousandth."""
+        """Parameters whose gradient is exactly 0 now, and is not after a step: the optimiser's, else one that moves
+        weights by a thousandth."""
         asleep = [name for name, g in self.gradient.items() if not bool(g.any())]
         params = self.problem.model.params
         if not asleep or not self.waiting:
             return ()
+        if self.optimizer is not None and self.module is not None and any(self.rates):
+            return tuple(name for name in asleep if name in self.descent.reached)
         share = 1e-3 * norm(params) / (norm(self.gradient) or 1.0)
         moved = {name: value.detach() - share * self.gradient[name] for name, value in params.items()}
         found = self.pass_at(self.problem, moved).gradients
@@ -201,37 +224,54 @@ class Case:
 
     @functools.cached_property
     def in_double(self) -> Pass:
-        """The pass in float64.
+        """The pass in float64, with the draws of the first one.
 
         Raises:
-            NotRun: it fails there.
+            NotRun: it fails there, or its draws cannot be those of the first.
         """
+        _ = self.first
+        if not self.repeats:
+            raise NotRun("two passes with one seed differ")
+        if self._draws.failed:
+            raise NotRun("the model draws inside of a fused operator: float64 would draw otherwise")
         problem = self.problem.cast(torch.float64)
-        found, failed = attempt(lambda: self.pass_at(problem, problem.model.params))
+        with ReplayDraws([self._draws.record]):
+            found, failed = attempt(lambda: self.pass_at(problem, problem.model.params))
         if found is None:
             raise NotRun(f"the model does not run in float64: {failed}")
         return found  # type: ignore[no-any-return]
 
     @functools.cached_property
     def flow(self) -> FlowReport:
-        """`gf.diagnose.gradient_flow` of the first batch."""
+        """`gf.diagnose.gradient_flow` of the first batch, by rates in use: the user's own has probes of its own."""
         _ = self.first
-        rates = self.rates
         self.count.forward += 1
         self.count.backward += 1
-        plain = isinstance(self.optimizer, torch.optim.SGD) and min(rates, default=0.0) > 0
         found, failed = attempt(
             lambda: gradient_flow(
                 self.problem.model,
                 self.criterion,
                 self.problem.batch,
-                lr=max(rates) if plain else None,
                 quantile_sample=100,
                 seed=self.seed,
             )
         )
         if found is None:
             raise NotRun(f"gradient_flow: {failed}")
+        return found  # type: ignore[no-any-return]
+
+    @functools.cached_property
+    def independence(self) -> Independence:
+        """Whether a sample's loss depends on other samples, of the first sixteen.
+
+        Raises:
+            NotRun: it cannot be told.
+        """
+        problem = self.problem.rows(0, min(self.problem.size, 16))
+        found, failed = attempt(lambda: independence(problem, self.seed))
+        if found is None:
+            raise NotRun(failed)
+        self.count.forward += 2 * (problem.size - 1).bit_length() + 2
         return found  # type: ignore[no-any-return]
 
     # --- the optimiser --------------------------------------------------------------------------------------------
@@ -241,6 +281,23 @@ class Case:
         """Learning rates of the optimiser's groups."""
         groups: Sequence[dict[str, Any]] = [] if self.optimizer is None else self.optimizer.param_groups
         return [float(group["lr"]) for group in groups if "lr" in group]
+
+    @functools.cached_property
+    def halves(self) -> tuple[float, float]:
+        """Squared norms of the batch's gradient, and of half the difference of those of its halves: of chance alone.
+
+        Raises:
+            NotRun: fewer than four samples, or no halves.
+        """
+        half = self.problem.size // 2
+        if half < 2:
+            raise NotRun("too few samples")
+        found, failed = attempt(lambda: self.pass_at(self.problem.rows(0, half), self.problem.model.params))
+        if found is None:
+            raise NotRun(f"the first half of the batch fails: {failed}")
+        given = {name: g for name, g in found.gradients.items() if g is not None}
+        # the second half is what the mean lacks: the difference of both is twice that of the first and the mean
+        return norm(self.gradient) ** 2, norm(subtract(given, {name: self.gradient[name] for name in given})) ** 2
 
     @functools.cached_property
     def curvature(self) -> HessianExtremes:
@@ -281,12 +338,14 @@ class Case:
         named = dict(from_copies[0].named_parameters())
         before = {name: named[name].detach().clone() for name in problem.model.params}
         losses: list[float] = []
+        reached: list[tuple[str, ...]] = []
 
         def closure() -> float:
             now = {name: named[name].detach() for name in problem.model.params}
             found = self.pass_at(problem, now) if losses else self.first  # the first one is known
             for name, g in found.gradients.items():
                 named[name].grad = None if g is None else g.detach().clone()
+            reached.append(tuple(n for n, g in found.gradients.items() if g is not None and bool(g.any())))
             losses.append(float(found.loss.detach()))
             return losses[-1]
 
@@ -299,4 +358,4 @@ class Case:
         final, failed = attempt(lambda: self.loss_of(problem, {n: named[n].detach() for n in problem.model.params})[1])
         losses.append(float(final.detach()) if final is not None else float("nan"))
         # an optimiser that evaluates several times a step gives more losses than steps: the first and the last count
-        return Descent(tuple(losses), moved)
+        return Descent(tuple(losses), moved, reached[1] if len(reached) > 1 else ())

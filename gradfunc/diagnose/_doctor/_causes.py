@@ -17,11 +17,13 @@ CAUSES: dict[str, str] = {
     # loss against targets
     "loss_fails": "model or criterion raise an error",
     "index_out_of_range": "class indices beyond the number of outputs, or below 0",
+    "class_dimension": "classes are in the last dimension of the output, and the criterion takes them in dimension 1",
     "target_out_of_range": "targets beyond what the criterion takes",
     "classes_under_regression": "integer classes under a regression loss: class 9 counts as nine times class 1",
     "broadcast_target": "output and target broadcast, such as (n, 1) against (n,): every output meets every target",
     "one_class": "cross entropy of one output: it is 0 whatever the output",
     "softmax_before_cross_entropy": "probabilities where the criterion expects logits",
+    "relu_on_logits": "a ReLU where the criterion expects logits: they cannot be negative, and die",
     "nll_on_logits": "logits where the criterion expects log-probabilities",
     "nll_on_probabilities": "probabilities where the criterion expects log-probabilities",
     "sigmoid_before_logits_loss": "probabilities where the criterion expects logits, of two classes",
@@ -53,6 +55,7 @@ CAUSES: dict[str, str] = {
     "decay_overpowers": "weight decay pulls harder than the loss",
     "ascent": "the step goes uphill",
     # the user's step
+    "step_fails": "your step raises an error",
     "missing_zero_grad": "gradients of earlier steps are added",
     "missing_division": "gradients of several parts are added, and not divided by their number",
     "only_last_part": "gradients of all parts but the last are thrown away",
@@ -63,6 +66,7 @@ CAUSES: dict[str, str] = {
     "step_differs": "the gradient of your step is not that of the criterion's mean over the batch",
     "moved_otherwise": "parameters move by something else than the optimiser's step",
     "clips_by_value": "the gradient is clipped entry by entry, which turns it",
+    "clips_never": "gradients are clipped far above their size: the clip does nothing",
     "clips_always": "every batch's gradient is clipped to a small part of itself",
     # numerics
     "nonfinite": "the loss or gradients are not finite",
@@ -77,3 +81,4 @@ CAUSES: dict[str, str] = {
     "noisy_batch": "the batch's gradient is mostly noise",
     "reductions_disagree": "sum, mean and per-sample gradients disagree",
 }
+"""What `doctor` can find, `{cause: what it says}`."""

@@ -38,10 +38,12 @@ class Descent:
     Attributes:
         losses: before the first step, and after each.
         moved: what the first step added to each parameter.
+        reached: names of the parameters whose gradient is not 0 after the first step.
     """
 
     losses: tuple[float, ...]
     moved: Tensors
+    reached: tuple[str, ...]
 
 
 def copies(module: nn.Module | None, optimizer: Optimizer | None) -> tuple[nn.Module, Optimizer]:
@@ -54,7 +56,18 @@ def copies(module: nn.Module | None, optimizer: Optimizer | None) -> tuple[nn.Mo
         raise NotRun("the model is no nn.Module")
     if optimizer is None:
         raise NotRun("no optimizer was given")
-    found, failed = attempt(lambda: copy.deepcopy((module, optimizer)))
+    found, failed = attempt(lambda: _copied(module, optimizer))
     if found is None:
         raise NotRun(f"model and optimizer cannot be copied: {failed}")
     return found  # type: ignore[no-any-return]
+
+
+def _copied(module: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
+    memo: dict[int, Any] = {}
+    twin, other = copy.deepcopy(module, memo), copy.deepcopy(optimizer, memo)
+    for name, value in vars(optimizer).items():  # what its pickling leaves out: LBFGS's list of parameters
+        # and nothing else: the `step` that a scheduler puts there is bound to the user's own optimiser
+        own = value is None or (isinstance(value, list) and all(isinstance(one, nn.Parameter) for one in value))
+        if own and name not in vars(other):
+            setattr(other, name, copy.deepcopy(value, memo))
+    return twin, other

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -13,8 +15,12 @@ from torch.optim import Optimizer
 
 from ..._errors import check_int, kind_of, message
 from ..._problem import Problem, read
+from ..._random import forked
 from ..._stateless import PureModel, Stateless
+from ..._transform import StepReport
+from ...audit._case import attempt, devices_of
 from ._case import Case
+from ._copies import Count
 from ._finding import Finding, NotRun, Probe
 from ._missing import all_frozen
 from ._probes import PROBES
@@ -34,7 +40,8 @@ def doctor(
     step: Callable[[nn.Module, Optimizer, Any], Any] | None = None,
     deep: bool = False,
     *,
-    probes: Sequence[Probe] = PROBES,
+    probes: Sequence[Probe] | None = None,
+    reports: Sequence[StepReport] = (),
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> DoctorReport:
@@ -47,14 +54,17 @@ def doctor(
 
     Args:
         model: an `nn.Module` in the mode you train it in, a pure model, or `gf.stateless(...)`.
-        criterion: `criterion(output, target)`, or `gf.whole(fn)`.
+        criterion: `criterion(output, target)`, or `gf.whole(fn)`. One that gives a number for the batch will do; what
+            needs a loss for each sample is then not looked at.
         data: a batch `(*inputs, target)`, a mapping with a "target", or a list or loader of batches, of which the
             first 16 are read: the model runs on the first one, probes of data look at all.
         optimizer: yours, for its rate, its parameters and some steps on copies.
         step: `step(model, optimizer, batch)`, your own update. It is called twice, on copies; what the optimiser gets
             is compared with the criterion's own gradient. It must touch its arguments only.
         deep: whether all deep probes run.
-        probes: what looks; `gf.diagnose.PROBES + (mine,)` adds one.
+        probes: what looks, all of `gf.diagnose.PROBES` unless told; `gf.diagnose.PROBES + (mine,)` adds one.
+        reports: what a chain of gradfunc said at earlier steps (`update_with_report`), for clips that always or never
+            bite.
         seed: of draws in the model, as dropout.
         progress: called with the name of each probe before it runs.
 
@@ -74,14 +84,17 @@ def doctor(
         >>> report.findings[0].fix
         'model = model[:-1]  # cross_entropy takes logits'
     """
-    _check(optimizer, step, deep, probes, seed)
+    probes = PROBES if probes is None else probes
+    _check(optimizer, step, deep, probes, reports, seed)
     batches = _batches(data)
     note = progress or (lambda name: None)
     module = model if isinstance(model, nn.Module) else getattr(model, "module", None)
     problems = tuple(_read(model, criterion, batch) for batch in batches)
     if not problems[0].model.params:
         return DoctorReport((all_frozen(problems[0].model),), (), (), 0, 0)
-    case = Case(problems[0], problems, batches[0], module, optimizer, step, seed)
+    count = Count()
+    problems = _scalar(problems, seed, count)
+    case = Case(problems[0], problems, batches[0], module, optimizer, step, seed, tuple(reports), count)
     found: list[Finding] = []
     healthy: list[str] = []
     not_run: list[tuple[str, str]] = []
@@ -120,6 +133,26 @@ def _read(model: Any, criterion: Any, batch: Any) -> Problem:
     return read(CALL, model, criterion, batch)
 
 
+def _scalar(problems: tuple[Problem, ...], seed: int, count: Count) -> tuple[Problem, ...]:
+    """The same; a criterion of outputs and targets that gives one number counts as such."""
+    problem = problems[0]
+    if problem.criterion.form != "rows":
+        return problems
+    count.forward += 1
+    with torch.no_grad(), forked(seed, 0, devices=devices_of(problem)), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found, _ = attempt(lambda: problem.criterion.called(problem.output(_plain(problem)), problem.target))
+    if not isinstance(found, Tensor) or found.dim() > 0:
+        return problems
+    criterion = dataclasses.replace(problem.criterion, form="scalar")
+    return tuple(dataclasses.replace(one, criterion=criterion) for one in problems)
+
+
+def _plain(problem: Problem) -> Callable[..., Any]:
+    params = {name: value.detach() for name, value in problem.model.params.items()}
+    return functools.partial(problem.model, params)
+
+
 def _batches(data: Any) -> list[Any]:
     """One batch, or the first ones of several."""
     if isinstance(data, Tensor) or hasattr(data, "keys"):
@@ -137,7 +170,7 @@ def _batches(data: Any) -> list[Any]:
     raise TypeError(message(CALL, got=f"{kind_of(data)} as data", expected="a batch, or batches"))
 
 
-def _check(optimizer: Any, step: Any, deep: Any, probes: Any, seed: Any) -> None:
+def _check(optimizer: Any, step: Any, deep: Any, probes: Any, reports: Any, seed: Any) -> None:
     if optimizer is not None and not isinstance(optimizer, Optimizer):
         raise TypeError(message(CALL, got=f"{kind_of(optimizer)} as optimizer", expected="a torch optimizer, or None"))
     if step is not None and not callable(step):
@@ -148,4 +181,6 @@ def _check(optimizer: Any, step: Any, deep: Any, probes: Any, seed: Any) -> None
         raise TypeError(message(CALL, got=f"deep={deep!r}", expected="True or False"))
     if not isinstance(probes, (tuple, list)) or not all(isinstance(probe, Probe) for probe in probes):
         raise TypeError(message(CALL, got=kind_of(probes) + " as probes", expected="a tuple of gf.diagnose.Probe"))
+    if not isinstance(reports, (tuple, list)) or not all(isinstance(report, StepReport) for report in reports):
+        raise TypeError(message(CALL, got=kind_of(reports) + " as reports", expected="a list of a chain's StepReport"))
     check_int(CALL, "seed", seed, 0)

@@ -13,6 +13,8 @@ TARGET = 10.0
 # From this many samples on, a constant column is unlikely to be chance: a binary feature with a share of 1/4 has the
 # same value in 32 samples once in 10^4 batches.
 CONSTANT = 32
+# A spread of ten times what rounding a mean of numbers of one size leaves in float32 is none.
+CONSTANT_STD = 1e-6
 # A tenth of the samples there twice: an estimate from n samples then has the variance of one from less than n.
 DUPLICATES = 0.1
 # At 9 : 1 the constant prediction is right nine times in ten.
@@ -32,6 +34,9 @@ WORSE = 4.0
 # Below a ten-thousandth of the largest stable rate, ten thousand steps do what one could. (A thousandth is in use,
 # where a trained net is tuned.)
 SLOW = 1e-4
+# A net that leaves less than half of what a constant leaves has learned, at whatever rate; and where losses go to 0 the
+# curvature goes with them, so that the largest stable rate says nothing any more.
+LEARNED = 0.5
 # A step that moves weights by less than this share takes over a million of them to move weights by their own size.
 STILL = 1e-6
 # Where decay pulls ten times as hard as the loss pushes, weights shrink whatever the data say. (At an equilibrium the
@@ -42,8 +47,10 @@ STEPS = 3  # of the user's optimiser on copies: an unstable direction grows by i
 # --- step ---------------------------------------------------------------------------------------------------------
 # Loss scales are powers of two, of at least 2^8 as a rule (torch starts at 2^16).
 SCALE = 2.0**8
-# Nobody clips gradients to a norm of 1/1000.
-CLIPPED = 1e-3
+# A clip is there for gradients that are suddenly ten times as large. One beyond a hundred times lets all of them pass.
+LOOSE = 100.0
+CLIPS = 32  # reports that a verdict on a chain's clip takes: one that bites in a tenth of steps is missed at 0.03
+ENLARGED = 2.0**20  # gradients, to see the bound of a clip: a power of two, which rounds nothing
 # Two gradients that went different ways differ by rounding and its amplification; a fault of a step is of order 1.
 SAME = 1e-3
 

@@ -12,9 +12,11 @@ from ..._tree import Tensors
 from ...audit._case import attempt
 from ._case import Case
 from ._finding import Finding, NotRun
+from ._outputs import names_in
 
 _SHOWN = 5
 _TRIED = 8  # parameters that are moved one by one
+_STEPS = {"Round", "Floor", "Ceil", "Trunc", "Sign", "Sgn", "Heaviside"}
 
 
 def all_frozen(model: Stateless) -> Finding:
@@ -25,6 +27,7 @@ def all_frozen(model: Stateless) -> Finding:
 
 def reached(case: Case) -> Iterator[Finding]:
     """Parameters without a gradient: whether the loss depends on them all the same."""
+    yield from _flat(case)
     lost = [name for name, g in case.first.gradients.items() if g is None]
     if not lost:
         return
@@ -36,8 +39,30 @@ def reached(case: Case) -> Iterator[Finding]:
         yield Finding("gradient_cut", "severe", text, fix, "certain", _listed(cut))
     if unused:
         text = f"{len(unused)} parameters have no gradient, and the loss does not move with them"
-        fix = f"del {unused[0].rpartition('.')[0] or unused[0]}  # or use it in forward"
+        fix = f"# use {unused[0].rpartition('.')[0] or unused[0]} in forward, or delete it"
         yield Finding("unused_parameter", "warning", text, fix, "likely", _listed(unused))
+
+
+def without(case: Case) -> set[str]:
+    """Parameters that no gradient comes to, or none but 0 through an operation that is constant in pieces."""
+    return {name for name, g in case.first.gradients.items() if g is None} | set(_still(case))
+
+
+def _still(case: Case) -> list[str]:
+    if not names_in(case.first.loss) & _STEPS:
+        return []
+    return [name for name, g in case.first.gradients.items() if g is not None and not bool(g.any())]
+
+
+def _flat(case: Case) -> Iterator[Finding]:
+    """Gradients of exactly 0 behind an operation that is constant in pieces."""
+    still, steps = _still(case), names_in(case.first.loss) & _STEPS
+    if still:
+        text = (
+            f"the gradient of {len(still)} parameters is exactly 0: {', '.join(sorted(steps)).lower()} has derivative 0"
+        )
+        fix = "# straight-through: x + (x.round() - x).detach() is x.round() forward, and the identity backward"
+        yield Finding("gradient_cut", "severe", text, fix, "certain", _listed(still))
 
 
 def _cut(case: Case, lost: list[str]) -> list[str]:
@@ -68,7 +93,10 @@ def held(case: Case) -> Iterator[Finding]:
     own = {id(value): name for name, value in case.module.named_parameters()}
     groups = [value for group in case.optimizer.param_groups for value in group["params"]]
     there = {id(value) for value in groups}
-    fix = "optimizer = type(optimizer)(model.parameters(), **optimizer.defaults)  # after the model is made and moved"
+    rate = f", lr={case.optimizer.param_groups[0]['lr']:g}" if "lr" in case.optimizer.param_groups[0] else ""
+    kind = type(case.optimizer)
+    home = "torch.optim." if kind.__module__.startswith("torch.optim") else ""
+    fix = f"optimizer = {home}{kind.__name__}(model.parameters(){rate})  # after the model is made and moved"
     left_out = [name for key, name in own.items() if key not in there and name in case.problem.model.params]
     strangers = sum(id(value) not in own for value in groups)
     if not any(key in own for key in there):
@@ -77,13 +105,14 @@ def held(case: Case) -> Iterator[Finding]:
     elif left_out:
         text = f"{len(left_out)} of {len(own)} trainable parameters are not in it"
         text += f"; {strangers} others are" if strangers else ""
-        fix = "optimizer.add_param_group({'params': [...]})"
+        new = f"[p for n, p in model.named_parameters() if n in {left_out}]" if len(left_out) <= _SHOWN else ""
+        fix = f"optimizer.add_param_group({{'params': {new}}})" if new and not strangers else fix
         severity = "severe" if strangers else "warning"
         yield Finding("parameters_left_out", severity, text, fix, "certain", _listed(left_out))
     frozen = [own.get(id(value), "?") for value in groups if not value.requires_grad]
     if frozen:
         text = f"{len(frozen)} of {len(groups)} do not require grad, and stay"
-        fix = "optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=lr)"
+        fix = f"optimizer = {home}{kind.__name__}([p for p in model.parameters() if p.requires_grad]{rate})"
         yield Finding("frozen_in_optimizer", "note", text, fix, "certain", _listed(frozen))
 
 

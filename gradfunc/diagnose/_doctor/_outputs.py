@@ -57,11 +57,50 @@ def kind_of_criterion(criterion: Criterion) -> str:
     return _SHORT.get(name, name) if name in _FUNCTIONS and known_home else ""
 
 
+def set_rate(value: float) -> str:
+    """A line that sets the learning rate."""
+    return f"for group in optimizer.param_groups: group['lr'] = {value:.1g}"
+
+
 def last_activation(output: Any) -> str:
     """The activation that made a tensor: "sigmoid", "softmax", "log_softmax", "relu", "tanh", or ""."""
-    node = output.grad_fn if isinstance(output, Tensor) else None
+    return _made(output.grad_fn if isinstance(output, Tensor) else None)
+
+
+def squashed_twice(loss: Tensor) -> str:
+    """What made the logits of a cross entropy in a loss's graph, where they are none: "softmax", "sigmoid", or ""."""
+    for node in _nodes(loss):
+        if _name(node) in ("LogSoftmax", "BinaryCrossEntropyWithLogits") and node.next_functions:
+            made = _made(node.next_functions[0][0])
+            if made in ("softmax", "sigmoid"):
+                return made
+    return ""
+
+
+def names_in(loss: Tensor) -> set[str]:
+    """Of the operations of its graph, as autograd's nodes have them: "Round", "AddmmBackward0" as "Addmm"."""
+    return {_name(node) for node in _nodes(loss)}
+
+
+def _nodes(loss: Tensor) -> set[Any]:
+    seen: set[Any] = set()
+    stack = [loss.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            stack += [parent for parent, _ in node.next_functions]
+    return seen
+
+
+def _name(node: Any) -> str:
+    name: str = node.name().rpartition("::")[2].removesuffix("Backward0").removesuffix("Backward1")
+    return name
+
+
+def _made(node: Any) -> str:
     while node is not None:
-        name = node.name().rpartition("::")[2].removesuffix("Backward0").removesuffix("Backward1")
+        name = _name(node)
         if name in _ACTIVATIONS:
             return _ACTIVATIONS[name]
         if not name.startswith(_PASSING) or name.startswith("Tanh") or not node.next_functions:

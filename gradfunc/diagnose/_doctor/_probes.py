@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from . import _batch, _data, _flow, _loss, _missing, _numerics, _rate, _step
+from . import _batch, _clips, _data, _flow, _loss, _missing, _numerics, _raised, _rate, _step
 from ._finding import Probe
 
 PROBES: tuple[Probe, ...] = (
     Probe("finite data", ("nonfinite_data",), _data.finite),
-    Probe("class indices", ("index_out_of_range",), _loss.indices),
+    Probe("class indices", ("index_out_of_range", "class_dimension"), _loss.indices),
     Probe("range of targets", ("target_out_of_range", "bce_on_logits"), _loss.beyond),
-    Probe("forward and backward pass", ("loss_fails",), _loss.runs),
+    Probe("forward and backward pass", ("loss_fails", "index_out_of_range"), _raised.runs),
     Probe("shapes", ("broadcast_target",), _loss.broadcast),
     Probe("classes as numbers", ("classes_under_regression",), _loss.classes_as_numbers),
     Probe(
@@ -17,6 +17,7 @@ PROBES: tuple[Probe, ...] = (
         (
             "one_class",
             "softmax_before_cross_entropy",
+            "relu_on_logits",
             "nll_on_logits",
             "nll_on_probabilities",
             "sigmoid_before_logits_loss",
@@ -31,6 +32,7 @@ PROBES: tuple[Probe, ...] = (
     Probe(
         "your step",
         (
+            "step_fails",
             "missing_zero_grad",
             "missing_division",
             "only_last_part",
@@ -43,9 +45,11 @@ PROBES: tuple[Probe, ...] = (
             "ascent",
             "clips_by_value",
             "clips_always",
+            "clips_never",
         ),
         _step.step,
     ),
+    Probe("clips of the chain", ("clips_never", "clips_always"), _clips.said),
     Probe("sum or mean", ("sum_reduction",), _loss.summed),
     Probe("distinct inputs", ("identical_inputs", "constant_features"), _data.constants),
     Probe("copies", ("contradicting_labels", "duplicates"), _data.copies),
@@ -66,6 +70,7 @@ PROBES: tuple[Probe, ...] = (
     Probe("classes", ("class_imbalance",), _data.imbalance),
     Probe("labels belong to inputs", ("labels_shifted", "labels_unrelated"), _data.labels),
     Probe("best constant", ("worse_than_constant", "constant_output"), _loss.floor),
-    Probe("noise of the batch", ("noisy_batch",), _batch.noise, "deep"),
-    Probe("reductions", ("reductions_disagree",), _batch.reductions, "deep"),
+    Probe("noise of the batch", ("noisy_batch",), _batch.noise, "deep", _batch.noisy),
+    Probe("reductions", ("reductions_disagree",), _batch.reductions, "deep", _batch.disagree),
 )
+"""What `doctor` asks, in order; give it others with `probes=`."""

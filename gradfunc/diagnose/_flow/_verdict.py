@@ -65,13 +65,13 @@ def judge(seen: Evidence) -> tuple[str, str]:
     if seen.change is not None and seen.least > CHANGE:
         found.append(("exploding", f"its gradient is {number(seen.change)} times that at the last layer"))
     if seen.ratio is not None and seen.ratio * smallest > REPLACED:
-        found.append(("exploding", f"|gradient| / |weight| is {number(seen.ratio)}"))
+        found.append(("exploding", f"|gradient| / |weight| is {number(seen.ratio)}, above {REPLACED / smallest:.3g}"))
     if seen.reached and seen.change is not None and seen.most < 1 / CHANGE:
         found.append(("vanishing", f"its gradient is {number(seen.change)} times that at the last layer"))
     if not seen.reached:
         found.append(("vanishing", "its gradient is exactly 0"))
     elif seen.ratio is not None and seen.ratio * largest < LOST:
-        found.append(("vanishing", f"|gradient| / |weight| is {number(seen.ratio)}"))
+        found.append(("vanishing", f"|gradient| / |weight| is {number(seen.ratio)}, below {LOST / largest:.3g}"))
     if found:
         verdict = found[0][0]
         return verdict, "; ".join(why for kind, why in found if kind == verdict)

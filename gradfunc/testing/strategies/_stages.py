@@ -19,12 +19,26 @@ HALVING = exponential(1.0, 0.5)
 
 
 def heavy(g: PerSampleGrads) -> Tensor:
-    """Which samples weigh more than 1/2: `[B]`, for `gf.mask_per_sample`."""
+    """Which samples weigh more than 1/2: `[B]`, for `gf.mask_per_sample`.
+
+    Example:
+        >>> import torch, gradfunc as gf
+        >>> f = gf.per_sample_grads(lambda p, x, w: gf.Weighted((p["w"] * x).sum(), w))
+        >>> heavy(f({"w": torch.ones(1)}, torch.ones(2, 1), torch.tensor([0.25, 2.0])))
+        tensor([False,  True])
+    """
     return g.weights > 0.5
 
 
 def deviation(g: PerSampleGrads) -> Tensor:
-    """How far each loss is from their mean, `[B]`, for `gf.reweight_per_sample`: it looks at all samples."""
+    """How far each loss is from their mean, `[B]`, for `gf.reweight_per_sample`: it looks at all samples.
+
+    Example:
+        >>> import torch, gradfunc as gf
+        >>> f = gf.per_sample_grads(lambda p, x: (p["w"] * x).sum())
+        >>> deviation(f({"w": torch.ones(1)}, torch.tensor([[1.0], [3.0]])))
+        tensor([1., 1.])
+    """
     return (g.losses - g.losses.mean()).abs()
 
 
