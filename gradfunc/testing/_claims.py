@@ -75,7 +75,7 @@ def weights_of(what: str, got: Tensor, want: Tensor) -> Claim:
 
 def norms(none: Tensors) -> Tensor:
     """Of each row, `[B]`, in float64."""
-    return row_norms({name: value.double() for name, value in none.items()})
+    return row_norms({name: value.detach().double() for name, value in none.items()})
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,9 @@ def keeps_names_shapes_and_dtypes(b: Staged) -> Iterator[Claim]:
 def gives_finite_for_finite(b: Staged) -> Iterator[Claim]:
     """Of finite gradients whose fourth powers are finite, and of gradients that are all 0."""
     entries = [value for value in tensors_of(content(b.grads)) if value.numel()]
-    largest = max((float(value.double().abs().nan_to_num(nan=torch.inf).max()) for value in entries), default=0.0)
+    largest = max(
+        (float(value.detach().double().abs().nan_to_num(nan=torch.inf).max()) for value in entries), default=0.0
+    )
     zeros = b.of_others(torch.zeros_like)
     if isinstance(zeros, PerSampleGrads):  # of rows that may have come with a loss of NaN
         zeros = of_rows(zeros.materialize(), zeros.losses.nan_to_num(posinf=0.0, neginf=0.0), zeros.weights)

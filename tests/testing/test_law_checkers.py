@@ -300,6 +300,19 @@ def test_parameters_that_require_grad_pass_without_a_warning(name):
         made.ask(name)
 
 
+@pytest.mark.slow
+def test_stages_of_parameters_that_require_grad_pass_without_a_warning():
+    params = {"w": torch.randn(4, requires_grad=True)}
+    g = gf.per_sample_grads(lambda p, x: (p["w"] * x).sum().tanh())(params, torch.randn(5, 4))
+    clip = gf.clip_per_sample(0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        T.assert_guarantee_holds(clip >> gf.sum(), g, params)
+        T.assert_norm_bounded(clip, g, params, bound=0.1, idempotent=True)
+        T.assert_transformation_laws(clip >> gf.mean() >> gf.adam(1e-3), g, params)
+        T.assert_permutation_equivariant(clip >> gf.mean(), g, params)
+
+
 def test_a_loss_that_seeds_or_sets_is_not_pure():
     """Both are the same after the second call as before it."""
 
