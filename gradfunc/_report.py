@@ -46,7 +46,9 @@ class Report(ABC):
 
     def __str__(self) -> str:
         out = io.StringIO()
-        Console(file=out, width=WIDTH, color_system=None, highlight=False).print(self.__rich__())
+        # Inside of Jupyter rich would show the text and leave the file empty.
+        console = Console(file=out, width=WIDTH, color_system=None, highlight=False, force_jupyter=False)
+        console.print(self.__rich__())
         return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
     def __rich__(self) -> RenderableType:

@@ -31,6 +31,13 @@ def test_text_is_printed_as_it_is():
     assert "\x1b" not in text
 
 
+def test_text_is_text_inside_of_jupyter_too(monkeypatch):
+    """There rich shows what is printed, and leaves the file empty."""
+    outside = str(Small())
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert str(Small()) == outside
+
+
 def test_lines_are_within_the_width_and_nothing_is_cut():
     lines = str(Small()).splitlines()
     assert max(map(len, lines)) <= WIDTH

@@ -1,24 +1,27 @@
 """What the tensors of an operation show, in words that the table of faults reads.
 
 no entries       a tensor without entries was reduced
+pole             float64 has infinity there too, and none beside it
+narrow           the same operation is finite in float64
 empty slice      all that a softmax may choose from is -inf
 zero over zero   0 was divided by 0
 made infinity    infinity came out, and no NaN
 zero cotangent   the gradient that came was exactly 0 where its product with the derivative is NaN
 masked           `where`, a filled mask or an index stands between the operation and the loss
 sees infinity    infinity came in that was put there on purpose
+its own          it reads parameters and constants, and nothing of the batch
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._tree import tensors_of
+from .._tree import map_floats, tensors_of
 from ._origin import Input, short
 
 _MASKS = ("WhereBackward", "MaskedFillBackward", "IndexBackward", "MaskedSelectBackward", "IndexPutBackward")
@@ -27,7 +30,7 @@ _SOFTMAX = {"_softmax", "_log_softmax", "_safe_softmax"}
 _CARRIED = ("Clone", "View", "UnsafeView", "Alias", "ToCopy", "Unsqueeze", "Squeeze", "Slice", "Select", "Gather", "T")
 _CARRIED_ON = tuple(f"{name}Backward" for name in _CARRIED)
 _NUMBERS = {"other", "exponent"}  # what may be a number as well as a tensor
-_REDUCED = {"mean", "var", "std", "var_mean", "std_mean", "sum"}
+_BESIDE = 2.0**-20  # of a number, or of 1: far more than it is rounded by
 
 
 def floats(tree: Any) -> list[Tensor]:
@@ -52,11 +55,11 @@ def inputs_of(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tu
     return tuple(_input(name, tensor) for name, tensor in _named(func, args, kwargs) if tensor.dtype != torch.bool)
 
 
-def facts_of(func: Any, args: tuple[Any, ...], out: Any) -> set[str]:
+def facts_of(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> set[str]:
     """What can be read once it has run."""
     name, given, made = short(str(func)), floats(args), floats(out)
     facts: set[str] = set()
-    if name in _REDUCED and given and not given[0].numel():
+    if given and not given[0].numel() and any(t.numel() for t in made):
         facts.add("no entries")
     if name in _SOFTMAX and given and given[0].dim() and bool((given[0] == -math.inf).all(args[1]).any()):
         facts.add("empty slice")
@@ -67,9 +70,28 @@ def facts_of(func: Any, args: tuple[Any, ...], out: Any) -> set[str]:
         facts.add("made infinity")
     if any(bool(t.isinf().any()) for t in given):
         facts.add("sees infinity")
+    if all_finite((args, kwargs)):
+        facts |= _again(func, args, kwargs)
     if name in ("mul", "div") and made and any(_zero_there(t, made[0]) for t in given):
         facts.add("zero cotangent")
     return facts
+
+
+def _again(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> set[str]:
+    """Whether float64 has numbers there, or beside it at least."""
+    if torch.Tag.nondeterministic_seeded in func.tags:
+        return set()  # it would draw once more
+
+    def at(change: Callable[[Tensor], Tensor]) -> bool:
+        given = map_floats(lambda tensor: change(tensor.detach().to(torch.float64, copy=True)), (args, dict(kwargs)))
+        try:
+            return all_finite(func(*given[0], **given[1]))
+        except Exception:  # a kernel without float64
+            return False
+
+    if at(lambda tensor: tensor):
+        return {"narrow"}
+    return {"pole"} if at(lambda tensor: tensor + _BESIDE * tensor.abs().clamp_min(1.0)) else set()
 
 
 def literal(func: Any, out: Any) -> bool:

@@ -38,6 +38,7 @@ class _Site:
     code: str
     inputs: tuple[Input, ...]
     made_by: tuple[str, ...]
+    own: bool = False
 
 
 @dataclass
@@ -56,6 +57,7 @@ class Watch(TorchDispatchMode):
 
     Args:
         named: tensors that were given, by name.
+        own: those that are the same for all samples: parameters and buffers.
         widen: make what the passes make in narrower types float64.
         ranges: note what each operation reads, and not only where it is.
 
@@ -67,7 +69,9 @@ class Watch(TorchDispatchMode):
     ('aten.sqrt', 'aten.div.Tensor', 0.0)
     """
 
-    def __init__(self, named: Mapping[str, Any] | None = None, *, widen: bool = False, ranges: bool = True) -> None:
+    def __init__(
+        self, named: Mapping[str, Any] | None = None, *, own: Any = (), widen: bool = False, ranges: bool = True
+    ) -> None:
         # torch has no types for its modes, nor stubs for the number below; a frame may have none before it
         super().__init__()  # type: ignore[no-untyped-call]
         self._widen, self._ranges = widen, ranges
@@ -79,6 +83,8 @@ class Watch(TorchDispatchMode):
         self._nodes: list[Any] = []
         self._outer: Any = None
         self._read: _Root | None = None  # what the operation that runs has read
+        self._own: dict[int, Tensor] = {}  # by storage: these, and what is made of them alone
+        self._note(own, True)
         for name, tree in (named or {}).items():
             for tensor in floats(tree):
                 if not finite(tensor):
@@ -125,7 +131,8 @@ class Watch(TorchDispatchMode):
         node = torch._C._current_autograd_node() if torch._C._current_graph_task_id() != -1 else None
         bad = [tensor for tensor in floats((args, kwargs)) if not finite(tensor)]
         inputs = inputs_of(func, args, kwargs) if self._ranges else ()
-        site, sequence = self._site(func, args, inputs, node)
+        alone = self._alone(func, args, kwargs)
+        site, sequence = self._site(func, args, inputs, node, alone)
         nan = any(bool(tensor.isnan().any()) for tensor in bad)
         roots = [root for tensor in bad if (root := self._roots.get(_storage(tensor))) is not None]
         before = map_all(torch.clone, args) if _writes(func) else args
@@ -134,10 +141,11 @@ class Watch(TorchDispatchMode):
         self._read = None
         if self._widen and not tensors_of((args, kwargs)):  # a constant in the default type
             out = map_floats(lambda made: made.to(torch.float64) if made.dtype in _NARROW else made, out)
+        self._note(out, alone)
         broken = [tensor for tensor in floats(out) if not finite(tensor)]
         if broken and not short(str(func)).startswith(_UNWRITTEN):
             makes_nan = not nan and any(bool(tensor.isnan().any()) for tensor in broken)
-            root = self._root(func, before, out, inputs, (site, sequence, node), roots, bool(bad), makes_nan)
+            root = self._root(func, before, kwargs, out, inputs, (site, sequence, node), roots, bool(bad), makes_nan)
             for tensor in broken:
                 self._keep(tensor, root)
         return out
@@ -146,6 +154,7 @@ class Watch(TorchDispatchMode):
         self,
         func: Any,
         args: Any,
+        kwargs: dict[str, Any],
         out: Any,
         inputs: tuple[Input, ...],
         at: tuple[_Site | None, int, Any],
@@ -155,8 +164,9 @@ class Watch(TorchDispatchMode):
     ) -> _Root:
         """What the output's numbers began with: the inputs' root, or this operation."""
         earlier = _chosen(roots)
-        facts = facts_of(func, args, out) if not bad or makes_nan else set()
+        facts = facts_of(func, args, kwargs, out) if not bad or makes_nan else set()
         site, sequence, node = at
+        facts |= {"its own"} if site and site.own else set()
         if makes_nan and earlier is not None and node is not None and node is earlier.node:
             marks = facts & {"zero cotangent"}
             earlier.origin = dataclasses.replace(earlier.origin, facts=earlier.origin.facts | marks)
@@ -180,7 +190,7 @@ class Watch(TorchDispatchMode):
         )
         return _Root(self._order, literal(func, out), origin, sequence, node)
 
-    def _site(self, func: Any, args: Any, inputs: tuple[Input, ...], node: Any) -> tuple[_Site | None, int]:
+    def _site(self, func: Any, args: Any, inputs: tuple[Input, ...], node: Any, own: bool) -> tuple[_Site | None, int]:
         """The operation of the forward pass that this is, or is of the derivative of."""
         if node is not None:
             if not any(node is one for one in self._nodes[-1:]):
@@ -196,7 +206,7 @@ class Watch(TorchDispatchMode):
         sequence = torch.autograd._get_sequence_nr() - 1  # type: ignore[attr-defined]
         here = place_of(self._frames())
         operation = str(func).removesuffix(".default")
-        site = _Site(operation, here.module, here.where, here.code, inputs, made_by(tensors_of(args)))
+        site = _Site(operation, here.module, here.where, here.code, inputs, made_by(tensors_of(args)), own)
         if sequence not in self._sites:
             self._sites[sequence] = site
             bisect.insort(self._sequences, sequence)
@@ -218,6 +228,20 @@ class Watch(TorchDispatchMode):
             frame = frame.f_back  # type: ignore[assignment]
         return frames[::-1]
 
+    def _alone(self, func: Any, args: Any, kwargs: Any) -> bool:
+        """Whether an operation reads parameters and constants alone, and draws nothing."""
+        drawn = torch.Tag.nondeterministic_seeded in func.tags
+        return not drawn and all(_storage(tensor) in self._own for tensor in tensors_of((args, kwargs)))
+
+    def _note(self, tree: Any, alone: bool) -> None:
+        """Keep what was made, or written to, of these alone: no storage of them is used again."""
+        for tensor in tensors_of(tree):
+            key = _storage(tensor)
+            if alone and key:
+                self._own[key] = tensor
+            else:
+                self._own.pop(key, None)
+
     def _keep(self, tensor: Tensor, root: _Root) -> None:
         self._roots[_storage(tensor)] = root
         self._kept.append(tensor)
@@ -238,6 +262,7 @@ def _only(tensor: Tensor) -> Input:
 
 
 def _storage(tensor: Tensor) -> int:
+    tensor = tensor._values() if tensor.is_sparse else tensor
     return tensor.untyped_storage().data_ptr()
 
 

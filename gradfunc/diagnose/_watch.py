@@ -80,10 +80,14 @@ class Watcher:
             grads: the gradients by name, where you want them checked: `.grad` is not read here.
 
         Raises:
-            TypeError: a loss that is no tensor.
+            TypeError: a loss that is no tensor, gradients without names.
         """
         if not isinstance(loss, Tensor):
             raise TypeError(message("check.step(loss)", got=kind_of(loss), expected="the loss, a tensor"))
+        if grads is not None and not isinstance(grads, Mapping):
+            raise TypeError(
+                message("check.step(loss, batch, grads)", got=kind_of(grads), expected="{name: gradient}, or None")
+            )
         params = {} if self.model is None else self.model.params
         given = {name: grad for name, grad in (grads or {}).items() if grad is not None}
         sums = [_sum(value) for value in (loss, *params.values(), *given.values())]

@@ -13,6 +13,7 @@ GROUPS = {
     "composition": (
         "_transform._protocol",
         "_transform._chain",
+        "_transform._guarantee",
         "_transform._parts",
         "_transform._same",
         "_transform._states",

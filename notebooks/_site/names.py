@@ -16,7 +16,13 @@ from typing import Any
 import gradfunc as gf
 
 # Called by name from a shell or from pytest, not from Python.
-COMMANDS = ("gradfunc.cli", "gradfunc.bench.rows_on_disk", "gradfunc.testing.plugin")
+COMMANDS = (
+    "gradfunc.cli",
+    "gradfunc.bench.attribution",
+    "gradfunc.bench.influence_of_many",
+    "gradfunc.bench.rows_on_disk",
+    "gradfunc.testing.plugin",
+)
 
 
 @dataclass(frozen=True)

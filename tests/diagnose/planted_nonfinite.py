@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 SIZE, BAD = 64, 41
 PRECISION, ALSO = "float64 is finite: it is precision", "also in float64"
@@ -126,6 +127,24 @@ CASES = {
     "product": Case(lambda u, x: u * u, 1e30, "aten.mul.Tensor", FORWARD, "overflow", PRECISION),
     "matmul": Case(lambda u, x: u @ torch.full((4, 4), 1e10), 1e30, "aten.mm", FORWARD, "overflow", PRECISION),
     "prod": Case(lambda u, x: u.prod(-1, keepdim=True), 1e30, "aten.prod.dim_int", FORWARD, "overflow", PRECISION),
+    "pole": Case(lambda u, x: u.lgamma(), 0.0, "aten.lgamma", FORWARD, "pole"),
+    "pole below": Case(lambda u, x: u.digamma(), 0.0, "aten.digamma", FORWARD, "pole"),
+    "layer norm": Case(
+        lambda u, x: F.layer_norm(u, (4,)),
+        [1e25, 0, 0, 0],
+        "aten.native_layer_norm",
+        FORWARD,
+        "overflow",
+        PRECISION,
+    ),
+    "length": Case(
+        lambda u, x: torch.linalg.vector_norm(u, dim=-1, keepdim=True),
+        1e30,
+        "aten.linalg_vector_norm",
+        FORWARD,
+        "overflow",
+        PRECISION,
+    ),
     "infinity": Case(
         lambda u, x: u.masked_fill(x <= 0, torch.inf) - u.masked_fill(x <= 0, torch.inf),
         -1.0,

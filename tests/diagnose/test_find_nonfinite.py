@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from zoo.problems import made
 
 import gradfunc as gf
-from gradfunc._nonfinite import _watch
+from gradfunc._nonfinite import _facts, _watch
 from gradfunc._random import generator_states, same_states
 from gradfunc._zoo import MODELS
 from gradfunc.diagnose._nonfinite import _find, _passes, _search
@@ -97,7 +97,7 @@ MENDED = {
     "exp": "exp overflow", "division": "division by 0", "power": "power at 0", "power below": "power of a negative",
     "attention": "empty attention mask", "masked mean": "empty mask", "where sqrt": "where", "where log": "where",
     "acos": "end of [-1, 1]", "atanh": "end of [-1, 1]", "logit": "end of [0, 1]",
-    "acosh": "end of [1, inf)", "determinant": "singular matrix",
+    "acosh": "end of [1, inf)", "determinant": "singular matrix", "pole": "pole",
 }  # fmt: skip
 
 
@@ -105,7 +105,14 @@ MENDED = {
 def test_the_safe_form_that_is_printed_is_safe(name):
     case, (fault,) = CASES[name], [fault for fault in gf.diagnose.FAULTS if fault.name == MENDED[name]]
     assert case.pattern == fault.name
-    function = {"where sqrt": torch.sqrt, "where log": torch.log, "acos": torch.acos, "atanh": torch.atanh}.get(name)
+    functions = {
+        "where sqrt": torch.sqrt,
+        "where log": torch.log,
+        "acos": torch.acos,
+        "atanh": torch.atanh,
+        "pole": torch.lgamma,
+    }
+    function = functions.get(name)
 
     def safe(u, x):
         names = {"x": u, "a": u, "b": 2 * u, "scores": u, "logits": 60 * u, "mask": x > 0, "p": 0.3, "f": function}
@@ -523,6 +530,52 @@ def test_a_target_that_no_alignment_gives():
     assert (found.pattern, found.samples, found.operation) == ("no alignment", (2,), "aten._ctc_loss.Tensor")
 
 
+FUSED = {
+    "mse_loss": lambda out: F.mse_loss(out, torch.zeros_like(out)),
+    "l1_loss": lambda out: F.l1_loss(out, torch.zeros_like(out)),
+    "huber_loss": lambda out: F.huber_loss(out, torch.zeros_like(out)),
+    "smooth_l1_loss": lambda out: F.smooth_l1_loss(out, torch.zeros_like(out)),
+    "binary_cross_entropy_with_logits": lambda out: F.binary_cross_entropy_with_logits(out, torch.zeros_like(out)),
+    "cross_entropy": lambda out: F.cross_entropy(out, torch.zeros(len(out), dtype=torch.long)),
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_an_empty_mask_under_a_fused_loss(name):
+    loss = gf.whole(lambda model, batch: FUSED[name](model(batch[0])[batch[1]]))
+    x, mask = data()[0], torch.zeros(16, dtype=torch.bool)
+    assert find(classifier(), loss, (x, mask)).pattern == "empty mask"
+    mask[3] = True
+    assert find(classifier(), loss, (x, mask)).ok
+
+
+def check_of_parameters_alone():
+    net = classifier(nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)))
+    with torch.no_grad():
+        net[1].parametrizations.weight.original1[1] = 0
+    found = find(net, nn.CrossEntropyLoss(), data())
+    assert (found.operation, found.pattern) == ("aten._weight_norm_interface", "division by 0")
+    assert (found.samples, found.alone) == ((), True)
+    assert "every one" in str(found)
+
+
+def test_what_reads_parameters_alone_is_no_matter_of_samples():
+    check_of_parameters_alone()
+    x = data()[0]
+    found = find(classifier(), gf.whole(lambda model, x: model(x).mean() + torch.zeros(3).log().mean()), x)
+    assert (found.samples, found.alone, found.operation) == ((), True, "aten.log")
+
+    def mixed(model, x):  # a constant that the batch is written to
+        held = torch.zeros(x.shape)
+        held.copy_(x)
+        return model(x).mean(-1) + held[:, 0].log()
+
+    x = x.abs() + 1
+    x[5] = 0
+    found = find(classifier(), gf.whole(mixed), x)
+    assert (found.samples, found.alone, found.operation) == ((5,), True, "aten.log")
+
+
 def test_a_logarithm_in_the_criterion_is_of_the_models_softmax():
     def likelihood(output, target):
         return -output.gather(-1, target[:, None])[:, 0].log()
@@ -590,7 +643,7 @@ def unwidened(func, args, kwargs):
     return args, kwargs
 
 
-def no_facts(func, args, out):
+def no_facts(func, args, kwargs, out):
     return set()
 
 
@@ -641,6 +694,10 @@ def test_hard_cases(check):
 
 
 MUTANTS = {
+    "all are parameters": (_watch.Watch, "_alone", lambda *_: True, lambda: check_planted("log")),
+    "none are parameters": (_watch.Watch, "_alone", lambda *_: False, check_of_parameters_alone),
+    "no float64 of an operation": (_facts, "_again", lambda *_: set(), lambda: check_planted("pole")),
+    "always of precision": (_facts, "_again", lambda *_: {"narrow"}, lambda: check_planted("pole")),
     "the latest operation": (_watch, "_chosen", latest, check_latest),
     "no mask is seen": (_watch, "masked", unmasked, lambda: check_planted("where sqrt below")),
     "all is masked": (_watch, "masked", lambda nodes, sequence: True, check_product),

@@ -253,6 +253,7 @@ def test_a_capture_of_fit():
         (lambda: gf.diagnose.watch(largest_ratio=0), ValueError, "largest_ratio=0"),
         (lambda: gf.diagnose.watch(3), TypeError, "stateless"),
         (lambda: gf.diagnose.watch().step(1.0), TypeError, "a float"),
+        (lambda: gf.diagnose.watch().step(torch.tensor(1.0), None, [torch.ones(2)]), TypeError, "got a list"),
     ],
 )
 def test_what_watch_refuses(call, error, match):

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from gradfunc.testing.strategies import Case
 
-# Of each law with each family of engines. One core runs all properties in about 100 s; twenty times as many examples
-# are asked by `pytest -m slow`, and by any run with GRADFUNC_PROFILE=nightly.
-FEW, MANY = 4, 80
-EXAMPLES = MANY if os.environ.get("GRADFUNC_PROFILE") == "nightly" else FEW
+# Of each law with each family of engines, in the quick tier and by `pytest -m slow`; GRADFUNC_PROFILE=nightly asks ten
+# times as many of both.
+TIMES = 10 if os.environ.get("GRADFUNC_PROFILE") == "nightly" else 1
+EXAMPLES, MANY = 4 * TIMES, 80 * TIMES
 
 # (law, what was counted, of which kind) -> examples
 COUNTS: Counter[tuple[str, str, str]] = Counter()

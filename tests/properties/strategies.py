@@ -14,9 +14,9 @@ FAMILIES = {
     "loop": ("loop",),
     "batched": ("batched factored", "batched vmap", "batched loop"),
 }
-TYPES = st.sampled_from([torch.float64, torch.float64, torch.float32, torch.bfloat16])
+TYPES = st.sampled_from([torch.float64, torch.float64, torch.float64, torch.float32, torch.bfloat16, torch.float16])
 
 
 def of(family: str, **limits: bool | int) -> st.SearchStrategy[Case]:
-    """Cases of a family of engines; batches of up to 7 samples, and now and then of 33."""
-    return cases(engines=FAMILIES[family], large=(33,), dtype=TYPES, **limits)
+    """Cases of a family of engines; batches of up to 7 samples, and now and then of 33 or 257."""
+    return cases(engines=FAMILIES[family], large=(33, 257), dtype=TYPES, **limits)

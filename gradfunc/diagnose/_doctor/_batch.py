@@ -44,12 +44,13 @@ def coupling(case: Case) -> Iterator[Finding]:
         raise NotRun(found.why)
     if found.independent is False:
         text = f"{found.why}; 0 may"
-        fix = "x.softmax(-1)  # not over dimension 0; x.flatten(1), not view(-1, ...)"
+        fix = "# x.softmax(-1), not over dimension 0; x.flatten(1), not view(-1, ...)"
         named = dict(case.module.named_modules())
-        chain = [named.get((found.layer or "").rsplit(".", k)[0]) for k in range(3)]
-        first = next((m for m in chain if getattr(m, "batch_first", True) is False), None)
+        chain = [(found.layer or "").rsplit(".", k)[0] for k in range(3)]
+        first = next((name for name in chain if getattr(named.get(name), "batch_first", True) is False), None)
         if first is not None:
-            fix = f"nn.{type(first).__name__}(..., batch_first=True)  # samples come first in what it is given"
+            fix = f"model.get_submodule({first!r}).batch_first = True  # nn.{type(named[first]).__name__}(..., "
+            fix += "batch_first=True): samples come first in what it is given"
         yield Finding("batch_coupling", "severe", text, fix, "certain", found.layer or "")
 
 
@@ -59,7 +60,7 @@ def _few(case: Case) -> Iterator[Finding]:
     vectors = [n for n, m in case.module.named_modules() if isinstance(m, nn.BatchNorm1d) and m.training]
     if vectors and 1 < case.problem.size <= _limits.FEW and case.inputs.dim() == 2:
         text = f"{case.problem.size} values a channel, {_limits.FEW} or fewer"
-        fix = "nn.GroupNorm(groups, channels)  # or a larger batch"
+        fix = "# nn.GroupNorm(groups, channels), or a larger batch"
         yield Finding("small_batch_norm", "warning", text, fix, "certain", ", ".join(vectors[:5]))
 
 
@@ -105,7 +106,7 @@ def noise(case: Case) -> Iterator[Finding]:
         raise NotRun("noise prevails: its scale cannot be told from one batch")
     if scale > _limits.NOISE * n:
         text = f"noise scale {scale:.3g}, batch {n}: {scale / n:.3g} times, above {_limits.NOISE:g}"
-        yield Finding("noisy_batch", "note", text, f"batch_size={int(scale)}  # or a smaller rate", "possible")
+        yield Finding("noisy_batch", "note", text, f"# batch_size={int(scale)}, or a smaller rate", "possible")
 
 
 def disagree(case: Case) -> str:
@@ -139,5 +140,5 @@ def reductions(case: Case) -> Iterator[Finding]:
     if any(pair.fault for pair in found.pairs):
         names = ", ".join(found.causes)
         text = f"closed forms that match to rounding: {names}" if names else "no closed form that is known explains it"
-        fix = "g = gf.per_sample_grads(loss)(params, x, y).mean()  # one weighted mean"
+        fix = "# g = gf.per_sample_grads(loss)(params, x, y).mean(): one weighted mean"
         yield Finding("reductions_disagree", "note", text, fix, "certain" if names else "possible", names)

@@ -128,7 +128,7 @@ class Case:
             NotRun: it failed.
         """
         if self._passed[0] is None:
-            raise NotRun("the pass of the first batch fails")
+            raise NotRun("the pass of the first batch fails: see the findings")
         return self._passed[0]
 
     @property

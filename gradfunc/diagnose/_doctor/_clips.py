@@ -73,7 +73,9 @@ def late(seen: Tensors, after: Tensors) -> Iterator[Finding]:
     if whole or entries:
         text = f"the optimiser's step sees a gradient of norm {norm(seen):.3g}; when yours returns it is clipped to "
         text += f"{norm(after):.3g}"
-        fix = "torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm); optimizer.step()  # in this order"
+        fix = (
+            f"torch.nn.utils.clip_grad_norm_(model.parameters(), {norm(after):.2g}); optimizer.step()  # in this order"
+        )
         yield Finding("clips_never", "warning", text, fix, "certain")
 
 

@@ -12,7 +12,6 @@ from . import _limits
 from ._case import Case
 from ._finding import Finding, NotRun
 
-_SCALED = "x = (x - x.mean({0})) / x.std({0}).clamp_min(1e-6)  # with the statistics of the training set"
 _NORMS = ("batch_norm", "layer_norm", "instance_norm", "group_norm")
 
 
@@ -24,7 +23,9 @@ def finite(case: Case) -> Iterator[Finding]:
                 bad = (~tensor.isfinite()).reshape(len(tensor), -1).any(1) if tensor.dim() else torch.ones(1).bool()
                 rows = bad.nonzero().flatten()[:5].tolist()
                 text = f"{int(bad.sum())} of {len(bad)} samples of batch {k}; none is allowed"
-                fix = "keep = x.isfinite().all(-1); x, y = x[keep], y[keep]"
+                name = "y" if tensor is batch.target else "x"
+                all_of = ".flatten(1).all(1)" if tensor.dim() > 1 else ""
+                fix = f"keep = {name}.isfinite(){all_of}; x, y = x[keep], y[keep]"
                 yield Finding("nonfinite_data", "severe", text, fix, "certain", f"samples {rows}")
                 return
 
@@ -57,7 +58,7 @@ def scales(case: Case) -> Iterator[Finding]:
             f"feature {large} reaches {float(sizes[large]):.3g}, feature {small} {float(sizes[small]):.3g}: "
             f"{quotient:.3g} times, above {_limits.FEATURES:g}"
         )
-        yield Finding("unscaled_features", "severe", text, _scaled(case), "likely", f"features {small}, {large}")
+        yield Finding("unscaled_features", "severe", text, _scaled(case, x), "likely", f"features {small}, {large}")
         return
     size = float(x.square().mean().sqrt())
     if size > _limits.SIZE or size < 1 / _limits.SIZE**2:
@@ -65,13 +66,19 @@ def scales(case: Case) -> Iterator[Finding]:
             f"root mean square {size:.3g} (mean {float(x.mean()):.3g}), not within {1 / _limits.SIZE**2:g} and "
             f"{_limits.SIZE:g}"
         )
-        yield Finding("unscaled_inputs", "severe" if size > _limits.SIZE else "warning", text, _scaled(case), "likely")
+        severity = "severe" if size > _limits.SIZE else "warning"
+        yield Finding("unscaled_inputs", severity, text, _scaled(case, x), "likely")
 
 
-def _scaled(case: Case) -> str:
-    """Each feature, or each channel of images, by itself."""
-    dims = [k for k in range(case.inputs.dim()) if k != 1]
-    return _SCALED.format(f"{tuple(dims)}, keepdim=True" if case.inputs.dim() >= 4 else "0")
+def _scaled(case: Case, x: Tensor) -> str:
+    """Features or channels of mean 0 and variance 1; one that does not vary is only moved."""
+    dims = case.inputs.dim()
+    over = tuple(k for k in range(dims) if k != (1 if dims >= 4 else dims - 1))
+    mean, scale = ("x.mean(0)", "x.std(0)") if dims == 2 else (f"x.{s}({over}, keepdim=True)" for s in ("mean", "std"))
+    if bool((x.std(0) <= _limits.CONSTANT_STD * x.abs().amax(0)).any()):
+        most = "x.abs().amax(0)" if dims == 2 else f"x.abs().amax({over}, keepdim=True)"
+        scale = f"{scale}.where({scale} > {_limits.CONSTANT_STD:g} * {most}, 1)"
+    return f"x = (x - {mean}) / {scale}  # with the statistics of the training set"
 
 
 def _normalised(case: Case) -> bool:
@@ -90,11 +97,11 @@ def constants(case: Case) -> Iterator[Finding]:
     same = (x == x[:1]).all(0)
     if bool(same.all()):
         text = f"all {len(x)} samples are equal"
-        yield Finding("identical_inputs", "severe", text, "check the indexing of your dataset", "certain")
+        yield Finding("identical_inputs", "severe", text, "# check the indexing of your dataset", "certain")
     elif len(x) >= _limits.CONSTANT and bool(same.any()) and case.inputs.dim() == 2:
         where = same.nonzero().flatten().tolist()
         text = f"{len(where)} of {x.shape[1]} features have one value in {len(x)} samples"
-        fix = "x = x[:, x.std(0) > 0]"
+        fix = "x = x[:, (x != x[:1]).any(0)]  # and a first layer for as many"
         yield Finding("constant_features", "note", text, fix, "certain", f"features {where[:5]}")
 
 
@@ -111,18 +118,14 @@ def copies(case: Case) -> Iterator[Finding]:
         clash = len(pairs) - len(distinct)
         if clash > _limits.DUPLICATES * len(x):
             text = f"{clash} more pairs of input and target than inputs, above {_limits.DUPLICATES:.0%} of {len(x)}"
-            fix = "x, where = x.unique(dim=0, return_inverse=True)  # and decide which target is right"
+            fix = "# which target is right? x.unique(dim=0, return_inverse=True)[1] numbers equal inputs alike"
             yield Finding("contradicting_labels", "severe", text, fix, "likely")
             return
     if share > _limits.DUPLICATES:
         text = f"{share:.0%} of {len(x)} samples repeat another, above {_limits.DUPLICATES:.0%}"
-        yield Finding(
-            "duplicates",
-            "warning",
-            text,
-            "x, where = x.unique(dim=0, return_inverse=True); y = y.new_empty(len(x)).scatter_(0, where, y)",
-            "certain",
-        )
+        fix = "x, at = x.unique(dim=0, return_inverse=True); "
+        fix += "y = y.new_empty(len(x), *y.shape[1:]).index_copy_(0, at, y)"
+        yield Finding("duplicates", "warning", text, fix, "certain")
 
 
 def _classes(case: Case) -> Tensor:
@@ -139,12 +142,25 @@ def _classes(case: Case) -> Tensor:
 def imbalance(case: Case) -> Iterator[Finding]:
     """One class prevails."""
     y = _classes(case)
+    if any(case.criterion.option(weights) is not None for weights in ("weight", "pos_weight")):
+        raise NotRun("the criterion weighs classes")
     values, counts = y.unique(return_counts=True)
     share = float(counts.max()) / len(y)
     if share > _limits.IMBALANCE and len(y) >= _limits.CONSTANT:
         text = f"{share:.1%} of {len(y)} samples are of class {int(values[counts.argmax()])}, above 90%"
-        fix = "criterion = nn.CrossEntropyLoss(weight=len(y) / (classes * y.bincount(minlength=classes)))"
-        yield Finding("class_imbalance", "warning", text, fix, "certain")
+        yield Finding("class_imbalance", "warning", text, _balanced(case), "certain")
+
+
+def _balanced(case: Case) -> str:
+    """The criterion with weights of classes."""
+    output = case.model_output
+    names = {"cross_entropy": "CrossEntropyLoss", "nll_loss": "NLLLoss"}
+    if case.kind in names and output is not None and output.dim() > 1:
+        counts = f"y.bincount(minlength={output.shape[1]}).clamp_min(1)"
+        return f"criterion = nn.{names[case.kind]}(weight=len(y) / ({output.shape[1]} * {counts}))"
+    if case.kind == "binary_cross_entropy_with_logits":
+        return "criterion = nn.BCEWithLogitsLoss(pos_weight=(y == 0).sum() / (y == 1).sum())"
+    return "# draw each class as often, or weigh losses by len(y) / how often their class is there"
 
 
 def labels(case: Case) -> Iterator[Finding]:
@@ -187,7 +203,7 @@ def labels(case: Case) -> Iterator[Finding]:
         f"neighbours agree on targets, and a linear fit explains them, no better than permuted ones do: p = {p[0]:.2g} "
         f"above {_limits.UNRELATED:g}, {len(y)} samples"
     )
-    fix = "order = torch.randperm(len(x)); x, y = x[order], y[order]  # one order for both"
+    fix = "# one order for both: order = torch.randperm(len(x)); x, y = x[order], y[order]"
     yield Finding("labels_unrelated", "warning", text, fix, "possible")
 
 

@@ -29,7 +29,8 @@ class Finding:
         cause: a stable identifier; `gf.diagnose.CAUSES` says each in words.
         severity: "severe" (training fails or learns something else), "warning" (it suffers) or "note".
         evidence: what was measured, and the threshold.
-        fix: a line of code.
+        fix: a line of code. It runs where `model`, `criterion`, `x`, `y`, `optimizer` and, in a step, `loss` are yours;
+            what to change in code that the doctor does not see comes behind a "#".
         confidence: "certain" (an identity, or a closed form that matched), "likely" (a threshold was passed) or
             "possible" (a healthy case can look the same).
         where: the layer, parameter, feature or sample; "" where it is the whole.

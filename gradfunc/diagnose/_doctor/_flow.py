@@ -16,12 +16,7 @@ from ._finding import Finding, NotRun
 from ._missing import without
 
 _CAUSES = {"dead": "dead_units", "exploding": "exploding", "vanishing": "vanishing", "saturated": "saturated"}
-_FIXES = {
-    "dead": "torch.nn.init.zeros_(layer.bias)  # and a smaller rate, where training did it",
-    "exploding": "gf.init.initialize(params, {r'.*weight': gf.init.kaiming_normal()})  # or gf.init.lsuv, or norms",
-    "vanishing": "gf.load_params(model, gf.init.lsuv(model, x))  # or norms, skip connections",
-    "saturated": "gf.load_params(model, gf.init.lsuv(model, x))  # or smaller inputs and weights before the activation",
-}
+_LSUV = "gf.load_params(model, gf.init.lsuv(model, x))"
 
 
 def same_units(case: Case) -> Iterator[Finding]:
@@ -35,14 +30,15 @@ def same_units(case: Case) -> Iterator[Finding]:
             zero.append(name)
         elif _rows_equal(value) and _rows_equal(gradient) and len(value) > 1 and bool(gradient.any()):
             equal.append(name)
-    fix = "torch.nn.init.kaiming_uniform_(layer.weight)"
-    if zero:
-        yield Finding(
-            "zero_init", "severe", "weights and their gradients are exactly 0", fix, "certain", ", ".join(zero)
-        )
-    if equal:
-        text = "all rows of weights are equal, and of their gradients: so they stay"
-        yield Finding("symmetric_init", "severe", text, fix, "certain", ", ".join(equal))
+    many = {n: v for n, v in case.problem.model.params.items() if v.dim() > 1 and len(v) > 1}
+    alike = [name for name, value in many.items() if _rows_equal(value)]  # also where gradients tell rows apart
+    for cause, names, drawn, text in (
+        ("zero_init", zero, zero, "weights and their gradients are exactly 0"),
+        ("symmetric_init", equal, alike, "all rows of weights are equal, and of their gradients: so they stay"),
+    ):
+        if names:
+            fix = f"for name in {drawn}: nn.init.kaiming_uniform_(model.get_parameter(name))"
+            yield Finding(cause, "severe", text, fix, "certain", ", ".join(names))
 
 
 def _rows_equal(value: Tensor) -> bool:
@@ -76,12 +72,26 @@ def flow(case: Case) -> Iterator[Finding]:
         if verdict == "exploding":  # from layer to layer, or beside the weights only
             sure = "certain" if any((row.change or 0.0) > CHANGE for row in there) else "likely"
         names = ", ".join(dict.fromkeys(row.layer for row in there[:5]))
-        fix = _FIXES[verdict]
-        if verdict == "vanishing" and any(row.activation == "sigmoid" for row in rows):
-            fix = (
-                "nn.ReLU()  # for nn.Sigmoid(), with torch.nn.init.kaiming_normal_; no scale of weights mends a sigmoid"
-            )
-        yield Finding(cause, severity, text, fix, sure, names)
+        yield Finding(cause, severity, text, _fix(verdict, there, rows), sure, names)
+
+
+def _fix(verdict: str, there: list[FlowRow], rows: list[FlowRow]) -> str:
+    """For the layers of a verdict."""
+    names = list(dict.fromkeys(name for row in there for name in row.parameters))
+    if verdict == "dead":
+        biases = [name for name in names if name.endswith("bias")]
+        fix = f"for name in {biases}: nn.init.zeros_(model.get_parameter(name))" if biases else "#"
+        return f"{fix}  # a smaller rate, where training did it"
+    if verdict == "vanishing" and any(row.activation == "sigmoid" for row in rows):
+        return "# nn.ReLU() for nn.Sigmoid(): no scale of weights mends a stack of sigmoids; or norms between layers"
+    again = [name for name in names if "weight_hh" in name]  # of nn.RNN, nn.LSTM, nn.GRU
+    if again:
+        return f"for name in {again}: nn.init.orthogonal_(model.get_parameter(name))  # and clip gradients"
+    if verdict == "exploding":  # biases may be what lsuv measures, where they are as large as weights
+        zeros = "[nn.init.zeros_(p) for n, p in model.named_parameters() if n.endswith('bias')]"
+        return f"{zeros}; {_LSUV}  # or norms"
+    more = {"vanishing": "norms, skip connections", "saturated": "smaller inputs"}[verdict]
+    return f"{_LSUV}  # or {more}"
 
 
 def _all_move(there: list[FlowRow], case: Case) -> str:

@@ -13,6 +13,8 @@ TARGET = 10.0
 # From this many samples on, a constant column is unlikely to be chance: a binary feature with a share of 1/4 has the
 # same value in 32 samples once in 10^4 batches.
 CONSTANT = 32
+# A spread of ten times what rounding a mean of numbers of one size leaves in float32 is none.
+CONSTANT_STD = 1e-6
 # A tenth of the samples there twice: an estimate from n samples then has the variance of one from less than n.
 DUPLICATES = 0.1
 # At 9 : 1 the constant prediction is right nine times in ten.
@@ -32,6 +34,9 @@ WORSE = 4.0
 # Below a ten-thousandth of the largest stable rate, ten thousand steps do what one could. (A thousandth is in use,
 # where a trained net is tuned.)
 SLOW = 1e-4
+# A net that leaves less than half of what a constant leaves has learned, at whatever rate; and where losses go to 0 the
+# curvature goes with them, so that the largest stable rate says nothing any more.
+LEARNED = 0.5
 # A step that moves weights by less than this share takes over a million of them to move weights by their own size.
 STILL = 1e-6
 # Where decay pulls ten times as hard as the loss pushes, weights shrink whatever the data say. (At an equilibrium the

@@ -15,7 +15,7 @@ from ._outputs import BINARY, CLASSES, RANGES, REGRESSION, squashed_twice
 
 def _known(case: Case, *kinds: str) -> None:
     if case.kind not in kinds:
-        raise NotRun(f"of {', '.join(kinds)} only")
+        raise NotRun(f"does not apply to {case.kind or 'this criterion'}, only to {', '.join(kinds)}")
 
 
 def _without(case: Case, made: str) -> str:
@@ -24,7 +24,7 @@ def _without(case: Case, made: str) -> str:
         last = next(reversed(list(case.module)), None)
         if type(last).__name__.lower() == made.replace("_", ""):
             return "model = model[:-1]"
-    return f"return x  # not {made}(x), at the end of {type(case.module).__name__}.forward"
+    return f"# drop {made} from the end of {type(case.module or case.problem.model).__name__}.forward"
 
 
 def indices(case: Case) -> Iterator[Finding]:
@@ -46,7 +46,9 @@ def is_dimension(case: Case) -> Iterator[Finding]:
         f"output {tuple(output.shape)}, target {tuple(y.shape)} of values up to {int(y.max())}: the last dimension of "
     )
     text += f"the output is that of {classes} classes, and must be dimension 1"
-    yield Finding("class_dimension", "severe", text, "criterion(output.movedim(-1, 1), y)", "certain", "output")
+    yield Finding(
+        "class_dimension", "severe", text, "loss = criterion(model(x).movedim(-1, 1), y)", "certain", "output"
+    )
 
 
 def indices_out_of_range(case: Case) -> Iterator[Finding]:
@@ -63,7 +65,9 @@ def indices_out_of_range(case: Case) -> Iterator[Finding]:
         text = (
             f"{int(bad.sum())} of {y.numel()} are not within 0 and {classes - 1}: from {int(y.min())} to {int(y.max())}"
         )
-        fix = "y = y - y.min()" if int(y.max() - y.min()) < classes else "nn.Linear(width, int(y.max()) + 1)"
+        fix = (
+            "y = y - y.min()" if int(y.max() - y.min()) < classes else f"# {int(y.max()) + 1} outputs in the last layer"
+        )
         yield Finding("index_out_of_range", "severe", text, fix, "certain", "target")
 
 
@@ -128,7 +132,9 @@ def broadcast(case: Case) -> Iterator[Finding]:
     if output is not None and output.shape != y.shape and not case.error and not list(whole_numbers(case)):
         shape = tuple(torch.broadcast_shapes(output.shape, y.shape))
         text = f"output {tuple(output.shape)} against target {tuple(y.shape)} gives losses of shape {shape}"
-        fix = "loss = criterion(output.squeeze(-1), y)" if output.dim() > y.dim() else "y = y.squeeze(-1)"
+        fix = "y = y.squeeze(-1)" if output.dim() < y.dim() else "y = y.unsqueeze(-1)  # or model(x).squeeze(-1)"
+        if output.numel() != y.numel():
+            fix = f"# {output[0].numel()} targets a sample, or {y[0].numel()} outputs"
         yield Finding("broadcast_target", "severe", text, fix, "certain")
 
 
@@ -148,7 +154,9 @@ def outputs(case: Case) -> Iterator[Finding]:
     if case.kind not in CLASSES or out.dim() < 2 or not bool(out.isfinite().all()):
         return
     if out.shape[1] == 1:
-        fix = "criterion = nn.BCEWithLogitsLoss()  # or one output a class"
+        column = "[:, None]" if case.target.dim() < out.dim() else ""
+        fix = f"criterion = nn.BCEWithLogitsLoss(); y = y.float(){column}  # or one output a class"
+        fix = fix if int(case.targets.max()) < 2 else "# one output a class"
         yield Finding("one_class", "severe", f"an output of shape {tuple(out.shape)}", fix, "certain", "output")
         return
     u = float(torch.finfo(case.output.dtype).eps)
@@ -158,13 +166,14 @@ def outputs(case: Case) -> Iterator[Finding]:
     if case.kind == "cross_entropy":
         if probabilities or made == "sigmoid":
             text = "outputs are >= 0 and sum to 1" if probabilities else "the output is made by sigmoid"
-            fix = f"{_without(case, made or 'softmax')}  # cross_entropy takes logits"
+            fix = _without(case, made or "softmax")
+            fix += ": cross_entropy takes logits" if fix.startswith("#") else "  # cross_entropy takes logits"
             sure = "certain" if made in ("softmax", "sigmoid") else "likely"
             yield Finding("softmax_before_cross_entropy", "severe", text, fix, sure, "output")
         return
     total = out.logsumexp(1)
     if probabilities:
-        text, fix = "outputs are >= 0 and sum to 1", "loss = criterion(output.log_softmax(1), y)  # of logits"
+        text, fix = "outputs are >= 0 and sum to 1", f"criterion = nn.CrossEntropyLoss(); {_without(case, 'softmax')}"
         yield Finding("nll_on_probabilities", "severe", text, fix, "certain", "output")
     elif made != "log_softmax" and bool((total.abs() > 100 * close).any()):
         text = f"the sum of exp(output) is not 1 but up to {float(total.max().exp()):.3g}"
@@ -204,24 +213,41 @@ def size_of_target(case: Case) -> Iterator[Finding]:
 
 def floor(case: Case) -> Iterator[Finding]:
     """The loss against that of the best constant prediction; outputs that do not follow the inputs."""
-    best = _floor(case)
+    best, loss = against_constant(case)
     spread = _spread(case)
-    loss = case.loss / case.target.numel() if case.criterion.option("reduction") == "sum" else case.loss
     if (
         spread is not None
         and spread == 0
         and not any(case.problem.model.params[name].dim() > 1 for name in case.waiting)
     ):
         text = f"outputs of all samples are equal; the best constant has the loss {best:.4g}, yours {loss:.4g}"
-        fix = "return self.body(x)  # is x read at all in forward? See the other findings too"
+        fix = "# is x read at all in forward? See the other findings too"
         yield Finding("constant_output", "severe", text, fix, "likely", "output")
     elif best > 0 and loss > _limits.WORSE * best and len(case.targets) >= _limits.CONSTANT:
         text = f"loss {loss:.4g}, best constant {best:.4g}: {loss / best:.3g} times, above {_limits.WORSE:g}"
-        start = {"mse_loss": "y.mean(0)", "cross_entropy": "y.bincount().div(len(y)).clamp_min(1e-6).log()"}
-        fix = (
-            f"last.bias.data[:] = {start.get(case.kind, 'y.mean(0).logit(1e-6)')}; last.weight.data *= 0.1  # its layer"
-        )
-        yield Finding("worse_than_constant", "warning", text, fix, "possible", "output")
+        yield Finding("worse_than_constant", "warning", text, _constant(case), "possible", "output")
+
+
+def against_constant(case: Case) -> tuple[float, float]:
+    """The loss of the best constant prediction, and the user's, each a mean over entries."""
+    best = _floor(case)
+    return best, case.loss / case.target.numel() if case.criterion.option("reduction") == "sum" else case.loss
+
+
+def _constant(case: Case) -> str:
+    """The last layer set to the best constant, and a tenth of what it adds to it."""
+    output, y = case.output, case.target
+    last = next((row.layer for row in reversed(case.flow.rows) if row.parameters), "")
+    layer = None if case.module is None else dict(case.module.named_modules()).get(last)
+    bias = getattr(layer, "bias", None)
+    start = {
+        "mse_loss": "y.float().mean(0)",
+        "cross_entropy": f"y.bincount(minlength={output.shape[-1]}).div(len(y)).clamp_min(1e-6).log()",
+    }.get(case.kind, "y.float().mean(0).logit(1e-6)")
+    if not isinstance(bias, Tensor) or output.dim() > 2 or y.dim() > 2 or bias.numel() != output[0].numel():
+        return f"# start at the best constant: the bias of the last layer is {start}, its weight small"
+    own = f"model.get_submodule({last!r})"
+    return f"{own}.bias.data[:] = {start}; {own}.weight.data *= 0.1"
 
 
 def _spread(case: Case) -> float | None:
@@ -234,6 +260,8 @@ def _spread(case: Case) -> float | None:
 
 def _floor(case: Case) -> float:
     y = case.targets
+    if any(case.criterion.option(weights) is not None for weights in ("weight", "pos_weight")):
+        raise NotRun("the criterion weighs its losses")
     if case.kind == "mse_loss":
         return float(y.double().var(0, correction=0).mean())
     if case.kind == "cross_entropy" and not y.is_floating_point() and y.dim() == 1:
@@ -255,5 +283,6 @@ def summed(case: Case) -> Iterator[Finding]:
             f"reduction='sum' over {case.problem.size} samples: steps are {case.problem.size} times those of the mean"
         )
         text += "; the loss grows under them" if grows else ""
-        name = type(case.criterion.given).__name__
-        yield Finding("sum_reduction", "severe" if grows else "warning", text, f"criterion = nn.{name}()", "certain")
+        module = isinstance(case.criterion.given, nn.Module)
+        fix = "criterion.reduction = 'mean'" if module else "# reduction='mean'"
+        yield Finding("sum_reduction", "severe" if grows else "warning", text, fix, "certain")

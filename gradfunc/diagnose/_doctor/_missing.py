@@ -39,7 +39,7 @@ def reached(case: Case) -> Iterator[Finding]:
         yield Finding("gradient_cut", "severe", text, fix, "certain", _listed(cut))
     if unused:
         text = f"{len(unused)} parameters have no gradient, and the loss does not move with them"
-        fix = f"del {unused[0].rpartition('.')[0] or unused[0]}  # or use it in forward"
+        fix = f"# use {unused[0].rpartition('.')[0] or unused[0]} in forward, or delete it"
         yield Finding("unused_parameter", "warning", text, fix, "likely", _listed(unused))
 
 
@@ -61,7 +61,7 @@ def _flat(case: Case) -> Iterator[Finding]:
         text = (
             f"the gradient of {len(still)} parameters is exactly 0: {', '.join(sorted(steps)).lower()} has derivative 0"
         )
-        fix = "y = x + (x.round() - x).detach()  # straight-through: forward as it was, backward as the identity"
+        fix = "# straight-through: x + (x.round() - x).detach() is x.round() forward, and the identity backward"
         yield Finding("gradient_cut", "severe", text, fix, "certain", _listed(still))
 
 
@@ -112,7 +112,7 @@ def held(case: Case) -> Iterator[Finding]:
     frozen = [own.get(id(value), "?") for value in groups if not value.requires_grad]
     if frozen:
         text = f"{len(frozen)} of {len(groups)} do not require grad, and stay"
-        fix = "optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=lr)"
+        fix = f"optimizer = {home}{kind.__name__}([p for p in model.parameters() if p.requires_grad]{rate})"
         yield Finding("frozen_in_optimizer", "note", text, fix, "certain", _listed(frozen))
 
 

@@ -17,6 +17,7 @@ from .._slopes import culprits, judged
 from . import _limits
 from ._case import Case
 from ._finding import Finding, NotRun
+from ._outputs import set_rate
 
 
 def finite(case: Case) -> Iterator[Finding]:
@@ -28,7 +29,10 @@ def finite(case: Case) -> Iterator[Finding]:
         lambda: find_nonfinite(case.problem.model, case.criterion, case.problem.batch, seed=case.seed)
     )
     if found is None:
-        text, fix = f"loss {case.loss:g}; its origin could not be found: {failed}", "torch.autograd.detect_anomaly()"
+        text, fix = (
+            f"loss {case.loss:g}; its origin could not be found: {failed}",
+            "# with torch.autograd.detect_anomaly():",
+        )
         yield Finding("nonfinite", "severe", text, fix, "certain")
         return
     what = found.pattern or found.operation or found.given or found.what
@@ -37,7 +41,7 @@ def finite(case: Case) -> Iterator[Finding]:
     )
     text += f"{list(found.samples)}" if found.samples else "all"
     where = found.where or found.layer or found.given
-    yield Finding("nonfinite", "severe", text, found.safe or "x.clamp_min(eps)", "certain", where)
+    yield Finding("nonfinite", "severe", text, f"# {found.safe or 'x.clamp_min(eps)'}", "certain", where)
 
 
 def _all_finite(case: Case) -> None:
@@ -61,10 +65,17 @@ def lost(case: Case) -> Iterator[Finding]:
         u = torch.finfo(next(iter(case.gradient.values())).dtype).eps / 2
         text = f"{still / due:.0%} of entries with a gradient do not move: their update is below {u:.1g} of the weight"
         narrow = u > torch.finfo(torch.float32).eps
-        fix = "model.float()  # weights in float32, autocast for the passes"
+        fix = f"{_cast(case, 'float')}  # weights in float32, autocast for the passes"
         if not narrow:  # then rate or gradients are too small for any precision
-            fix = "optimizer.param_groups[0]['lr'] *= 100  # or mend what makes gradients so small"
+            fix = set_rate(max(case.rates) * 100) + "  # or mend what makes gradients so small"
         yield Finding("update_lost", "severe" if narrow else "warning", text, fix, "certain" if narrow else "possible")
+
+
+def _cast(case: Case, kind: str) -> str:
+    """Model and data in another type."""
+    given = {"x": next(iter(case.problem.args), None), "y": case.problem.target}
+    floats = [name for name, value in given.items() if isinstance(value, torch.Tensor) and value.is_floating_point()]
+    return "; ".join(f"{name} = {name}.{kind}()" for name in ("model", *floats))
 
 
 def precision(case: Case) -> Iterator[Finding]:
@@ -81,7 +92,7 @@ def precision(case: Case) -> Iterator[Finding]:
     if off > _limits.PRECISION and off * scale > _noise_of_sum(case):
         name = str(next(iter(case.gradient.values())).dtype).removeprefix("torch.")
         text = f"|gradient in {name} - in float64| is {off:.2g} of its norm, above {_limits.PRECISION:g}"
-        fix = "model.double()  # or write the subtraction, sum or small scale otherwise"
+        fix = f"{_cast(case, 'double')}  # or write the subtraction, sum or small scale otherwise"
         yield Finding("precision", "severe", text, fix, "certain")
 
 
@@ -128,7 +139,7 @@ def backward(case: Case) -> Iterator[Finding]:
     case.count.forward += 25  # of one direction
     if whole.verdict == "cannot tell" and not found:
         raise NotRun("the loss is not smooth here")
-    fix = "torch.autograd.gradcheck(Function.apply, inputs)  # and mend its backward"
+    fix = "# torch.autograd.gradcheck(Function.apply, inputs) shows it: mend its backward"
     for name, slope in found:
         text = f"its backward gives {slope.claimed:.6g}, central differences {slope.measured:.6g}"
         text += f" +- {slope.uncertainty:.1g}"
@@ -143,5 +154,5 @@ def repeats(case: Case) -> Iterator[Finding]:
     here = case.first.loss.detach()
     if not case.repeats and bool(here.isfinite().all()):
         text = f"losses {float(here):.9g} and {float(case.again):.9g} of one seed; equal is asked"
-        fix = "torch.use_deterministic_algorithms(True)  # and draw by torch's generators"
+        fix = "# draw by torch's generators; torch.use_deterministic_algorithms(True)"
         yield Finding("nondeterministic", "warning", text, fix, "certain")

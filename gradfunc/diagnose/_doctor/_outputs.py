@@ -57,6 +57,11 @@ def kind_of_criterion(criterion: Criterion) -> str:
     return _SHORT.get(name, name) if name in _FUNCTIONS and known_home else ""
 
 
+def set_rate(value: float) -> str:
+    """A line that sets the learning rate."""
+    return f"for group in optimizer.param_groups: group['lr'] = {value:.1g}"
+
+
 def last_activation(output: Any) -> str:
     """The activation that made a tensor: "sigmoid", "softmax", "log_softmax", "relu", "tanh", or ""."""
     return _made(output.grad_fn if isinstance(output, Tensor) else None)

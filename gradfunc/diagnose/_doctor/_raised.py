@@ -35,7 +35,7 @@ def _criterion(case: Case) -> tuple[str, str]:
     """Words on what the criterion was given, and a fix."""
     output, y = case.model_output, case.problem.target
     if not isinstance(output, Tensor) or not isinstance(y, Tensor):
-        return "", "criterion(model(x), y)  # and compare the shapes and types of both"
+        return "", "# compare shapes and types of model(x) and y"
     given = f"output {tuple(output.shape)} of {_name(output)}, target {tuple(y.shape)} of {_name(y)}: "
     classes = not y.is_floating_point() or bool((y == y.round()).all())
     if case.kind in CLASSES:
@@ -50,7 +50,7 @@ def _criterion(case: Case) -> tuple[str, str]:
         return given + "both must be of a floating type; ", "y = y.float()"
     if case.kind in BINARY + REGRESSION and output.shape != y.shape and output.numel() == y.numel():
         return given + "shapes must be equal; ", "y = y.view_as(output)"
-    return given, "criterion(model(x), y)  # and compare the shapes and types of both"
+    return given, "# compare shapes and types of model(x) and y"
 
 
 def _model(case: Case) -> Iterator[Finding]:
@@ -62,12 +62,12 @@ def _model(case: Case) -> Iterator[Finding]:
         most = max((int(tensor.max()) for tensor in tokens), default=-1)
         if most >= layer.num_embeddings:
             text = f"indices go to {most}, its table has {layer.num_embeddings} rows"
-            fix = f"nn.Embedding({most + 1}, {layer.embedding_dim})  # or a vocabulary of {layer.num_embeddings}"
+            fix = f"# nn.Embedding({most + 1}, {layer.embedding_dim}), or a vocabulary of {layer.num_embeddings}"
             yield Finding("index_out_of_range", "severe", text, fix, "certain", where)
             return
     own = next(iter(case.problem.model.params.values())).dtype
     other = next((t for t in inputs if t.is_floating_point() and t.dtype != own), None)
-    fix, text = "model(x)  # compare what this layer takes with what it is given", case.error
+    fix, text = "# compare what this layer takes with what it is given", case.error
     if other is not None:
         fix, text = f"x = x.to({own})", f"inputs of {_name(other)}, parameters of {str(own)[6:]}: {case.error}"
     yield Finding("loss_fails", "severe", text, fix, "certain", where or "the model")

@@ -13,6 +13,8 @@ from ..._tree import Tensors, norm
 from . import _limits
 from ._case import Case
 from ._finding import Finding, NotRun
+from ._loss import against_constant
+from ._outputs import set_rate
 
 _ADAM = (torch.optim.Adam, torch.optim.AdamW)
 
@@ -33,13 +35,13 @@ def moves(case: Case) -> Iterator[Finding]:
     """A rate of 0, and steps that are nothing beside the weights."""
     group = _group(case)
     if not any(case.rates):
-        text, fix = "every group's rate is 0", "optimizer.param_groups[0]['lr'] = 1e-3  # and look at the scheduler"
+        text, fix = "every group's rate is 0", set_rate(1e-3) + "  # and look at the scheduler"
         later = _later(group)
         text += f"; a scheduler began at {later:g}: a warm-up's first step is 0" if later else ""
         yield Finding("rate_zero", "note" if later else "severe", text, fix, "certain")
         return
     if group.get("maximize", False):
-        fix = "optimizer.param_groups[0]['maximize'] = False"
+        fix = "for group in optimizer.param_groups: group['maximize'] = False"
         yield Finding("ascent", "severe", "maximize=True: steps go uphill", fix, "certain")
     params = case.problem.model.params
     share = norm(case.descent.moved) / (norm(params) or 1.0)
@@ -48,7 +50,7 @@ def moves(case: Case) -> Iterator[Finding]:
     due = share * max(1.0, _later(group) / float(group["lr"]))
     if isinstance(case.optimizer, _ADAM) and due < _limits.STILL:  # its steps do not shrink with the gradient
         text = f"a step moves weights by {share:.2g} of their size, below {_limits.STILL:g}"
-        yield Finding("rate_too_small", "severe", text, f"lr={1e-3:g}", "likely")
+        yield Finding("rate_too_small", "severe", text, set_rate(1e-3), "likely")
 
 
 def _held(case: Case) -> Tensors:
@@ -75,7 +77,8 @@ def decay(case: Case) -> Iterator[Finding]:
         push, what = sum(value.numel() for value in params.values()) ** 0.5, "the norm of a step over the rate"
     if push > 0 and pull > _limits.DECAY * push:
         text = f"decay |weight| is {pull:.3g}, {what} {push:.3g}: {pull / push:.3g} times, above {_limits.DECAY:g}"
-        fix = f"weight_decay={weight_decay * push / pull / 100:.1g}"
+        due = weight_decay * push / pull / 100
+        fix = f"for group in optimizer.param_groups: group['weight_decay'] = {due:.1g}"
         yield Finding("decay_overpowers", "severe", text, fix, "likely")
 
 
@@ -117,10 +120,21 @@ def curvature(case: Case) -> Iterator[Finding]:
         text += f"{case.descent.losses[0]:.3g} to {case.descent.losses[-1]:.3g} in {_limits.STEPS} steps"
         # where no rate in use would do, gradients are the matter
         sure = "possible" if any(row.verdict == "exploding" for row in case.flow.rows) else "likely"
-        yield Finding("rate_too_large", "severe", text, f"lr={largest / 4:.1g}", sure)
+        yield Finding("rate_too_large", "severe", text, set_rate(largest / 4), sure)
     elif isinstance(case.optimizer, torch.optim.SGD) and max(rate, _later(group)) < _limits.SLOW * largest:
         text = f"rate {rate:.3g} below {_limits.SLOW:g} of {limit:.3g} / {top:.4g} = {largest:.3g}"
-        yield Finding("rate_too_small", "severe", text, f"lr={largest / 4:.1g}", "likely")
+        learned = _learned(case)
+        severity = "note" if learned else "severe"
+        yield Finding("rate_too_small", severity, text + learned, set_rate(largest / 4), "likely")
+
+
+def _learned(case: Case) -> str:
+    """What a net that has learned already is told; empty for another."""
+    try:
+        best, loss = against_constant(case)
+    except NotRun:
+        return ""
+    return f"; the loss is {loss / best:.2g} of the best constant's" if loss < _limits.LEARNED * best else ""
 
 
 def _preconditioner(case: Case, optimizer: Optimizer, eps: float) -> Tensors:

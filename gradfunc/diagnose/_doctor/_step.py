@@ -23,11 +23,11 @@ _PARTS = range(2, 9)
 def step(case: Case) -> Iterator[Finding]:
     """Run the step twice on copies; name what its gradients are."""
     if case.error:
-        raise NotRun("the pass of the first batch fails")
+        raise NotRun("the pass of the first batch fails: see the findings")
     try:
         ran = trial(case)
     except StepFails as error:
-        fix = "step(model, optimizer, batch)  # with a batch of your data, as here"
+        fix = "# step(model, optimizer, batch) is called with a batch of your data"
         yield Finding("step_fails", "severe", f"on copies it raises {error}", fix, "certain")
         return
     first, second = ran.turns
@@ -126,7 +126,7 @@ def _factor(
     if c < 0:
         yield Finding("ascent", "severe", told, "loss.backward()  # of the loss, not of its negative", "certain")
     elif c >= _limits.SCALE and abs(c - 2.0 ** round(math.log2(c))) <= same * c:
-        yield Finding("gradient_scale_left", "severe", told, "scaler.step(optimizer); scaler.update()", "certain")
+        yield Finding("gradient_scale_left", "severe", told, "# scaler.step(optimizer); scaler.update()", "certain")
     elif c > 1 + same and passes == 1:
         fix = f"loss.backward()  # without the factor {c:.4g}, or divide the gradients by it before the step"
         yield Finding("gradient_scale_left", "severe", f"{told}, from one backward pass", fix, "certain")
@@ -135,7 +135,7 @@ def _factor(
         yield Finding("missing_division", "severe", text, f"(loss / {whole}).backward()", "certain")
     elif c < 1 and given is not None and given >= _limits.SCALE:
         text = f"{told}, where backward brought {given:.6g} times it: a clip's norm over a loss scale"
-        fix = "scaler.unscale_(optimizer); torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)"
+        fix = "# scaler.unscale_(optimizer); torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)"
         yield Finding("clipped_before_unscaling", "severe", text, fix, "certain")
     elif c < 1 and again is not None and abs(size - later) <= same * size:
         if c < 1 / _limits.SIZE:
@@ -157,7 +157,7 @@ def _turned(case: Case, ran: Trial, g: Tensors) -> Iterator[Finding]:
     clipped = {name: value.clamp(-bound, bound) for name, value in g.items()}
     if norm(subtract(clipped, seen)) <= same * norm(seen):
         text = f"entries are clipped to {bound:.3g}; the cosine to the gradient is {_cosine(seen, g):.4f}, not 1"
-        fix = "torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)"
+        fix = f"torch.nn.utils.clip_grad_norm_(model.parameters(), {norm(seen):.2g})"
         yield Finding("clips_by_value", "note", text, fix, "certain")
         return
     if ran.draws:

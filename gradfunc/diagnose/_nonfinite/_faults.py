@@ -79,7 +79,7 @@ def _square_sum(origin: Origin, late: bool) -> bool:
     summed = len(by) > 1 and by[0].startswith(("SumBackward", "MeanBackward"))
     squares = summed and by[1].startswith(("PowBackward", "MulBackward"))
     dot = bool(by) and by[0].startswith("DotBackward")
-    return (root and _zero(origin) and late and (squares or dot)) or origin.name in _NORMS
+    return late and ((root and _zero(origin) and (squares or dot)) or origin.name in _NORMS)
 
 
 def _log_of(node: str) -> Callable[[Origin, bool], bool]:
@@ -118,7 +118,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "all targets ignored",
-        lambda o, late: o.name in ("nll_loss_forward", "nll_loss2d_forward"),
+        lambda o, late: o.name in ("nll_loss_forward", "nll_loss2d_forward") and "no entries" not in o.facts,
         "the mean over targets that are not ignored is 0/0 where all are",
         'F.cross_entropy(out, y, reduction="sum") / (y != -100).sum().clamp(min=1)  # or gf.losses.cross_entropy',
     ),
@@ -132,7 +132,7 @@ FAULTS: tuple[Fault, ...] = (
         "empty mask",
         _empty_mask,
         "the mean over an empty selection is 0/0",
-        "(x * mask).sum() / mask.sum().clamp(min=1)",
+        "(x * mask).sum() / mask.sum().clamp(min=1)  # x: losses with reduction='none', or features",
     ),
     Fault(
         "where",
@@ -261,9 +261,15 @@ FAULTS: tuple[Fault, ...] = (
         "scores.masked_fill(~mask, torch.finfo(scores.dtype).min)",
     ),
     Fault(
+        "pole",
+        lambda o, late: "pole" in o.facts,
+        "the function or its derivative is infinite there, in any type, and not beside it",
+        "f(x.clamp_min(torch.finfo(x.dtype).eps))  # or off the pole otherwise",
+    ),
+    Fault(
         "overflow",
-        lambda o, late: "made infinity" in o.facts,
-        "a result leaves the range of its type",
+        lambda o, late: bool({"made infinity", "narrow"} & o.facts),
+        "a result, or a sum on the way to it, leaves the range of its type",
         "f(x.float())  # a wider type (float64 beyond float32), or a smaller scale of x or of the loss",
     ),
 )

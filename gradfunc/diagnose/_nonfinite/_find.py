@@ -27,7 +27,7 @@ def find_nonfinite(
     batch: Any,
     *,
     seed: int = 0,
-    faults: Sequence[Fault] = FAULTS,
+    faults: Sequence[Fault] | None = None,
 ) -> NonfiniteReport:
     """Where a NaN or infinity in the loss or the gradients came from: sample, layer, operation, and its safe form.
 
@@ -41,7 +41,7 @@ def find_nonfinite(
         criterion: `criterion(output, target)`, or `gf.whole(fn)`.
         batch: `(*inputs, target)`, or a mapping with a "target".
         seed: of draws in the model (dropout).
-        faults: what to recognise, first entries first; `gf.diagnose.FAULTS` by default.
+        faults: what to recognise, first entries first; None for all of `gf.diagnose.FAULTS`.
 
     Raises:
         TypeError: arguments of another form.
@@ -59,6 +59,7 @@ def find_nonfinite(
         >>> found.code, found.precision
         ('return model(x).square().sum(-1).sqrt()', 'also in float64')
     """
+    faults = FAULTS if faults is None else faults
     if not all(isinstance(fault, Fault) for fault in faults):
         got = next(kind_of(fault) for fault in faults if not isinstance(fault, Fault))
         raise TypeError(message(CALL, got=f"{got} among faults", expected="gf.diagnose.Fault"))
@@ -84,8 +85,8 @@ def find_nonfinite(
 
 
 def _samples(problem: Problem, seed: int, origin: Origin) -> Samples:
-    if origin.given and not _of_batch(origin.given):
-        return Samples((), False)  # a parameter breaks them all
+    if "its own" in origin.facts or (origin.given and not _of_batch(origin.given)):
+        return Samples((), True)  # parameters break them all
 
     def breaks(start: int, stop: int) -> bool:
         part = problem.rows(start, stop)

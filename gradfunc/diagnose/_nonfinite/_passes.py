@@ -68,14 +68,16 @@ def watched(
         ranges: note what operations read.
         layers: follow the model's layers, to say after which one it was.
     """
-    watch = Watch(_named(problem), widen=widen, ranges=ranges)
+    model = problem.model
+    own = (model.params, model.frozen, model.buffers)
+    watch = Watch(_named(problem), own=own, widen=widen, ranges=ranges)
     loss_of = functools.partial(mean_loss, problem) if of is None else functools.partial(_share, problem, of)
     met: list[tuple[int, str]] = []
 
-    def followed(model: Callable[..., Any]) -> Tensor:
-        params: Tensors = model.args[0]  # type: ignore[attr-defined]
+    def followed(bound: Callable[..., Any]) -> Tensor:
+        params: Tensors = bound.args[0]  # type: ignore[attr-defined]
         walk = Walk(params, lambda tensor, use: None)
-        loss: Tensor = loss_of(walk.around(model))
+        loss: Tensor = loss_of(walk.around(bound))
         met.extend((use.output.node._sequence_nr(), use.layer) for use in walk.uses() if use.output is not None)
         return loss
 

@@ -23,7 +23,8 @@ class NonfiniteReport(Report):
         dtype: of the parameters.
         what: "" where all is finite, else "loss", or "gradient" where the loss is finite.
         samples: positions in the batch of those that break, at most eight; empty where it is not a matter of samples.
-        alone: whether each of them breaks by itself; else it takes these samples together, or the whole batch.
+        alone: whether each of them breaks by itself, and every one where none is named; else it takes these samples
+            together, or the whole batch.
         raised: the error of an operation that refused such a number, "" where none did; there is no loss then.
         parameters: whose gradients are not finite, at most eight.
         direction: "forward", or "backward" where the loss is finite and gradients are not; "" where all is.
@@ -100,9 +101,7 @@ class NonfiniteReport(Report):
 
     def _rows(self) -> list[tuple[str, str]]:
         listed = ", ".join(map(str, self.samples))
-        whose = listed if self.alone else f"{listed}, together" if listed else "the batch together"
-        if self.given and not self.given.startswith(("input", "the ")):
-            whose = "every one"
+        whose = (listed or "every one") if self.alone else f"{listed}, together" if listed else "the batch together"
         kernel = f" (made by {self.kernel} in its derivative)" if self.kernel_ranges else ""
         return [
             ("sample", whose if self.batch_size else ""),

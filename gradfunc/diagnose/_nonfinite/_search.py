@@ -13,7 +13,8 @@ class Samples(NamedTuple):
 
     Attributes:
         positions: at most eight.
-        alone: whether each breaks by itself; else it takes them together, as under a batch norm.
+        alone: whether each breaks by itself (of no positions: every one); else it takes them together, as under a
+            batch norm.
     """
 
     positions: tuple[int, ...]
