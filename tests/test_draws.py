@@ -68,7 +68,7 @@ LOSSES = {
 
 # A recurrence's graph has hundreds of nodes, each read at every new shape.
 LONG = "GRU, both ways"
-EVERY = [*every(2, [name for name in LOSSES if name != LONG]), pytest.param(LONG, marks=pytest.mark.slow)]
+EVERY = [*every(4, [name for name in LOSSES if name != LONG]), pytest.param(LONG, marks=pytest.mark.slow)]
 
 
 def problem(device="cpu", size=B):

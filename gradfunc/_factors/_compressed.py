@@ -32,7 +32,10 @@ def compressed(factor: Factor, left: Side, right: Side, sizes: tuple[int, int], 
         return _of_rows(factor, left, right, sizes, scratch)
     if isinstance(factor, Unfolded) and outputs == factor.steps.weight[0]:
         return _of_windows(factor, left, right, sizes, scratch)
-    out = torch.zeros(factor.size, *sizes, dtype=factor.dtype, device=factor.tensors[-1].device)
+    device = factor.tensors[-1].device
+    out = torch.zeros(factor.size, *sizes, dtype=factor.dtype, device=device)
+    left = _kept(left, outputs, sizes[0], device, scratch)
+    right = _kept(right, inputs, sizes[1], device, scratch)
     for b in spans(factor.size, fitting(scratch, outputs * inputs)):
         rows = factor.select(b).dense().reshape(-1, outputs, inputs)
         inner = _through(rows, right, sizes[1], factor.dtype, scratch)
@@ -47,6 +50,14 @@ def _through(values: Tensor, side: Side, size: int, dtype: torch.dtype, scratch:
         entries = torch.arange(at.start, at.stop, device=values.device)
         out += values[..., at].to(dtype) @ side(entries).to(dtype)
     return out
+
+
+def _kept(side: Side, count: int, size: int, device: torch.device, scratch: int) -> Side:
+    """The side drawn once for all blocks of samples, where it fits."""
+    if count * size > scratch:
+        return side
+    drawn = side(torch.arange(count, device=device))
+    return lambda entries: drawn[entries]
 
 
 def _of_rows(factor: Rows, left: Side, right: Side, sizes: tuple[int, int], scratch: int) -> Tensor:

@@ -33,4 +33,4 @@ def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
 
 def norm(a: Mapping[str, Tensor]) -> float:
     """Euclidean norm over all entries, in float64."""
-    return math.hypot(*(float(torch.linalg.vector_norm(value, dtype=torch.float64)) for value in a.values()))
+    return math.hypot(*(float(torch.linalg.vector_norm(value.detach(), dtype=torch.float64)) for value in a.values()))

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import resource
+import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
 
-def apart(work: Callable[..., dict[str, Any]], *args: Any, seconds: float | None = None) -> dict[str, Any]:
+def apart(work: Callable[..., dict[str, Any]], *args: Any, seconds: int | None = None) -> dict[str, Any]:
     """In a new process, with the most memory that was resident in it: its own, and pages of files.
 
+    Args:
+        work: a function of a module, and its arguments.
+        seconds: of the processor, all threads of the work together, after which the process is ended; None for no end.
+            Waiting for others on the machine is not charged.
+
     Raises:
-        RuntimeError: what was raised there, in a line; or nothing came within so many seconds.
+        RuntimeError: what was raised there, in a line; or the seconds were spent.
         EOFError: the process ended without a word.
     """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    child = context.Process(target=_child, args=(there, work, args))
+    child = context.Process(target=_child, args=(there, work, args, seconds))
     child.start()
     there.close()
     try:
-        if not here.poll(seconds):
-            child.kill()
-            raise RuntimeError(f"no answer within {seconds:g} s")
         found: dict[str, Any] = here.recv()
+    except EOFError:
+        child.join()
+        if child.exitcode == -signal.SIGXCPU:
+            raise RuntimeError(f"no answer within {seconds} s of the processor") from None
+        raise
     finally:
         child.join()
     if "raised" in found:
@@ -32,7 +42,10 @@ def apart(work: Callable[..., dict[str, Any]], *args: Any, seconds: float | None
     return found
 
 
-def _child(pipe: Any, work: Any, args: tuple[Any, ...]) -> None:
+def _child(pipe: Any, work: Any, args: tuple[Any, ...], seconds: int | None) -> None:
+    if seconds is not None:
+        limit, at_most = math.ceil(time.process_time()) + seconds, resource.getrlimit(resource.RLIMIT_CPU)[1]
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, at_most))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         found = work(*args)

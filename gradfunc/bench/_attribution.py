@@ -10,6 +10,8 @@ import copy
 import logging
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -76,22 +78,41 @@ def _dattri(case: Case, n: int) -> tuple[Scores, list[str]]:
     return lambda: attributor.attribute(*loaders), list(case.model.params)
 
 
+class _WithLoss(nn.Module):
+    """The model as dattri's projections take one that is no classifier of vectors: a batch by name, a loss inside.
+
+    It multiplies cotangents by the size of the batch, as suits the mean of the samples' losses.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor, target: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(loss=_summed(self.model(tokens), target) / len(target))
+
+
 def _dattri_logra(case: Case, n: int) -> tuple[Scores, list[str]]:
     from dattri.algorithm.logra import LoGraAttributor
     from dattri.task import AttributionTask
 
-    module, loaders = copy.deepcopy(case.module), _loaders(case, n)
+    def loader(tokens: Tensor, target: Tensor) -> Any:
+        named: Any = [{"tokens": one, "target": other} for one, other in zip(tokens, target, strict=True)]
+        return DataLoader(named, batch_size=len(named))
 
-    def loss(model: nn.Module, batch: tuple[Tensor, Tensor], device: str) -> Tensor:
-        return _summed(model(batch[0].to(device)), batch[1].to(device))
+    def loss(model: nn.Module, batch: dict[str, Tensor], device: str) -> Tensor:
+        found: Tensor = model(**batch).loss
+        return found
 
+    module, loaders = _WithLoss(copy.deepcopy(case.module)), [loader(*part) for part in _parts(case, n)]
     task = AttributionTask(loss_func=loss, model=module, checkpoints=module.state_dict())
 
     def call() -> Tensor:
-        attributor = LoGraAttributor(task, hessian="Identity", proj_dim=4096)
-        attributor.cache(loaders[0])
-        found: Tensor = attributor.attribute(*loaders)
-        return found
+        with tempfile.TemporaryDirectory() as folder:
+            attributor = LoGraAttributor(task, hessian="Identity", proj_dim=4096, cache_dir=folder)
+            attributor.cache(loaders[0])
+            found: Tensor = attributor.attribute(*loaders)
+            return found
 
     return call, _linear(case)
 
@@ -143,18 +164,25 @@ def _trak(case: Case, n: int) -> tuple[Scores, list[str]]:
 
     def call() -> Tensor:
         with tempfile.TemporaryDirectory() as folder:
-            made = trak.TRAKer(
-                module, Output(), n, save_dir=folder, device="cpu", proj_dim=n // 2, use_half_precision=False,
-                logging_level=logging.ERROR,
-            )  # fmt: skip
-            made.load_checkpoint(module.state_dict(), model_id=0)
+
+            def made() -> Any:
+                return trak.TRAKer(
+                    module, Output(), n, save_dir=folder, device="cpu", proj_dim=n // 2, use_half_precision=False,
+                    logging_level=logging.ERROR,
+                )  # fmt: skip
+
+            one = made()
+            one.load_checkpoint(module.state_dict(), model_id=0)
             for batch in loaders[0]:
-                made.featurize(batch, num_samples=len(batch[0]))
-            made.finalize_features()
-            made.start_scoring_checkpoint("all", module.state_dict(), model_id=0, num_targets=m)
+                one.featurize(batch, num_samples=len(batch[0]))
+            one.finalize_features()
+            # It lets go of its matrix there, and draws it again only where there are more than 100 numbers; another
+            # one on the same folder goes on, as in its documentation on clusters.
+            other = made()
+            other.start_scoring_checkpoint("all", module.state_dict(), model_id=0, num_targets=m)
             for batch in loaders[1]:
-                made.score(batch, num_samples=len(batch[0]))
-            return torch.as_tensor(made.finalize_scores("all")).clone()
+                other.score(batch, num_samples=len(batch[0]))
+            return torch.as_tensor(other.finalize_scores("all")).clone()
 
     return call, list(case.model.params)
 
@@ -170,12 +198,32 @@ def _linear(case: Case) -> list[str]:
     return [name for name in case.model.params if name.rpartition(".")[0] in layers]
 
 
-# By name: how, and what is promised of it.
-CONTENDERS: dict[str, tuple[Callable[[Case, int], tuple[Scores, list[str]]], str]] = {
-    "gradfunc, grad_dot": (_grad_dot, "exact"),
-    "gradfunc, two_sided((64, 64))": (_projected, "projected"),
-    "dattri, TracInAttributor": (_dattri, "exact"),
-    "dattri, LoGraAttributor of 4096, identity": (_dattri_logra, "projected"),
-    "kronfluence, identity": (_kronfluence, "exact"),
-    "traker, 32 numbers": (_trak, "TRAK"),
+@dataclass(frozen=True)
+class Way:
+    """One way to scores: how, what is promised ("exact", "projected" or "TRAK"), and what it is, in words."""
+
+    make: Callable[[Case, int], tuple[Scores, list[str]]]
+    promised: str
+    about: str
+
+
+CONTENDERS = {
+    "gradfunc, grad_dot": Way(_grad_dot, "exact", "inner products of all parameters, from factors"),
+    "gradfunc, two_sided((64, 64))": Way(
+        _projected, "projected", "all parameters, added in one set of 4096 numbers a sample"
+    ),
+    "dattri, TracInAttributor": Way(
+        _dattri, "exact", "inner products of all parameters, from rows by vmap(grad); its projection is turned off"
+    ),
+    "dattri, LoGraAttributor of 4096, identity": Way(
+        _dattri_logra, "projected", "weights and biases of linear layers, 4096 numbers for each of the layers"
+    ),
+    "kronfluence, identity": Way(
+        _kronfluence, "exact", "inner products of weights and biases of linear layers, by hooks"
+    ),
+    "traker, 32 numbers": Way(
+        _trak,
+        "TRAK",
+        "all parameters in half as many numbers as training samples, and TRAK's kernel: no inner products",
+    ),
 }

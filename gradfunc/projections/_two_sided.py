@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .._errors import kind_of, message
 from .._factors import Factor, compressed
+from ._count_sketch import CountSketch
 from ._dense import Gaussian
 from ._keys import by_variance, checked
 
@@ -39,7 +40,7 @@ class TwoSided:
     def columns(self, name: str, entries: Tensor, shape: tuple[int, ...]) -> Tensor:
         """`[n, size]`: the matrix for n entries of the parameter `name` of this shape, float64."""
         if len(shape) < 2:
-            return self._whole.columns(name, entries).double()
+            return self._of_vectors.columns(name, entries).double()
         left, right = (
             side.columns(label, at).double()
             for (side, label), at in zip(self._sides(name), _at(entries, shape), strict=True)
@@ -49,13 +50,16 @@ class TwoSided:
     def apply(self, name: str, factor: Factor) -> Tensor:
         """Both halves of a factor through their own side, then multiplied: `[B, size]`."""
         if len(factor.shape) < 2:
-            return self._whole.apply(name, factor)
+            return self._of_vectors.apply(name, factor)
         left, right = (functools.partial(side.columns, label) for side, label in self._sides(name))
         return compressed(factor, left, right, self.sizes, self.drawn).flatten(1)
 
     @property
     def variance(self) -> float:
-        """Of <Pu, Pv> for unit vectors, at most: (1 + 2 / k_o)(1 + 2 / k_i) - 1."""
+        """Of <Pu, Pv> for unit vectors, at most: (1 + 2 / k_o)(1 + 2 / k_i) - 1.
+
+        That of matrices; the 2 / (k_o k_i) of vectors is less.
+        """
         return math.prod(1 + 2 / k for k in self.sizes) - 1
 
     def error(self, failure: float = 0.01) -> float:
@@ -70,9 +74,9 @@ class TwoSided:
         return {"kind": self.kind, "sizes": list(self.sizes), "seed": self.seed}
 
     @property
-    def _whole(self) -> Gaussian:
-        """For what is no matrix."""
-        return Gaussian(self.size, self.seed, self.drawn)
+    def _of_vectors(self) -> CountSketch:
+        """For what is no matrix, and has no sides to be projected."""
+        return CountSketch(self.size, self.seed, self.drawn)
 
     def _sides(self, name: str) -> tuple[tuple[Gaussian, str], tuple[Gaussian, str]]:
         """What draws each side, and under which name: no parameter has a line break in its own."""
@@ -89,12 +93,17 @@ def _at(entries: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 def two_sided(sizes: tuple[int, int], seed: int = 0) -> TwoSided:
     """`P_o G P_i^T` of each parameter's gradient G, `[out, in]` (LoGra: Choe et al. 2024, arXiv 2405.13954, section 3).
 
-    The gradient of a product is `sum_t g_t x_t^T`, hence `sum_t (P_o g_t)(P_i x_t)^T`: cotangents and inputs are
-    projected, and multiplied when they are small; no row is formed. A weight of more dimensions is a matrix
-    `[shape[0], all others]`; one of fewer than two goes through `gaussian`. Entries of P_o and P_i are independent
-    N(0, 1 / k_o) and N(0, 1 / k_i). Parameters are added; `per_parameter` keeps them apart, as the paper does.
+    It draws k_o normal numbers for each output, k_i for each input, and one word for each entry of a vector; no row of
+    a product, an embedding or a convolution is formed. The gradient of a product is `sum_t g_t x_t^T`, hence
+    `sum_t (P_o g_t)(P_i x_t)^T`: cotangents and inputs are projected, and multiplied when they are small. A weight of
+    more dimensions is a matrix `[shape[0], all others]`. Entries of P_o and P_i are independent N(0, 1 / k_o) and
+    N(0, 1 / k_i). Parameters are added; `per_parameter` keeps them apart, as the paper does.
 
-    <Pu, Pv> has mean <u, v> and variance at most `((1 + 2 / k_o)(1 + 2 / k_i) - 1) |u|^2 |v|^2`.
+    Parameters of fewer than two dimensions (biases, affines of norms) have no sides: they go through `count_sketch` of
+    k_o k_i numbers, where a dense matrix would draw k_o k_i for each entry. The paper leaves them out.
+
+    <Pu, Pv> has mean <u, v> and variance at most `((1 + 2 / k_o)(1 + 2 / k_i) - 1) |u|^2 |v|^2`; of vectors alone, at
+    most `2 / (k_o k_i) |u|^2 |v|^2`, which is less.
 
     Args:
         sizes: (k_o, k_i), each at least 1.

@@ -142,7 +142,11 @@ def _moved(b: Staged, said: Guarantee) -> None:
 def _replacements(none: Tensors, i: int) -> Iterator[tuple[str, Tensors]]:
     """Rows with another one in place of row i."""
     kept = torch.arange(len(next(iter(none.values())))) != i
-    for what, factor in (("its opposite, three times", -3.0), ("0", 0.0), ("a thousand of the next", 1000.0)):
+    # a half type may have no room for a thousand of them
+    top = max((float(value.detach().abs().max()) for value in none.values() if value.numel()), default=0.0)
+    room = all(top * 1000 < torch.finfo(value.dtype).max for value in none.values())
+    far = ("a thousand of the next", 1000.0) if room or not math.isfinite(top) else ("the next", 1.0)
+    for what, factor in (("its opposite, three times", -3.0), ("0", 0.0), far):
         changed = {}
         for name, value in none.items():
             source = value if factor < 0 else value.roll(-1, 0)

@@ -68,9 +68,14 @@ def equal(what: str, got: Tensor, want: Tensor, *, samples: bool = False) -> Cla
     return Claim(what, got, want, torch.zeros((), dtype=F64, device=want.device), 0, samples)
 
 
+def weights_of(what: str, got: Tensor, want: Tensor) -> Claim:
+    """Weights that a loss stated twice, which may be off by rounding where it computes them."""
+    return Claim(f"weights{what}", got, want, want.double().abs(), samples=True)
+
+
 def norms(none: Tensors) -> Tensor:
     """Of each row, `[B]`, in float64."""
-    return row_norms({name: value.double() for name, value in none.items()})
+    return row_norms({name: value.detach().double() for name, value in none.items()})
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ class Asked:
         """
         try:
             doubtful: dict[str, Claim] = {}
-            for claim in claims(None):
+            for claim in map(_detached, claims(None)):
                 if self._differs(claim):
                     doubtful[claim.what] = claim
             if doubtful:
@@ -165,12 +170,17 @@ class Asked:
         why = ""
         for dtype in other_precisions(self.dtype):
             try:
-                return {claim.what: relative_error(claim) for claim in claims(dtype)}, dtype, ""
+                return {claim.what: relative_error(claim) for claim in map(_detached, claims(dtype))}, dtype, ""
             except Exception as error:  # the user's code may raise anything at a precision it was not written for
                 if self.tolerance is not None:
                     raise
                 why = why or " ".join(f"{type(error).__name__}: {error}".split())[:160]
         return {}, None, why
+
+
+def _detached(claim: Claim) -> Claim:
+    """Without the graph that answers have where parameters require grad."""
+    return claim._replace(got=claim.got.detach(), want=claim.want.detach(), scale=claim.scale.detach())
 
 
 def relative_error(claim: Claim) -> float:
@@ -203,9 +213,14 @@ def _relative(claim: Claim) -> Tensor:
     got, want = claim.got, claim.want
     if got.shape != want.shape:
         raise AssertionError(f"{claim.what}: shape {tuple(got.shape)}, not {tuple(want.shape)}")
-    for side in (got, want):
+    for side, other in ((got, want), (want, got)):
         if not bool(side.isfinite().all()):
-            raise AssertionError(f"{claim.what}{_at(claim, ~side.isfinite())}: not finite")
+            both = (
+                ", on both sides: nothing can be compared there"
+                if bool((~side.isfinite() & ~other.isfinite()).any())
+                else ""
+            )
+            raise AssertionError(f"{claim.what}{_at(claim, ~side.isfinite())}: not finite{both}")
     off = (got.double() - want.double()).abs()
     return torch.where(off > 0, off / claim.scale.double(), off)
 

@@ -14,7 +14,7 @@ from .._errors import check_int, kind_of, message
 from .._per_sample._function import PerSampleGradsFunction
 from ._claims import Asked, Claim
 from ._identities import IDENTITIES, agrees, chunks_change_nothing, permuting_the_batch_permutes_the_rows, same_samples
-from ._purity import Snapshot, everything, results_of, same_bits, shared
+from ._purity import Snapshot, everything, generators_elsewhere, results_of, same_bits, shared
 from ._subject import Given, Loss
 
 
@@ -30,7 +30,8 @@ def assert_reduction_identities(
 
     Args:
         loss: a loss of one sample, one of a whole batch with `batched=True` (whose parts are then taken from the value,
-            since samples may be coupled), or a function of `gf.per_sample_grads`.
+            since samples may be coupled: a division by n inside is seen by `gf.testing.check_gradients`, not here), or
+            a function of `gf.per_sample_grads`.
         params: `{name: tensor}`.
         batch: a mapping is passed on as keywords, a tuple or list as positionals, anything else as one positional.
         options: those of `gf.per_sample_grads`; none for a function that was made by it. `seed` is also that of the
@@ -99,6 +100,8 @@ def assert_chunk_invariant(
         if not isinstance(chunk_sizes, Sequence) or isinstance(chunk_sizes, str):
             expected = "a sequence of ints >= 1, or None"
             raise TypeError(message(call, got=f"{kind_of(chunk_sizes)} as chunk_sizes", expected=expected))
+        if not chunk_sizes:
+            raise ValueError(message(call, got=f"chunk_sizes={chunk_sizes!r}", expected="at least one size, or None"))
         for size in chunk_sizes:
             check_int(call, "chunk_sizes", size, 1)
     b, asked = _read("assert_chunk_invariant", loss, params, batch, options)
@@ -144,12 +147,15 @@ def assert_pure_gradients(
     options: Mapping[str, Any],
 ) -> None:
     """The half of `assert_pure` that takes a loss."""
-    b, asked = _read("assert_pure", loss, params, batch, options)
+    b = Given.of(_call("assert_pure"), loss, params, batch, options)
     if module is not None and not isinstance(module, nn.Module):
-        raise TypeError(message(asked.call, got=f"{kind_of(module)} as module", expected="an nn.Module, or None"))
-    before = Snapshot.of(module, (b.args, b.kwargs), params)
-    everything(b.grads(), params)
-    if changed := [f"{name} {what}" for name, what in before.changed(module, params)]:
+        raise TypeError(message(b.call, got=f"{kind_of(module)} as module", expected="an nn.Module, or None"))
+    with generators_elsewhere():
+        before = Snapshot.of(module, (b.args, b.kwargs), params)  # before the loss runs for the first time
+        asked = _asked(b)
+        everything(b.grads(), params)
+        changed = [f"{name} {what}" for name, what in before.changed(module, params)]
+    if changed:
         raise AssertionError(asked.broken("nothing is touched", "; ".join(changed[:4])))
     if found := shared(b.grads(), b.params, (b.args, b.kwargs)):
         raise AssertionError(asked.broken("answers share nothing", f"{found[1]} shares the storage of {found[0]}"))
@@ -188,8 +194,13 @@ def said(law: Any) -> str:
 
 def _read(name: str, loss: Any, params: Any, batch: Any, options: Mapping[str, Any]) -> tuple[Given, Asked]:
     b = Given.of(_call(name), loss, params, batch, options)
+    return b, _asked(b)
+
+
+def _asked(b: Given) -> Asked:
+    """How its laws are judged; runs the loss."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the loop is slow is no finding
         dtype, device = b.dtype, b.device
     replay = f"the same call; its splits, orders and coefficients come from seed={b.f.options.seed} alone"
-    return b, Asked(b.call, dtype, replay, device)
+    return Asked(b.call, dtype, replay, device)

@@ -18,7 +18,7 @@ from .._per_sample import PerSampleGrads, concatenate
 from .._reduce import reduce
 from .._tree import Tensors
 from .._weights import Accumulator
-from ._claims import F64, Claim, equal, norms, rows, sums
+from ._claims import F64, Claim, equal, norms, rows, sums, weights_of
 from ._oracle import Truth
 from ._subject import Subject, times
 
@@ -40,7 +40,7 @@ def mean_times_weight_is_sum(b: Subject) -> Iterator[Claim]:
     """The mean times the total of the weights that the loss itself states is the sum."""
     g, weights = b.grads(), b.weights()
     # a weight is cast to the type of the losses once
-    yield equal("weights, and those of the loss itself", g.weights, weights.to(g.weights), samples=True)
+    yield weights_of(", and those of the loss itself", g.weights, weights.to(g.weights))
     total, added_up, scale = g.weights.double().sum(), g.sum(), norms(g.materialize()).sum()
     if total == 0:
         with contextlib.suppress(ValueError):
@@ -79,7 +79,7 @@ def any_split_gives_the_same_mean(b: Subject) -> Iterator[Claim]:
 
 def permuting_the_batch_permutes_the_rows(b: Subject) -> Iterator[Claim]:
     """With the samples in another order, ids with them, the rows are the same in that order."""
-    order = torch.randperm(b.size, generator=b.generator(1))
+    order = another_order(b.size, b.generator(1))
     g, permuted = b.grads(), b.grads(order.tolist())
     yield from same_samples("permuted", permuted, g, order)
 
@@ -164,7 +164,7 @@ def agrees(where: str, g: PerSampleGrads, want: Truth) -> Iterator[Claim]:
         raise AssertionError(f"{g.batch_size} samples{where}, not {len(want.losses)}")
     yield from rows(f"rows{where}", g.materialize(), none)
     yield Claim(f"losses{where}", g.losses, want.losses, want.losses.double().abs() + 1, samples=True)
-    yield equal(f"weights{where}", g.weights, want.weights.to(g.weights), samples=True)
+    yield weights_of(where, g.weights, want.weights.to(g.weights))
     yield Claim(f"norms{where}", g.norms(), scale, scale, samples=True)
     direction = {name: torch.ones_like(value.sum(0)) for name, value in none.items()}
     flat = torch.cat([v.double().reshape(len(v), math.prod(v.shape[1:])) for v in none.values()], 1)
@@ -189,7 +189,7 @@ def same_samples(what: str, g: PerSampleGrads, whole: PerSampleGrads, index: Ten
     yield from rows(f"rows, {what},", g.materialize(), want)
     losses = whole.losses[here]
     yield Claim(f"losses, {what}", g.losses, losses, losses.double().abs() + 1, samples=True)
-    yield equal(f"weights, {what}", g.weights, whole.weights[here], samples=True)
+    yield weights_of(f", {what}", g.weights, whole.weights[here])
     yield Claim(f"norms, {what}", g.norms(), whole.norms()[here], norms(want), samples=True)
 
 
@@ -223,6 +223,12 @@ def terms(b: Subject) -> int:
 def of_rows(b: Subject) -> int | None:
     """The same of a sum of rows as they are handed out; None where the sum is of factors, which no row has rounded."""
     return None if b.factored else terms(b)
+
+
+def another_order(n: int, generator: torch.Generator) -> Tensor:
+    """A random order of n samples, not the one they have."""
+    order = torch.randperm(n, generator=generator)
+    return order.roll(1) if torch.equal(order, torch.arange(n)) else order
 
 
 def draw(b: Subject, stream: int, low: int, high: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -103,7 +104,7 @@ class Snapshot:
             attributes=_attributes(module),
             batch=[(tensor, tensor.detach().clone(), _version(tensor)) for tensor in tensors_of(batch)],
             generators=_generators(),
-            flags=_flags(),
+            flags=flags_now(),
         )
 
     def changed(self, module: nn.Module | None, named: Mapping[str, Tensor] | None = None) -> Iterator[tuple[str, str]]:
@@ -134,7 +135,7 @@ class Snapshot:
         yield from (
             (name, "moved") for name, state in self.generators.items() if not _same_state(state, generators[name])
         )
-        flags = _flags()
+        flags = flags_now()
         yield from ((name, "changed") for name, value in self.flags.items() if flags[name] != value)
 
 
@@ -181,7 +182,7 @@ def _unchanged(a: Any, b: Any) -> bool:
     return isinstance(a, plain) and isinstance(b, plain) and a == b
 
 
-def _flags() -> dict[str, Any]:
+def flags_now() -> dict[str, Any]:
     """Modes and settings of torch that hold for the whole process."""
     return {
         "grad mode": torch.is_grad_enabled(),
@@ -199,6 +200,22 @@ def _flags() -> dict[str, Any]:
             torch.backends.cudnn.allow_tf32,
         ),
     }
+
+
+@contextlib.contextmanager
+def generators_elsewhere() -> Iterator[None]:
+    """The global generators one draw on, so that who seeds one anew, as before, is seen; put back behind."""
+    cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else range(0)
+    ours, numpys = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=cuda):
+        for device in ("cpu", *(f"cuda:{k}" for k in cuda)):
+            torch.rand((), device=device)
+        random.random(), np.random.random()
+        try:
+            yield
+        finally:
+            random.setstate(ours)
+            np.random.set_state(numpys)
 
 
 def _generators() -> dict[str, Any]:

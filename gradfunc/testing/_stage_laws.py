@@ -17,6 +17,7 @@ from .._transform._protocol import Guaranteeing
 from ._bounds import GUARANTEES, bounded
 from ._claims import Asked, Claim
 from ._gradient_laws import said
+from ._identities import another_order
 from ._staged import Staged
 from ._stages import LAWS, permuting_samples_permutes_the_output, touches_nothing, twice_is_once
 
@@ -154,7 +155,7 @@ def assert_permutation_of_stage(
         expected = "per-sample gradients: gradients that are reduced have no order"
         raise TypeError(message(call, got=f"{kind_of(grads)} as grads", expected=expected))
     b, asked = read("assert_permutation_equivariant", transformation, grads, params, seed=seed)
-    order = torch.randperm(grads.batch_size, generator=torch.Generator().manual_seed(seed))
+    order = another_order(grads.batch_size, torch.Generator().manual_seed(seed))
     law = permuting_samples_permutes_the_output
     asked.hold(said(law), lambda dtype: law(b.to(dtype), order))
 
@@ -178,7 +179,9 @@ def read(
     call = f"gf.testing.{name}(transformation, grads, params)"
     b = Staged.of(call, transformation, grads, params, any_place=any_place)
     drawn = "it draws nothing" if seed is None else f"its order comes from seed={seed}"
-    replay = f"the same call on the same gradients, with {transformation!r}; {drawn}"
+    plain = "__repr__" not in {key for kind in type(transformation).__mro__[:-1] for key in vars(kind)}
+    which = name_of(transformation) if plain else repr(transformation)
+    replay = f"the same call on the same gradients, with {which}; {drawn}"
     return b, Asked(call, b.dtype, replay, b.device)
 
 

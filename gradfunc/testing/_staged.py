@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from .._transform import Transformation
 from .._transform._chain import name_of, places
 from .._transform._stage import AnyStage
 from .._tree import Tensors, cast
+from ._purity import flags_now
 
 Outcome = PerSampleGrads | Tensors | None
 MOST = 64  # updates that a stage may wait before it gives something
@@ -70,6 +71,7 @@ class Staged:
     transformation: Transformation[Any, Any]
     grads: PerSampleGrads | Tensors
     params: Tensors
+    flags: dict[str, Any] = field(default_factory=flags_now)  # before the first update
 
     @classmethod
     def of(cls, call: str, transformation: Any, grads: Any, params: Any, *, any_place: bool = False) -> Staged:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,8 +15,8 @@ from .._transform._chain import Chain
 from .._transform._stage import AnyStage
 from .._tree import Tensors, map_tensors, norm, tensors_of
 from ._claims import F64, Claim, norms, rows, sums
-from ._purity import Snapshot, same_bits, storages
-from ._staged import Outcome, Staged, content
+from ._purity import Snapshot, generators_elsewhere, same_bits, storages
+from ._staged import Outcome, Staged, content, of_rows
 
 
 def keeps_names_shapes_and_dtypes(b: Staged) -> Iterator[Claim]:
@@ -46,8 +47,13 @@ def keeps_names_shapes_and_dtypes(b: Staged) -> Iterator[Claim]:
 def gives_finite_for_finite(b: Staged) -> Iterator[Claim]:
     """Of finite gradients whose fourth powers are finite, and of gradients that are all 0."""
     entries = [value for value in tensors_of(content(b.grads)) if value.numel()]
-    largest = max((float(value.double().abs().nan_to_num(nan=torch.inf).max()) for value in entries), default=0.0)
-    asked: list[tuple[str, Any]] = [("gradients of 0", b.of_others(torch.zeros_like))]
+    largest = max(
+        (float(value.detach().double().abs().nan_to_num(nan=torch.inf).max()) for value in entries), default=0.0
+    )
+    zeros = b.of_others(torch.zeros_like)
+    if isinstance(zeros, PerSampleGrads):  # of rows that may have come with a loss of NaN
+        zeros = of_rows(zeros.materialize(), zeros.losses.nan_to_num(posinf=0.0, neginf=0.0), zeros.weights)
+    asked: list[tuple[str, Any]] = [("gradients of 0", zeros)]
     if largest < torch.finfo(b.dtype).max ** 0.25:
         asked.append(("finite gradients", b.grads))
     for what, grads in asked:
@@ -73,13 +79,14 @@ def _watched(b: Staged, state: Any) -> tuple[Outcome, Any]:
     kept, entries = map_tensors(torch.clone, state), dict(given) if isinstance(given, Mapping) else {}
     named = {f"params['{name}']": value for name, value in b.params.items()}
     named |= {f"grads['{name}']": value for name, value in entries.items()}
-    held = Snapshot.of(None, tensors_of(state), named)
-    out, after = b.update(given, state)
+    with generators_elsewhere():
+        held = dataclasses.replace(Snapshot.of(None, tensors_of(state), named), flags=b.flags)
+        out, after = b.update(given, state)
+        now = {f"params['{name}']": value for name, value in b.params.items()}
+        if isinstance(given, Mapping):
+            now |= {f"grads['{name}']": value for name, value in given.items()}
+        changed = [f"{name.replace('the batch', 'the state')} {what}" for name, what in held.changed(None, now)]
     values = content(out)
-    now = {f"params['{name}']": value for name, value in b.params.items()}
-    if isinstance(given, Mapping):
-        now |= {f"grads['{name}']": value for name, value in given.items()}
-    changed = [f"{name.replace('the batch', 'the state')} {what}" for name, what in held.changed(None, now)]
     if changed:
         raise AssertionError("; ".join(changed[:4]))
     if not same_bits(kept, state):
@@ -213,7 +220,7 @@ def _where(got: Any, want: Any) -> str:
             return f": tensor {k} is {x.dtype} {tuple(x.shape)}, not {y.dtype} {tuple(y.shape)}"
         if not same_bits(x, y):
             return f": tensor {k} is up to {float((x.double() - y.double()).abs().max()):.2e} off"
-    return ""
+    return f" (no tensor: {got!r}, not {want!r})"[:400]
 
 
 def _flat(out: Outcome) -> dict[str, Tensor]:

@@ -21,7 +21,8 @@ put together from parts: three roundings in each square, two for the parts, one 
 **A bounded row.** A clip multiplies a row of n entries by `C / norm`. With the norm `1 + t_{n+8}` off, the quotient is
 `(1 + t_1) / (1 + t_{n+8}) = 1 + t_{2n+17}`; the product adds one rounding in the accumulation type, and two casts may
 round to the type of the row. So a row that is bounded by C on paper has a norm of at most
-`C (1 + gamma_{2n+18}(u_wide)) (1 + gamma_2(u))`: `clip_factor`, what `gf.testing.assert_norm_bounded` allows.
+`C (1 + gamma_{2n+18}(u_wide)) (1 + gamma_2(u))`: `clip_factor`, what `gf.testing.assert_norm_bounded` allows. As a
+worst case it grows with n where errors in fact cancel, so a bound on large rows is better asked in float64.
 
 **Two averages** of n rows: n roundings in a sum, one in the division, one in the product, on each side: `pair_factor`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import multiprocessing
 import os
@@ -71,14 +72,17 @@ def ask(folder, name):
 
 def test_contenders_are_held_to_the_definition(tmp_path, monkeypatch):
     name = "gradfunc, grad_dot"
-    assert ask(str(tmp_path), name)["largest_error"] < 1e-5
-    make, promised = _attribution.CONTENDERS[name]
+    found = ask(str(tmp_path), name)
+    assert found["largest_error"] < 1e-5
+    assert found["calls"] == 1  # beside the first
+    assert found["ratio_to_plain"] == pytest.approx(found["seconds"] / found["plain_seconds"])
+    way = _attribution.CONTENDERS[name]
 
     def off(case, n):
-        call, names = make(case, n)
+        call, names = way.make(case, n)
         return lambda: call() * 1.01, names
 
-    monkeypatch.setitem(_attribution.CONTENDERS, name, (off, promised))
+    monkeypatch.setitem(_attribution.CONTENDERS, name, dataclasses.replace(way, make=off))
     assert ask(str(tmp_path), name)["largest_error"] > 1e-4
 
 
@@ -90,12 +94,28 @@ def refusing():
     raise ValueError("two\nlines")
 
 
-def sleeping():
-    time.sleep(600)
+def busy():
+    while True:
+        pass
+
+
+def waiting():
+    """For longer than the busy one may run, without the processor."""
+    time.sleep(4)
+    return {"number": 1}
 
 
 def dying():
     os._exit(1)
+
+
+@pytest.mark.slow
+@pytest.mark.slow
+def test_work_apart_has_so_many_seconds_of_the_processor():
+    """Neither waiting nor importing this file is charged."""
+    assert apart(waiting, seconds=1)["number"] == 1
+    with pytest.raises(RuntimeError, match="no answer within 1 s of the processor"):
+        apart(busy, seconds=1)
 
 
 @pytest.mark.slow
@@ -105,8 +125,6 @@ def test_work_apart():
     assert found["peak_bytes"] >= found["of_that_before"] > 0
     with pytest.raises(RuntimeError, match="ValueError: two lines"):
         apart(refusing)
-    with pytest.raises(RuntimeError, match="no answer within 1 s"):
-        apart(sleeping, seconds=1)
     with pytest.raises(EOFError):
         apart(dying)
     assert not multiprocessing.active_children()

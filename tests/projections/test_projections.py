@@ -79,6 +79,77 @@ def test_two_sided_is_the_kronecker_product_in_float64(kind):
     assert bool(((got - want).abs() <= 1e-13 * scale).all())
 
 
+def check_vectors_equal_the_matrix(projection, device="cpu"):
+    """A vector and a number, to rounding."""
+    made = torch.Generator().manual_seed(2)
+    x = torch.randn(5, 9, generator=made, dtype=torch.float64).to(device)
+    params = {"0": x[0].clone(), "1": x[1, 0].clone()}
+    g = gf.per_sample_grads(lambda p, x: (p["0"] * x).sin().sum() * p["1"])(params, x)
+    got, want, scale = g.project(projection).cpu(), 0, 0
+    for name, rows in g.materialize().items():
+        columns = matrix(projection, name, rows.shape[1:])
+        want = want + flat({"": rows.cpu()}) @ columns
+        scale = scale + flat({"": rows.cpu()}).norm(dim=1, keepdim=True) * columns.norm()
+    assert bool(((got - want).abs() <= 1e-13 * scale).all())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_vectors_equal_their_rows_times_the_matrix(kind, device):
+    check_vectors_equal_the_matrix(KINDS[kind](), device)
+
+
+def check_vectors_take_one_draw_an_entry(monkeypatch):
+    """As many words as there are entries, and none of normal numbers."""
+    drawn = []
+
+    def counted(self, name, entries):
+        drawn.append(len(entries))
+        return _places(self, name, entries)
+
+    def normal(*_):
+        raise AssertionError("normal numbers were drawn")
+
+    monkeypatch.setattr(P.CountSketch, "places", counted)
+    monkeypatch.setattr(P.Gaussian, "columns", normal)
+    g = gf.per_sample_grads(lambda p, x: (p["w"] * x).sum())({"w": torch.zeros(50)}, torch.ones(3, 50))
+    g.project(P.two_sided((4, 8)))
+    assert drawn == [50]
+
+
+def test_vectors_of_two_sided_take_one_draw_an_entry(monkeypatch):
+    check_vectors_take_one_draw_an_entry(monkeypatch)
+
+
+def test_a_dense_matrix_for_vectors_is_noticed(monkeypatch):
+    dense = property(lambda self: P.Gaussian(self.size, self.seed, self.drawn))
+    monkeypatch.setattr(P.TwoSided, "_of_vectors", dense)
+    with pytest.raises(AssertionError, match="normal numbers"):
+        check_vectors_take_one_draw_an_entry(monkeypatch)
+
+
+def check_sides_are_drawn_once(monkeypatch):
+    """However many blocks of formed rows go through them."""
+    some, drawn = gathered(Geometry(5, 3, 6, 4), (("dense",),)), []
+
+    def counted(self, name, entries):
+        drawn.append(len(entries))
+        return _gaussian(self, name, entries)
+
+    monkeypatch.setattr(P.Gaussian, "columns", counted)
+    F.project(some.gradients, P.TwoSided((2, 2), 0, 48))
+    assert sum(drawn) == 6 + 4
+
+
+def test_sides_are_drawn_once_for_formed_rows(monkeypatch):
+    check_sides_are_drawn_once(monkeypatch)
+
+
+def test_sides_drawn_for_each_block_are_noticed(monkeypatch):
+    monkeypatch.setattr(_compressed, "_kept", lambda side, *_: side)
+    with pytest.raises(AssertionError):
+        check_sides_are_drawn_once(monkeypatch)
+
+
 def test_two_sided_forms_no_rows(monkeypatch):
     """Of products, embeddings and convolutions."""
     some = gathered(Geometry(4, 3, 6, 4), (("outer",), ("rows",), ("unfolded",)))
@@ -134,14 +205,20 @@ def test_the_numbers_of_a_sample_do_not_depend_on_the_batch(kind):
     assert bool(((g.project(few) - want).abs() <= scale).all())
 
 
-def pairs(kind, count):
-    """u, v of unit norm and <Pu, Pv> under so many seeds; two parameters, one of them a vector."""
+MIXED = {"0": (3, 4), "1": (5,), "2": (2, 3)}
+VECTORS = {"0": (20,), "1": (20,), "2": ()}
+
+
+def pairs(kind, count, shapes=None):
+    """u, v of unit norm and <Pu, Pv> under so many seeds; of matrices and a vector unless shapes are given."""
+    shapes = shapes or MIXED
     generator = torch.Generator().manual_seed(5)
-    shapes = {"0": (3, 4), "1": (5,), "2": (2, 3)}
     sizes = [math.prod(shape) for shape in shapes.values()]
     u = torch.randn(sum(sizes), generator=generator, dtype=torch.float64)
     v = u + 0.7 * torch.randn(sum(sizes), generator=generator, dtype=torch.float64)
     u[0] = v[0] = 6.0  # one large entry: fourth moments matter
+    if shapes is VECTORS:  # of one sign, since what adds entries up unsigned is then far off
+        u, v = u.abs(), v.abs()
     u, v = u / u.norm(), v / v.norm()
     products = torch.empty(count, dtype=torch.float64)
     for seed in range(count):
@@ -152,13 +229,13 @@ def pairs(kind, count):
     return u, v, products
 
 
-def check_inner_products(kind, count):
+def check_inner_products(kind, count, shapes=None, stated=None):
     """Unbiased, and off by more than `error(failure)` no more often than stated; a false alarm once in 1 / ALARM runs.
 
     The mean of so many products is normal enough, and its variance at most the stated one.
     """
-    u, v, products = pairs(kind, count)
-    projection = KINDS[kind]()
+    u, v, products = pairs(kind, count, shapes)
+    projection = stated or KINDS[kind]()
     off = products - u @ v
     z = float(stats.norm.isf(ALARM / 2))
     assert abs(float(off.mean())) <= z * math.sqrt(projection.variance / count), "biased"
@@ -177,6 +254,20 @@ def test_inner_products_are_unbiased_and_within_the_bound(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_inner_products_are_unbiased_and_within_the_bound_at_length(kind):
     check_inner_products(kind, 3000)
+
+
+def check_vectors_of_two_sided(count=200):
+    """Their own bound is that of as many numbers of a count sketch, 2 / (k_o k_i)."""
+    check_inner_products("two_sided", count, VECTORS, P.count_sketch(32))
+
+
+def test_vectors_of_two_sided_are_unbiased_and_within_their_own_bound():
+    check_vectors_of_two_sided()
+
+
+@pytest.mark.slow
+def test_vectors_of_two_sided_are_unbiased_and_within_their_own_bound_at_length():
+    check_vectors_of_two_sided(3000)
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "rademacher", "count_sketch"])
@@ -270,7 +361,7 @@ BIASED = {
     "gaussian": lambda self, name, entries: _gaussian(self, name, entries) * 1.3,
     "rademacher": lambda self, name, entries: _rademacher(self, name, entries).abs(),
 }
-_gaussian, _rademacher = P.Gaussian.columns, P.Rademacher.columns
+_gaussian, _rademacher, _places = P.Gaussian.columns, P.Rademacher.columns, P.CountSketch.places
 
 
 @pytest.mark.parametrize("kind", BIASED)
@@ -285,3 +376,25 @@ def test_the_law_of_inner_products_catches_one_matrix_for_all_parameters(monkeyp
     monkeypatch.setattr(_dense, "key_of", lambda seed, name: (seed, 0))
     with pytest.raises(AssertionError):
         check_inner_products("gaussian", 1000)
+
+
+@pytest.mark.parametrize("what", ["unsigned", "one key for all parameters", "one number for all entries"])
+def test_the_law_of_vectors_catches_it(what, monkeypatch):
+    """The last is unbiased, with a variance of its own: 32 times the stated one."""
+    mutants = {
+        "unsigned": lambda self, name, entries: (_places(self, name, entries)[0], torch.ones(len(entries))),
+        "one key for all parameters": lambda self, name, entries: _places(self, "0", entries),
+        "one number for all entries": lambda self, name, entries: (entries * 0, _places(self, name, entries)[1]),
+    }
+    monkeypatch.setattr(P.CountSketch, "places", mutants[what])
+    with pytest.raises(AssertionError):
+        check_vectors_of_two_sided()
+
+
+def test_the_matrix_law_catches_a_lost_sign_of_vectors(monkeypatch):
+    lost = inspect.getsource(P.CountSketch._add).replace("rows * sign.to(rows.dtype)", "rows")
+    scope: dict = {}
+    exec(compile(textwrap.dedent(lost), "<mutant>", "exec"), P.CountSketch._add.__globals__, scope)
+    monkeypatch.setattr(P.CountSketch, "_add", scope["_add"])
+    with pytest.raises(AssertionError):
+        check_vectors_equal_the_matrix(P.two_sided((4, 8)))

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from tiers import quick
 from torch import Tensor, nn
 
 import gradfunc as gf
@@ -51,7 +52,7 @@ OPTIONS = [
     {"engine": "vmap"},
     {"engine": "loop"},
     {"chunk_size": 2},
-    {"engine": "vmap", "chunk_size": 2},
+    pytest.param({"engine": "vmap", "chunk_size": 2}, marks=pytest.mark.slow),
     {"engine": "loop", "chunk_size": 4},
     {"batched": True},
     {"batched": True, "engine": "vmap"},
@@ -288,7 +289,7 @@ def test_a_planted_engine_is_caught(engine, name, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["a broadcast embedding summed", "rows permuted"])
-@pytest.mark.parametrize("engine", ROWS)
+@pytest.mark.parametrize("engine", quick(["factored"], ROWS))
 def test_a_plain_sum_would_not_catch_it(engine, name, monkeypatch):
     """Why the coefficients are random: with r = 1 the same checks pass."""
     plant(monkeypatch, engine, *ENGINES[name][:3])
@@ -370,7 +371,7 @@ def test_named_draws():
     assert {row.verdict for row in report.rows} <= {"exact", "rounding"}, report
 
 
-@pytest.mark.parametrize("engine", ["factored", "vmap", "loop"])
+@pytest.mark.parametrize("engine", quick(["factored"], ["factored", "vmap", "loop"]))
 def test_static_ragged_aux_and_a_loss_scale(engine):
     def loss(p, x, power):
         value = torch.tanh(x @ p["w"]).pow(power).sum()

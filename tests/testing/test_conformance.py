@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 import unittest
 
 import pytest
 import torch
 from hypothesis import Phase, settings
+from hypothesis.database import InMemoryExampleDatabase
 from tiers import every
 
 import gradfunc as gf
@@ -275,6 +277,12 @@ class Draws(Batch):
         return {name: value + torch.randn_like(value) for name, value in grads.items()}
 
 
+class SeedsAnew(Batch):
+    def of(self, grads):
+        torch.manual_seed(0)
+        return {name: value + torch.randn_like(value) for name, value in grads.items()}
+
+
 class ByNormOrNan(Batch):
     def of(self, grads):
         norm = torch.stack([value.double().norm() for value in grads.values()]).norm()
@@ -323,6 +331,7 @@ BROKEN = {
     "loses a parameter": (LosesOne, "laws", "keeps names shapes and dtypes", "are lost"),
     "loses a sample": (LosesASample, "laws", "keeps names shapes and dtypes", "samples of .: leave one out by"),
     "draws globally": (Draws, "laws", "touches nothing", "torch's generator moved"),
+    "seeds globally": (SeedsAnew, "laws", "touches nothing", "torch's generator moved"),
     "NaN at norm 0": (ByNormOrNan, "laws", "gives finite for finite", "of gradients of 0: .* is not finite"),
     "1e-6 in the norm": (WithEpsilon, "norm", "twice is once", "no rounding"),
     "no pair": (OutOfPlace, "laws", "keeps names shapes and dtypes", "not a pair"),
@@ -350,7 +359,51 @@ def test_a_failing_example_is_what_a_person_reads():
     with pytest.raises(AssertionError) as caught:
         conformance(LosesOne, shrinking).test_transformation_laws()
     # one sample of one entry, printed without what is at its default
-    assert "TestMine_conforms(\n    drawn=Drawn(rows=SyntheticGrads())," in caught.value.__notes__[0]
+    assert "TestMine_conforms(\n    drawn=Drawn(rows=SyntheticGrads())," in "\n".join(caught.value.__notes__)
+
+
+@pytest.mark.parametrize(
+    "name", every(4, ["loses a parameter", "hands out its state", "over the bound", "by position"])
+)
+def test_its_replay_works_when_pasted(name):
+    make, test, law, _ = BROKEN[name]
+    shrinking = settings(QUICK, phases=[Phase.generate, Phase.shrink], max_examples=60)
+    mine = conformance(make, shrinking, **({"bound": 1.0} if test == "norm" else {}))
+    with pytest.raises(AssertionError) as caught:
+        getattr(mine, TESTS[test])()
+    first, _, lines = caught.value.__notes__[0].partition("\n")
+    assert first == "Replay, beside TestMine:"
+    with pytest.raises(AssertionError, match=rf"broken: {law}") as again:
+        exec(textwrap.dedent(lines), {"gf": gf, "torch": torch, "TestMine": type(mine)})
+    assert str(again.value) == str(caught.value)
+
+
+@pytest.mark.slow
+def test_classes_keep_failing_examples_of_their_own():
+    """One that fails for four samples does not make another, which fails for one, show four."""
+
+    class Small(Rows):
+        def of(self, g):
+            if g.batch_size > 3:
+                raise RuntimeError("too many")
+            return g
+
+    kept = settings(database=InMemoryExampleDatabase(), deadline=None, derandomize=False)
+    with pytest.raises(RuntimeError, match="too many"):
+        conformance(Small, kept).test_transformation_laws()
+    other = type("TestOther", (Conformance,), {"transformation": LosesOne, "settings": kept})
+    with pytest.raises(AssertionError) as caught:
+        other().test_transformation_laws()
+    assert "drawn=Drawn(rows=SyntheticGrads())," in "\n".join(caught.value.__notes__)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["my clip", "my two methods", "my momentum", "global norm"])
+def test_what_is_right_passes_in_half_types(name):
+    """2^30 times a row is no number of float16, nor is a thousand times a long one."""
+    make, attributes = RIGHT[name]
+    some = settings(QUICK, max_examples=60)
+    assert asked(conformance(make, some, dtypes=(torch.float16, torch.bfloat16), **attributes))
 
 
 def test_a_class_of_unittest():
@@ -377,8 +430,9 @@ def test_it_takes_what_it_is_said_to_take():
         def update(self, grads, state, params=None, /):
             return {name: value / 2 for name, value in grads.items()}, state
 
-    with pytest.raises(AttributeError):
+    with pytest.raises(AttributeError) as caught:
         conformance(Halved).test_transformation_laws()
+    assert "For gradients: takes = gf.Grads." in caught.value.__notes__[1]
     conformance(Halved, takes=gf.Grads).test_transformation_laws()
     with pytest.raises(unittest.SkipTest, match="no order"):
         conformance(Halved, takes=gf.Grads).test_permutation_equivariant()

@@ -276,6 +276,72 @@ def test_what_cannot_be_repeated_says_so():
         T.assert_reduction_identities(loss, params, x)
 
 
+def test_weights_that_a_loss_computes_may_be_rounded():
+    """A batched sum of 300 numbers and the same sum of one sample need not have equal bits."""
+    matrix = torch.randn(40, 300, generator=torch.Generator().manual_seed(0))
+
+    def loss(p, x):
+        return gf.Weighted((p["w"] * x).sum().tanh(), (x @ matrix.to(x)).exp().sum())
+
+    params, x = {"w": torch.ones(40)}, torch.randn(17, 40, generator=torch.Generator().manual_seed(1)) / 7
+    alone = torch.stack([loss(params, one).weight for one in x])
+    assert not torch.equal(gf.per_sample_grads(loss)(params, x).weights, alone)
+    T.assert_reduction_identities(loss, params, x)
+    T.assert_matches_oracle(loss, params, x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAWS)
+def test_parameters_that_require_grad_pass_without_a_warning(name):
+    made = Problem()
+    made.params = {key: value.clone().requires_grad_() for key, value in made.params.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made.ask(name)
+
+
+@pytest.mark.slow
+def test_stages_of_parameters_that_require_grad_pass_without_a_warning():
+    params = {"w": torch.randn(4, requires_grad=True)}
+    g = gf.per_sample_grads(lambda p, x: (p["w"] * x).sum().tanh())(params, torch.randn(5, 4))
+    clip = gf.clip_per_sample(0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        T.assert_guarantee_holds(clip >> gf.sum(), g, params)
+        T.assert_norm_bounded(clip, g, params, bound=0.1, idempotent=True)
+        T.assert_transformation_laws(clip >> gf.mean() >> gf.adam(1e-3), g, params)
+        T.assert_permutation_equivariant(clip >> gf.mean(), g, params)
+
+
+def test_a_loss_that_seeds_or_sets_is_not_pure():
+    """Both are the same after the second call as before it."""
+
+    def seeds(p, x):
+        random.seed(0), np.random.seed(0)
+        return (p["w"] * x).sum(1)
+
+    def sets(p, x):
+        torch.set_float32_matmul_precision("high")
+        return (p["w"] * x).sum(1)
+
+    params, x = {"w": torch.ones(3)}, torch.randn(4, 3)
+    random.seed(0), np.random.seed(0)
+    with pytest.raises(AssertionError, match=r"Python's generator moved; numpy's generator moved"):
+        T.assert_pure(seeds, params, x, batched=True)
+    kept = torch.get_float32_matmul_precision()
+    try:
+        with pytest.raises(AssertionError, match="matmul precision changed"):
+            T.assert_pure(sets, params, x, batched=True)
+    finally:
+        torch.set_float32_matmul_precision(kept)
+
+
+def test_a_gradient_that_is_not_finite_says_so():
+    x = torch.tensor([[1.0], [float("nan")]])
+    with pytest.raises(AssertionError, match="not finite, on both sides: nothing can be compared there"):
+        T.assert_reduction_identities(lambda p, x: (p["w"] * x).sum(), {"w": torch.ones(1)}, x)
+
+
 # --- bounds and stages ----------------------------------------------------------------------------------------------
 
 
@@ -305,6 +371,46 @@ def test_equal_samples_have_no_order_that_top_k_could_keep():
     g, params = value()  # losses that are all 0
     with pytest.raises(AssertionError, match="permuting samples permutes the output"):
         T.assert_permutation_equivariant(gf.top_k_loss(3), g, params)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_order_is_the_one_that_was(seed):
+    """Of two samples every other random order is."""
+
+    class First:
+        def init(self, params):
+            return ()
+
+        def update(self, g, state, params=None, /):
+            return g.select([0]).sum(), state
+
+    g, params = value(size=2)
+    with pytest.raises(AssertionError, match="permuting samples permutes the output"):
+        T.assert_permutation_equivariant(First(), g, params, seed=seed)
+
+
+def test_a_stage_may_leave_out_what_came_with_a_loss_of_nan():
+    x = torch.tensor([[1.0], [float("nan")], [2.0]])
+    params = {"w": torch.ones(1)}
+    g = gf.per_sample_grads(lambda p, x: (p["w"] * x).sum().square(), verify=False)(params, x)
+    T.assert_transformation_laws(gf.nonfinite_per_sample("skip"), g, params)
+
+
+def test_a_stage_that_sets_a_flag():
+    class Sets:
+        def init(self, params):
+            return ()
+
+        def update(self, grads, state, params=None, /):
+            torch.set_float32_matmul_precision("high")
+            return {name: value / 2 for name, value in grads.items()}, state
+
+    kept = torch.get_float32_matmul_precision()
+    try:
+        with pytest.raises(AssertionError, match=r"touches nothing.\n  matmul precision changed"):
+            T.assert_transformation_laws(Sets(), {"w": torch.ones(3)}, {"w": torch.ones(3)})
+    finally:
+        torch.set_float32_matmul_precision(kept)
 
 
 @pytest.mark.slow
@@ -358,6 +464,13 @@ BAD = [
         {"chunk_sizes": [1.0]},
         TypeError,
         "chunk_sizes=1.0; expected an int",
+    ),
+    (
+        T.assert_chunk_invariant,
+        (LINEAR, PARAMS, X),
+        {"chunk_sizes": []},
+        ValueError,
+        "got chunk_sizes=[]; expected at least one size",
     ),
     (
         T.assert_pure,
@@ -487,3 +600,23 @@ def test_a_stage_that_does_not_say():
 
     with pytest.raises(TypeError, match="Halved, which has no guarantee"):
         T.assert_guarantee_holds(Halved(), G, PARAMS)
+
+
+R = T.rounding
+BAD_ROUNDING = [
+    (R.clip_factor, (3, "float32"), TypeError, "(entries, dtype): got dtype='float32'; expected a floating torch.dt"),
+    (R.clip_factor, (3, torch.int64), TypeError, "got dtype=torch.int64; expected a floating torch.dtype"),
+    (R.clip_factor, (-3, torch.float32), ValueError, "got entries=-3; expected an int >= 0"),
+    (R.norm_factor, (3.5, torch.float32), TypeError, "got entries=3.5; expected an int"),
+    (R.sum_bound, ([1.0],), TypeError, "got a list; expected a floating tensor [n, ...]"),
+    (R.sum_bound, (torch.ones(2, dtype=torch.int64),), TypeError, "a tensor of torch.int64, 1-d; expected a floating"),
+    (R.row_scale, (G,), TypeError, "got a PerSampleGrads; expected {name: [B, ...]}. Pass g.materialize()."),
+]
+
+
+@pytest.mark.parametrize(("bound", "given", "kind", "text"), BAD_ROUNDING, ids=[bad[3][-20:] for bad in BAD_ROUNDING])
+def test_bad_calls_of_bounds(bound, given, kind, text):
+    with pytest.raises(kind) as caught:
+        bound(*given)
+    assert str(caught.value).startswith(f"gf.testing.rounding.{bound.__name__}(")
+    assert text in str(caught.value)

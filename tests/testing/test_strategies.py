@@ -428,6 +428,22 @@ def test_the_report_of_a_failure_can_be_pasted():
     assert "x=torch.tensor([0.0], dtype=torch.float64)" in text
 
 
+def test_a_tensor_inside_of_a_value_is_printed_whole():
+    """torch itself prints four digits of 1 / 3."""
+    third = torch.tensor(1 / 3, dtype=torch.float64)
+    assert "torch.tensor(0.3333333333333333, dtype=torch.float64)" in repr(s.Loss(options={"weight": third}))
+
+
+@pytest.mark.parametrize("kind", quick(["mlp"], ["mlp", "tied", "lstm", "embedding, padding"]))
+def test_a_drawn_problem_runs_at_another_precision(kind, recwarn):
+    """With what it holds: frozen parameters, buffers, class weights. So laws ask for all digits, and nothing warns."""
+    options = {"weight": "per class", "label_smoothing": 0.1}
+    for dtype in (torch.float32, torch.float64):
+        case = s.Case(model=kind, loss="cross_entropy", options=options, size=3, frozen=True, dtype=dtype, wrt="half")
+        gf.testing.assert_reduction_identities(*case.build(), wrt=case.build().names)
+    assert not [one for one in recwarn if issubclass(one.category, gf.GradfuncWarning)]
+
+
 def test_functions_that_drawn_chains_name_say_what_they_say():
     f = gf.per_sample_grads(lambda p, x, w: gf.Weighted((p["w"] * x).sum(), w))
     g = f({"w": torch.ones(1)}, torch.tensor([[1.0], [2.0], [6.0]]), torch.tensor([0.5, 0.75, 2.0]))

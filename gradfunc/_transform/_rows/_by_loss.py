@@ -28,6 +28,8 @@ def top_k_loss(k: float) -> Reweighted:
             rounded up.
 
     Formal guarantee: a bound from before holds; which samples stay depends on all, so no sensitivity is stated.
+    Equal losses are told apart by their place in the batch: with the samples in another order the same rows stay only
+    where no loss at the threshold occurs twice.
 
     | sample                     | what happens                                             |
     |----------------------------|----------------------------------------------------------|

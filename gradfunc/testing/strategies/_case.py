@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..._per_sample import PerSampleGrads, per_sample_grads
 from ..._per_sample._function import PerSampleGradsFunction
 from ..._stateless import Stateless
-from ..._tree import Tensors
+from ..._tree import Tensors, cast
 from ..._weights import Weighted
 from ._batches import Batch
 from ._losses import Loss
@@ -182,6 +182,9 @@ class Problem:
 
     def output(self, params: Tensors, x: Tensor) -> Tensor:
         """The model's output, of one sample or of the batch."""
+        dtype = next(value.dtype for value in params.values())
+        if dtype != (self.drawn.wide or self.drawn.dtype):  # asked at another precision, what is held goes with it
+            params = {**cast({**self.model.frozen, **self.model.buffers}, dtype), **params}
         out: Tensor = self.model(params, x) if self.case.batched else self.model.sample(params, x)
         return out
 

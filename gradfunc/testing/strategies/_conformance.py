@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 import unittest
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,12 +11,14 @@ from typing import Any, ClassVar
 
 import hypothesis
 import torch
-from hypothesis import HealthCheck
+from hypothesis import HealthCheck, Phase
 from hypothesis import strategies as st
+from hypothesis.vendor.pretty import pretty
 
 from ..._errors import POSITIVE, check_number, kind_of, message
 from ..._per_sample import PerSampleGrads
 from ..._transform import Grads, Transformation, Updates
+from ..._transform._chain import places
 from ..._transform._protocol import Guaranteeing
 from ..._tree import Tensors
 from .._laws import assert_permutation_equivariant
@@ -46,6 +49,16 @@ class Drawn(Readable):
         shapes = self.rows.params if self.rows is not None else self.gradients or {}
         return {name: torch.ones_like(value) for name, value in shapes.items()}
 
+    @property
+    def lines(self) -> str:
+        """Lines of Python that make `grads` and `params` again."""
+        if self.rows is None:
+            first, shapes = f"grads = {pretty(self.gradients)}", "grads"
+        else:
+            first = f"drawn = gf.testing.strategies.{self.rows!r}\ngrads = drawn.grads"
+            shapes = "drawn.params"
+        return f"{first}\nparams = {{name: torch.ones_like(value) for name, value in {shapes}.items()}}"
+
 
 class TransformationConformance:
     """Every law of `gf.testing`, asked of a transformation of yours on gradients that hypothesis draws.
@@ -54,7 +67,7 @@ class TransformationConformance:
     transformation; each example gets a new one. Per-sample gradients are of any kind of factor, with weights of which
     some are 0, rows that are 0 or 2^30 times another, kept or given in chunks; gradients have hard values, as of
     `finite_tensors`, but for those whose norm overflows. A failing example shrinks to what a person reads, beside
-    which law is broken, where and by how much.
+    which law is broken, where and by how much, and the lines that ask for it again.
 
     Attributes:
         transformation: a function without arguments that makes one.
@@ -113,11 +126,7 @@ class TransformationConformance:
             raise unittest.SkipTest("no bound is stated")
         check_number(self._call, "bound", bound, POSITIVE)
         options: dict[str, Any] = {name: self._flag(name) for name in ("per_unit_weight", "idempotent")}
-
-        def bounded(transformation: Any, grads: Any, params: Tensors) -> None:
-            assert_norm_bounded(transformation, grads, params, bound=bound, **options)
-
-        self._ask(bounded, self._takes_rows())
+        self._ask(assert_norm_bounded, self._takes_rows(), bound=bound, **options)
 
     def test_guarantee_holds(self) -> None:
         """`gf.testing.assert_guarantee_holds`, of one with `guarantee(before)`."""
@@ -129,7 +138,7 @@ class TransformationConformance:
     def _call(self) -> str:
         return f"gf.testing.strategies.TransformationConformance ({type(self).__name__})"
 
-    def _ask(self, law: Callable[[Any, Any, Any], None], rows: bool) -> None:
+    def _ask(self, law: Callable[..., None], rows: bool, **options: Any) -> None:
         """The law, of each drawn example."""
         make, kinds = self._made, st.sampled_from(self._kinds())
         if rows:
@@ -138,11 +147,32 @@ class TransformationConformance:
         else:
             drawn = parameter_trees(dtype=kinds).filter(_has_a_norm).map(lambda one: Drawn(gradients=one))
 
+        silent = rows and self.takes is None and places(make())[0] is None
+
         def conforms(drawn: Drawn) -> None:
-            law(make(), drawn.grads, drawn.params)
+            try:
+                law(make(), drawn.grads, drawn.params, **options)
+            except Exception as error:
+                error.add_note(self._replay(law, drawn, options))
+                if silent:
+                    error.add_note("It says not what it takes, and was given rows. For gradients: takes = gf.Grads.")
+                raise
 
         conforms.__name__ = conforms.__qualname__ = f"{type(self).__name__}_conforms"
+        # hypothesis keeps failing examples by source and signature: without this, all classes would have each other's
+        conforms.__annotations__["drawn"] = f"{type(self).__module__}.{type(self).__qualname__}.{law.__name__}"
         self._settings()(hypothesis.given(drawn=drawn)(conforms))()
+
+    def _replay(self, law: Callable[..., None], drawn: Drawn, options: dict[str, Any]) -> str:
+        """Lines of Python that ask the law of one example again."""
+        name = type(self).__name__ + "()" * _takes_self(self._given())
+        given = "".join(f", {key}={value!r}" for key, value in options.items())
+        lines = f"{drawn.lines}\ngf.testing.{law.__name__}({name}.transformation(), grads, params{given})"
+        return f"Replay, beside {type(self).__name__}:\n" + textwrap.indent(lines, "    ")
+
+    def _given(self) -> Any:
+        given = inspect.getattr_static(type(self), "transformation", None)
+        return given.__func__ if isinstance(given, staticmethod) else given
 
     def _made(self) -> Transformation[Any, Any]:
         """A new one.
@@ -150,15 +180,13 @@ class TransformationConformance:
         Raises:
             TypeError: no function, or one that makes no transformation.
         """
-        given = inspect.getattr_static(type(self), "transformation", None)
-        given = given.__func__ if isinstance(given, staticmethod) else given
+        given = self._given()
         if not inspect.isfunction(given) and not (callable(given) and inspect.isclass(given)):
             do = "Write `transformation = staticmethod(lambda: MyClip(1.0))`."
             got = f"{kind_of(given)} as transformation"
             raise TypeError(message(self._call, got=got, expected="a function that makes one", do=do))
-        takes_self = inspect.isfunction(given) and len(inspect.signature(given).parameters) > 0
         make: Any = given
-        made: Transformation[Any, Any] = make(self) if takes_self else make()
+        made: Transformation[Any, Any] = make(self) if _takes_self(given) else make()
         check_transformation(self._call, made)
         return made
 
@@ -187,11 +215,17 @@ class TransformationConformance:
         if self.settings is None:
             default = hypothesis.settings()
             quiet = [*default.suppress_health_check, HealthCheck.too_slow]
-            return hypothesis.settings(default, deadline=None, suppress_health_check=quiet)
+            # what it explains is which lines of the laws ran
+            phases = [phase for phase in default.phases if phase != Phase.explain]
+            return hypothesis.settings(default, deadline=None, suppress_health_check=quiet, phases=phases)
         if not isinstance(self.settings, hypothesis.settings):
             got = f"settings={self.settings!r}"
             raise TypeError(message(self._call, got=got, expected="hypothesis.settings(...), or None"))
         return self.settings
+
+
+def _takes_self(given: Any) -> bool:
+    return inspect.isfunction(given) and len(inspect.signature(given).parameters) > 0
 
 
 def _has_a_norm(gradients: Tensors) -> bool:

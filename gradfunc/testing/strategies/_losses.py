@@ -46,7 +46,11 @@ class Loss(Readable):
 
     def __call__(self, output: Tensor, *targets: Tensor, batched: bool = False) -> Weighted:
         """Of one sample's output, `[C]` or `[T, C]`, or of a batch of them: numerator and weight."""
-        return evaluate(self.name, self.filled, output, targets, batched)
+        own = {
+            key: value.to(output.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+            for key, value in self.filled.items()
+        }  # so that what is asked at another precision runs there
+        return evaluate(self.name, own, output, targets, batched)
 
     @functools.cached_property
     def filled(self) -> dict[str, Any]:

@@ -28,6 +28,7 @@ KINDS = ("dense", *(kind for kind in MAKERS if kind != "dense"))
 LAYOUTS = ("plain", "time first", "strided")
 # Of rows, beside 1: powers of two, so that a row is its factors' to the last bit.
 LENGTHS = (1.0, 0.0, 2.0**-20, 0.25, 64.0, 2.0**30)
+HALF_LENGTHS = (1.0, 0.0, 2.0**-4, 0.25, 64.0)  # float16 ends at 65504
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -137,7 +138,7 @@ def per_sample_grads(
         max_positions: T at most.
         max_parameters: how many there are at most.
         tied: whether a parameter may have several factors, of several kinds, or none.
-        lengths: whether rows are multiplied by powers of two from 2^-20 to 2^30, or by 0.
+        lengths: whether rows are multiplied by powers of two from 2^-20 to 2^30 (float16: 2^-4 to 2^6), or by 0.
         weights: whether samples have weights, some of them 0.
         chunks: whether rows may be held back and given some samples at a time, as where a batch is streamed.
         dtype: of the factors, or a strategy that draws it.
@@ -172,7 +173,8 @@ def per_sample_grads(
 
     @st.composite
     def drawn(draw: st.DrawFn) -> SyntheticGrads:
-        n = draw(st.integers(min_size, max_size))
+        n, own = draw(st.integers(min_size, max_size)), draw(dtypes(dtype))
+        factors = HALF_LENGTHS if own == torch.float16 else LENGTHS
         return SyntheticGrads(
             uses=draw(uses),
             size=n,
@@ -180,11 +182,11 @@ def per_sample_grads(
             inputs=draw(side),
             outputs=draw(side),
             layout=draw(st.sampled_from(LAYOUTS)),
-            lengths=draw(_numbers(LENGTHS, n)) if lengths else (),
+            lengths=draw(_numbers(factors, n)) if lengths else (),
             weights=draw(_numbers(QUARTERS, n)) if weights else (),
             chunk_size=draw(st.sampled_from([None, *range(1, n)])) if chunks else None,
             seed=draw(SEEDS),
-            dtype=draw(dtypes(dtype)),
+            dtype=own,
             device=where,
         )
 

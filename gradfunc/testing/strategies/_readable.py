@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from hypothesis.vendor.pretty import for_type_by_name
+from hypothesis.vendor.pretty import for_type_by_name, pretty
 from torch import Tensor
 
 MOST = 1000  # entries that are printed; of more, how the tensor looks
@@ -24,7 +24,7 @@ class Readable:
             if field.default_factory is not dataclasses.MISSING:
                 default = field.default_factory()
             if field.repr and (type(value) is not type(default) or value != default):
-                given.append(f"{field.name}={value!r}")
+                given.append(f"{field.name}={pretty(value)}")
         return f"{type(self).__name__}({', '.join(given)})"
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
