@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,8 @@ from torch import Tensor
 from .._errors import kind_of, message
 from .._swap import levels
 from ._live import readable
+
+RESCALED = "g.rescaled(c)"
 
 
 def indices(call: str, index: Any, size: int) -> Tensor:
@@ -73,6 +77,35 @@ def coefficients(call: str, c: Any, losses: Tensor, *, negative: bool = True) ->
             message(call, got=f"coefficient {float(factors[i].detach())} for sample {i}", expected=expected)
         )
     return factors
+
+
+@dataclass(frozen=True)
+class ByNorms:
+    """A user's function of norms, `[b]`, and what it gives checked; of equal functions equal."""
+
+    function: Callable[[Tensor], Tensor]
+
+    def __call__(self, norms: Tensor, given: Tensor) -> Tensor:
+        """One finite number a row, `[b]` in float64; `given` is not for users.
+
+        Raises:
+            TypeError: it gives no tensor.
+            ValueError: another shape, or an entry that is not finite.
+        """
+        c = self.function(norms)
+        if not isinstance(c, Tensor):
+            raise TypeError(message(RESCALED, got=f"a function that gives {kind_of(c)}", expected="a tensor"))
+        if c.shape != norms.shape or c.is_complex():
+            got = f"a function that gives shape {tuple(c.shape)} for norms of shape {tuple(norms.shape)}"
+            raise ValueError(message(RESCALED, got=got, expected="one number a row"))
+        factors = c.to(norms.device, torch.float64)
+        bad = ~factors.isfinite()
+        if not (levels() and not readable(bad)) and bool(bad.any()):
+            i = int(bad.nonzero()[0])
+            got = f"a function that gives {float(factors[i].detach())} for a norm of {float(norms[i].detach())}"
+            do = "Say what it is there, as by torch.where, or leave such samples out by g.weighted(mask) first."
+            raise ValueError(message(RESCALED, got=got, expected="finite coefficients", do=do))
+        return factors
 
 
 def _one_dimension(call: str, index: Any, expected: str) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, overload
 
@@ -20,7 +20,7 @@ from .._weights import ratio, total
 from ._chunks import Chunks
 from ._differentiable import Differentiable, derives, differentiable
 from ._explain import Explanation, lines
-from ._indices import coefficients, indices
+from ._indices import RESCALED, ByNorms, coefficients, indices
 from ._live import LivePiece, readable, times
 from ._mapped import MappedSource
 from ._piece import Piece
@@ -176,6 +176,37 @@ class PerSampleGrads(Differentiable):
         factor = coefficients("g.weighted(c)", c, self._losses, negative=False)
         return dataclasses.replace(self._times(factor), _weights=times(self._weights, factor))
 
+    @derives
+    def rescaled(self, c: Tensor | Callable[[Tensor], Tensor]) -> PerSampleGrads:
+        """Gradients alone times `c`, `[B]`; losses and weights as they are: what a clip does. A 0 gives exact zeros.
+
+        Args:
+            c: one number a sample; or a pure function from the norms of some rows, `[b]`, to one number each, `[b]`.
+                A function costs no pass of its own: where rows are computed again at each query it waits for them and
+                is asked piece by piece, so what it gives a row must not depend on the others. What it closes over is
+                a constant; a tensor `c` that requires grad keeps its own derivative, also where it is 0.
+
+        Raises:
+            TypeError: `c` is neither; the function gives no tensor.
+            ValueError: another shape, or an entry that is not finite. Of a function that waits, when it is asked.
+
+        Example:
+            >>> import gradfunc as gf
+            >>> f = gf.per_sample_grads(lambda params, x: (params["w"] * x).sum())
+            >>> g = f({"w": torch.zeros(2)}, torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
+            >>> g.rescaled(torch.tensor([2.0, 0.5])).norms()
+            tensor([10.0000,  0.5000])
+            >>> smooth = g.rescaled(lambda norms: 1 / (1 + norms))  # every norm below 1, and no corner
+            >>> smooth.norms(), torch.equal(smooth.losses, g.losses)
+            (tensor([0.8333, 0.5000]), True)
+        """
+        if isinstance(c, Tensor):
+            return self._times_rows(coefficients(RESCALED, c, self._losses))
+        if not callable(c):
+            expected = f"a tensor of shape [{self.batch_size}], or a function of norms"
+            raise TypeError(message(RESCALED, got=kind_of(c), expected=expected))
+        return self._times_rows(ByNorms(c))
+
     def first_chunk(self) -> PerSampleGrads:
         """The samples that are computed first, as a value of their own: cheap to ask, and with the same draws."""
         return self.select(at_positions(self._plan()[0])) if self.batch_size else self
@@ -194,6 +225,9 @@ class PerSampleGrads(Differentiable):
         ones. Where rows are computed again at each query the function waits for them, so that clipping costs no pass of
         its own; it is then asked piece by piece, and must give a row the same whatever rows are beside it.
         """
+        return self._times_rows(c, given)
+
+    def _times_rows(self, c: Tensor | OfNorms, given: Tensor | None = None) -> PerSampleGrads:
         if not isinstance(c, Tensor):
             given = torch.ones_like(self._losses) if given is None else given
             given = (given if self._live else given.detach()).to(self._losses.device, torch.float64)

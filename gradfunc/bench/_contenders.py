@@ -11,7 +11,7 @@ from .._errors import message, one_of
 from .._per_sample import per_sample_grads
 from .._random import forked
 from .._swap import Swap
-from . import _by_hand, _flow, _step
+from . import _by_hand, _diagnoses, _step
 from ._contender import Call, Contender
 from ._floor import floor, products
 from ._peers import PEERS
@@ -91,7 +91,7 @@ CONTENDERS = {
         gradfunc(),
         gradfunc(batched=False),
         *_step.CONTENDERS,
-        *_flow.CONTENDERS,
+        *_diagnoses.CONTENDERS,
         Contender("vmap(grad)", _vmap_grad, peer=True, settings="torch.func.vmap(grad(loss)), every row held"),
     )
 }

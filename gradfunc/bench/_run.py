@@ -63,7 +63,8 @@ def run(
             gradfunc's own as in "gradfunc:vmap"; or contenders.
         peers: whether every peer that is installed is measured too; notes name the others.
         quantities: of "clip-and-sum", "norms", "gram" and "materialise"; with "step", steps of Adam are measured: a
-            chain of pure stages beside the same in place; with "flow", `gf.diagnose.gradient_flow`.
+            chain of pure stages beside the same in place; with "flow", `gf.diagnose.gradient_flow`;
+            with "nonfinite", `gf.diagnose.find_nonfinite` of a healthy batch.
         rounds: timed calls of each.
         warmups: calls of each before these, at least 1; the first is reported on its own.
         threads: of torch, for the time of the call; default: as they are.

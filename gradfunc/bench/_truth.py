@@ -16,7 +16,7 @@ from ._workload import Case
 
 QUANTITIES = ("clip-and-sum", "norms", "gram", "materialise")
 """What contenders compute, and what is compared with the truth."""
-BESIDES = ("step", "flow")  # what is timed and not compared
+BESIDES = ("step", "flow", "nonfinite")  # what is timed and not compared
 BUDGET = 2**29  # bytes of rows at once
 
 

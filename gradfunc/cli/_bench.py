@@ -48,7 +48,8 @@ def bench(
             with --zoo, peers too. The plain backward pass is always measured.
         peers: measure every installed peer too.
         quantities: of clip-and-sum, norms, gram and materialise, step (of Adam: in-place-adam, chain and
-            chain-donated), and flow (gradient-flow); default: clip-and-sum.
+            chain-donated), flow (gradient-flow) and nonfinite (find-nonfinite, of a healthy batch); default:
+            clip-and-sum.
         rounds: timed calls of each, interleaved.
         warmups: calls before these; the first is reported on its own.
         threads: of torch; default: its own choice.

@@ -55,15 +55,19 @@ class Slope:
         return max(abs(self.claimed), abs(self.measured))
 
 
-def slope(phi: Callable[[float], float], claimed: float, size: float) -> Slope:
+def slope(phi: Callable[[float], float | Tensor], claimed: float, size: float) -> Slope:
     """Compare a claimed derivative of `phi` at 0, in float64; slopes below half of the digits of `size` count as 0."""
     u = unit_roundoff(torch.float64)
-    here = phi(0.0)
-    ahead, behind = [phi(h) for h in STEPS], [phi(-h) for h in STEPS]
+    first = phi(0.0)
+    here = float(first)
+    ahead, behind = [float(phi(h)) for h in STEPS], [float(phi(-h)) for h in STEPS]
     if not all(map(math.isfinite, (here, claimed, *ahead, *behind))):
         return Slope(claimed, math.nan, math.nan, "cannot tell")
     central = [(a - b) / (2 * h) for a, b, h in zip(ahead, behind, STEPS, strict=True)]
-    noise = _noise([phi(STEPS[-1] * j / 4) for j in range(-3, 4)])
+    noise = _noise([float(phi(STEPS[-1] * j / 4)) for j in range(-3, 4)])
+    if isinstance(first, Tensor) and first.dtype != torch.float64:
+        # A model in float64 whose loss is float32 all the same: values so close together round to one.
+        noise = max(noise, unit_roundoff(first.dtype) * abs(here))
     measured, uncertainty = _extrapolated(central, noise)
     found = Slope(claimed, measured, uncertainty, "rounding")
     off, scale = abs(measured - claimed), found.scale
@@ -127,11 +131,11 @@ def judged(case: Case, gradient: Tensors, names: list[str], seed: int) -> Slope:
         generator = torch.Generator().manual_seed(seed * DIRECTIONS + attempt_number)
         v = _directions(case.problem.model, {name: params[name] for name in names}, generator)
 
-        def phi(t: float, v: Tensors = v) -> float:
+        def phi(t: float, v: Tensors = v) -> Tensor:
             moved = {name: value + t * v[name] if name in v else value for name, value in params.items()}
             leaves = {name: value.detach().requires_grad_() for name, value in moved.items()}
             with torch.enable_grad(), forked(case.seed, 0, devices=devices_of(case.problem)):
-                return float(value_of(run(case.problem, leaves)).detach().sum())
+                return value_of(run(case.problem, leaves)).detach().sum()
 
         found = slope(phi, dot({name: gradient[name] for name in names}, v), norm(gradient) * norm(v))
         if found.verdict != "cannot tell":
@@ -225,4 +229,4 @@ def _own_slope(layer: nn.Module, args: Any, kwargs: Any, seed: int) -> Slope | N
     here = leaves(0.0)
     found = {name: g for name, g in gradients(functional(here), here).items() if g is not None}
     claimed = dot(found, {name: v[name] for name in found})
-    return slope(lambda t: float(functional(leaves(t)).detach()), claimed, norm(found) * norm(v))
+    return slope(lambda t: functional(leaves(t)).detach(), claimed, norm(found) * norm(v))

@@ -62,6 +62,19 @@ def test_the_floor_computes_what_the_method_needs(workload):
     assert all(torch.allclose(a, b, rtol=1e-10) for a, b in zip(found, others, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("name", "asked", "report"),
+    [("gradient-flow", "flow", gf.diagnose.FlowReport), ("find-nonfinite", "nonfinite", gf.diagnose.NonfiniteReport)],
+)
+def test_a_diagnosis_is_timed_where_it_is_asked_for(name, asked, report):
+    both = ["gradient-flow", "find-nonfinite"]
+    rows = gf.bench.run([MLP], both, quantities=[asked], rounds=1, memory=False).rows
+    assert [row.contender for row in rows] == ["plain", name]
+    made = gf.bench.CONTENDERS[name].make(TIED.case(), asked)()
+    assert isinstance(made, report)
+    assert name != "find-nonfinite" or made.ok
+
+
 def test_the_table(report):
     text = str(report)
     assert max(map(len, text.splitlines())) <= 118

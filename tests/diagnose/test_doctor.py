@@ -20,6 +20,9 @@ doctor, Finding, Probe = gf.diagnose.doctor, gf.diagnose.Finding, gf.diagnose.Pr
 Adam, SGD = torch.optim.Adam, torch.optim.SGD
 
 
+CHEAP = 10  # backward passes of what is not deep
+
+
 def patient(seed=0, **options):
     with torch.random.fork_rng():
         return clinic.draw.classifying(clinic.Draw(seed), **options)
@@ -114,7 +117,15 @@ def test_backward_passes_are_those_of_autograd(make, monkeypatch):
     monkeypatch.setattr(torch.autograd.graph, "_engine_run_backward", counted)
     report = doctor(**clinic.healthy(make, 0))
     assert calls
-    assert report.backward == len(calls)
+    assert report.backward == len(calls) <= CHEAP
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [make for make in clinic.HEALTHY if make is not clinic.well.with_lbfgs])
+def test_what_always_runs_takes_few_backward_passes(make):
+    """But for those of a user's own step: LBFGS alone takes dozens."""
+    cheap = [probe for probe in gf.diagnose.PROBES if probe.tier != "deep"]
+    assert doctor(**clinic.healthy(make, 0), probes=cheap).backward <= CHEAP
 
 
 # --- what it takes ----------------------------------------------------------------------------------------------------

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 from coverage_of import MEASURED, missing, reach, shares
 from strategies import FAMILIES, of
@@ -24,3 +28,13 @@ def test_what_is_missing_is_named():
     reached = reach([of(family, models=["linear"]) for family in FAMILIES], 2)
     assert missing(reached)["models"] >= {"lstm", "tied", "experts"}
     assert "pulled back" in missing(reached)["methods"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("profile", "numbers"), [(None, "4 80"), ("nightly", "40 800"), ("other", "4 80")])
+def test_a_nightly_run_asks_ten_times_as_many(profile, numbers):
+    environment = {key: value for key, value in os.environ.items() if key != "GRADFUNC_PROFILE"}
+    environment |= {"PYTHONPATH": os.pathsep.join(sys.path)} | ({"GRADFUNC_PROFILE": profile} if profile else {})
+    code = "import examples; print(examples.EXAMPLES, examples.MANY)"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == numbers, done.stderr

@@ -48,6 +48,19 @@ def test_a_wrong_derivative_is_wrong(name, factor):
         assert told == "wrong"
 
 
+def narrow(factor=1.0):
+    """A float32 loss of a model in float64: 6, falling so slowly that the last steps all round to one number."""
+    slow = -0.0057 * factor
+    return lambda t: torch.tensor(6 + slow * t, dtype=torch.float32)
+
+
+def test_a_loss_that_is_float32_whatever_the_model_is():
+    assert slope(narrow(), -0.0057, 5.0).verdict != "wrong"
+    assert slope(lambda t: float(narrow()(t)), -0.0057, 5.0).verdict == "wrong", "by values alone it looks constant"
+    assert slope(narrow(), -0.0114, 5.0).verdict != "rounding"
+    assert slope(narrow(1000), -11.4, 5.0).verdict == "wrong"
+
+
 def test_a_derivative_that_is_zero_only_by_claim():
     assert slope(lambda t: t, 0.0, 1.0).verdict == "wrong"
     assert slope(lambda t: 4.0, 1.0, 1.0).verdict == "wrong"
