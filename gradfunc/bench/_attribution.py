@@ -177,7 +177,7 @@ def _trak(case: Case, n: int) -> tuple[Scores, list[str]]:
                 one.featurize(batch, num_samples=len(batch[0]))
             one.finalize_features()
             # It lets go of its matrix there, and draws it again only where there are more than 100 numbers; another
-            # one on the same folder goes on, as in its documentation on clusters.
+            # a second one on the same folder goes on from what the first has saved.
             other = made()
             other.start_scoring_checkpoint("all", module.state_dict(), model_id=0, num_targets=m)
             for batch in loaders[1]:
