@@ -176,8 +176,8 @@ def _trak(case: Case, n: int) -> tuple[Scores, list[str]]:
             for batch in loaders[0]:
                 one.featurize(batch, num_samples=len(batch[0]))
             one.finalize_features()
-            # It lets go of its matrix there, and draws it again only where there are more than 100 numbers; another
-            # a second one on the same folder goes on from what the first has saved.
+            # It lets go of its matrix there, and draws it again only where there are more than 100 numbers; a
+            # second one on the same folder goes on from what the first has saved.
             other = made()
             other.start_scoring_checkpoint("all", module.state_dict(), model_id=0, num_targets=m)
             for batch in loaders[1]:
