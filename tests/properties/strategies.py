@@ -18,5 +18,5 @@ TYPES = st.sampled_from([torch.float64, torch.float64, torch.float64, torch.floa
 
 
 def of(family: str, **limits: bool | int) -> st.SearchStrategy[Case]:
-    """Cases of a family of engines; batches of up to 7 samples, and now and then of 33 or 257."""
-    return cases(engines=FAMILIES[family], large=(33, 257), dtype=TYPES, **limits)
+    """Cases of a family of engines; batches of up to 7 samples, and now and then of 33 or 257, in at most 33 chunks."""
+    return cases(engines=FAMILIES[family], large=(33, 257), dtype=TYPES, **{"most_chunks": 33, **limits})
