@@ -79,6 +79,7 @@ def test_theory_is_that_of_the_blocks(grid):
     assert all(row.theory is None and row.factor is None and row.total == 1 for row in grid.rows if row.depth == 1)
 
 
+@pytest.mark.slow
 def test_measured_factors_are_theory_s():
     """Twelve seeds: the logarithm's mean within Student's interval (1e-9), and the shift that finite width makes.
 

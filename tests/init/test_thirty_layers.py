@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from tiers import quick
+from tiers import every, quick
 from wide_nets import ACTIVATIONS, half_width, logs
 
 import gradfunc as gf
@@ -71,7 +71,7 @@ def check_factor(case):
     compare(staying_nets(case), (2 * DEPTH * math.log(factor.forward), 2 * DEPTH * math.log(factor.backward)))
 
 
-@pytest.mark.parametrize("case", quick([STAYING[6], STAYING[9]], STAYING), ids=str)
+@pytest.mark.parametrize("case", quick([STAYING[6]], STAYING), ids=str)
 def test_thirty_layers_where_the_variance_stays(case):
     check_factor(case)
 
@@ -151,7 +151,7 @@ MUTANTS = {
 }
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.parametrize("name", every(3, MUTANTS))
 def test_a_planted_mistake_is_noticed(name, monkeypatch):
     where, attribute, mistake, law = MUTANTS[name]
     law()

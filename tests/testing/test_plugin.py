@@ -57,6 +57,7 @@ def run(folder: Path, *options: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_beside_a_device_of_ones_own(tmp_path):
     out = run(tmp_path, "--device", "other", "--gradfunc-device", "all")
     assert f"{5 if GPU else 3} passed" in out, out
