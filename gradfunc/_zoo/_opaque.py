@@ -15,7 +15,7 @@ from ._model import Net, add, floats
 ENDS = {"first.weight": "outer", "first.bias": "dense", "last.weight": "outer", "last.bias": "dense"}
 
 
-class _Product(torch.autograd.Function):
+class Product(torch.autograd.Function):
     """A linear layer for vmap."""
 
     generate_vmap_rule = True
@@ -82,7 +82,7 @@ def _own(product: Callable[..., Any]) -> Callable[[], nn.Module]:
 add(
     "own autograd function with a weight",
     "a backward that sums over the batch, in one piece with the layers around it",
-    _own(_Product.apply),
+    _own(Product.apply),
     floats((12,), (5,)),
     {**ENDS, "own": "dense"},
 )

@@ -39,16 +39,10 @@ class Reduction(Rows):
     gives = gf.Grads
 
 
-class Batch:
-    """A user's stage on gradients, without a state."""
+class Batch(Rows):
+    """A user's stage on gradients."""
 
     takes = gives = gf.Grads
-
-    def init(self, params):
-        return ()
-
-    def update(self, grads, state, params=None, /):
-        return self.of(grads), state
 
 
 def factor(g, bound=1.0):

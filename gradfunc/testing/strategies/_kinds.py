@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ..._zoo._opaque import Product
 
 CLASSES = 3
 
@@ -56,28 +57,6 @@ class Recurrent(nn.Module):
         """Numbers `[B, T, 2]` to states `[B, T, C]`."""
         out: Tensor = self.layer(x)[0]
         return out
-
-
-class Product(torch.autograd.Function):
-    """A linear layer as no table of operations knows it."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor) -> Tensor:
-        """`x W^T`."""
-        return x @ weight.mT
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        """Both are needed."""
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the inputs and of the weight."""
-        x, weight = ctx.saved_tensors
-        return grad @ weight, grad.mT @ x
 
 
 class Custom(nn.Linear):
