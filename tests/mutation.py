@@ -3,11 +3,13 @@
     $ pip install -e ".[test,mutation]"
     $ OMP_NUM_THREADS=1 python tests/mutation.py --sample 500 --seed 0 --out benchmarks/mutation.json
 
-Mutants are mutmut's (an operator, a constant, an argument or a condition changed; texts of messages excepted), drawn
-without replacement. mutmut's own runner rewrites functions as wrappers, which a library that asks classes for their
-members and reads lines of source does not bear; so each mutant is compiled from its changed source in a forked process,
-which then runs the tests that reach the changed line, quickest first. A mutant that no test sees has survived: it is
-listed.
+Mutants are mutmut's (an operator, a constant, an argument or a condition changed), drawn without replacement. Three
+kinds are left out and counted: texts for people (what an error or a warning says, the call it repeats), names that only
+annotations use, and devices (a machine with one device cannot tell them apart; the identity suite asks on CUDA).
+
+mutmut's own runner rewrites functions as wrappers, which a library that asks classes for their members and reads lines
+of source does not bear; so each mutant is compiled from its changed source in a forked process, which then runs the
+tests that reach the changed line, quickest first. A mutant that no test sees has survived: it is listed.
 """
 
 from __future__ import annotations
@@ -35,23 +37,10 @@ from mutmut.mutation import file_mutation
 ROOT = Path(__file__).parent.parent
 CORE = ("_factors", "_capture", "_reduce.py", "_weights.py", "_transform", "_per_sample")
 # What holds the core; not the tests of what is built upon it, nor tests that plant faults in sources of their own.
-AWAY = (
-    "diagnose",
-    "train",
-    "store",
-    "plot",
-    "init",
-    "hf",
-    "quantities",
-    "audit",
-    "bench",
-    "testing",
-    "typing",
-    "recipes",
-)
+AWAY = ("diagnose", "train", "store", "plot", "init", "hf", "audit", "bench", "typing")
 AWAY_FILES = "*mutants*", "*cli*", "test_readme*", "test_public*", "test_layout*", "test_page*", "test_notebooks*"
 TALK = {"message", "warn", "warned", "GradfuncWarning"}  # calls whose texts are for people
-
+TEXTS = {"call", "got", "do", "text", "said", "expected", "why", "note", "described"}  # names of such texts
 
 UNCHANGED = "as it is"
 
@@ -87,9 +76,11 @@ class Sites:
         self.path = path
         self.code = path.read_text()
         self.module, found, _, _ = file_mutation.create_mutations(str(path), self.code)
-        talk = Talk()
-        self.module.visit(talk)
-        self.found = [one for one in found if id(one.original_node) not in talk.nodes]
+        apart = Apart()
+        self.module.visit(apart)
+        kinds = [apart.kind(one.original_node, one.mutated_node) for one in found]
+        self.found = [one for one, kind in zip(found, kinds, strict=True) if kind is None]
+        self.left_out = Counter(kind for kind in kinds if kind is not None)
 
     def mutant(self, k: int) -> Mutant:
         """With its source."""
@@ -104,18 +95,81 @@ class Sites:
         return Mutant(str(self.path.relative_to(ROOT)), a + 1, was, now, tree.code)
 
 
-class Talk(cst.CSTVisitor):
-    """Nodes within texts for people."""
+class Apart(cst.CSTVisitor):
+    """Which nodes no number depends on."""
 
     def __init__(self) -> None:
-        self.nodes: set[int] = set()
+        self.nodes: dict[int, str] = {}
+
+    def kind(self, was: cst.CSTNode, now: cst.CSTNode) -> str | None:
+        """Of a mutation; None: it counts."""
+        if id(was) in self.nodes:
+            return self.nodes[id(was)]
+        if isinstance(was, cst.Call) and isinstance(now, cst.Call) and len(was.args) >= len(now.args):
+            kept = [arg.value for arg in now.args]
+            for before, arg in zip([None, *was.args], was.args, strict=False):
+                if not any(arg.value is value for value in kept):  # this argument was dropped, or is None now
+                    return _text_or_device(arg) or ("text" if _is_name(before, arg) else None)
+        return None
+
+    def _leave_out(self, node: cst.CSTNode, kind: str) -> None:
+        for one in file_mutation._walk(node):
+            self.nodes.setdefault(id(one), kind)
 
     def visit_Call(self, node: cst.Call) -> None:
         if isinstance(node.func, cst.Name) and node.func.value in TALK:
-            self.nodes.update(map(id, file_mutation._walk(node)))
+            self._leave_out(node, "text")
+        for before, arg in zip([None, *node.args], node.args, strict=False):
+            kind = _text_or_device(arg) or (_is_name(before, arg) and "text")
+            if kind:
+                self._leave_out(arg, kind)
 
     def visit_Raise(self, node: cst.Raise) -> None:
-        self.nodes.update(map(id, file_mutation._walk(node)))
+        self._leave_out(node, "text")
+
+    def visit_SimpleString(self, node: cst.SimpleString) -> None:
+        if " " in node.value or node.value.strip("'\"").startswith("gf."):
+            self._leave_out(node, "text")
+
+    def visit_FormattedString(self, node: cst.FormattedString) -> None:
+        self._leave_out(node, "text")
+
+    def visit_Assign(self, node: cst.Assign) -> None:
+        self._assigned(node, [target.target for target in node.targets])
+
+    def visit_AnnAssign(self, node: cst.AnnAssign) -> None:
+        self._assigned(node, [node.target])
+
+    def visit_Param(self, node: cst.Param) -> None:
+        self._assigned(node, [node.name])
+
+    def _assigned(self, node: cst.CSTNode, targets: list[Any]) -> None:
+        names = [target.value for target in targets if isinstance(target, cst.Name)]
+        if any(name in TEXTS for name in names):
+            self._leave_out(node, "text")
+        elif isinstance(node, cst.Assign) and names and _is_type(names[0], node.value):
+            self._leave_out(node, "type")
+
+
+def _text_or_device(arg: cst.Arg) -> str | None:
+    name = arg.keyword.value if arg.keyword else ""
+    value = arg.value.attr.value if isinstance(arg.value, cst.Attribute) else getattr(arg.value, "value", "")
+    if "device" in (name, value):
+        return "device"
+    spelt = isinstance(arg.value, cst.SimpleString) and (" " in value or value.strip("'\"").startswith("gf."))
+    return "text" if spelt or isinstance(arg.value, cst.FormattedString) or {name, value} & TEXTS else None
+
+
+def _is_name(before: cst.Arg | None, arg: cst.Arg) -> bool:
+    """`check_number(call, "lr", lr)`: the argument's name, behind the call, as the error says it."""
+    return before is not None and _text_or_device(before) == "text" and isinstance(arg.value, cst.SimpleString)
+
+
+def _is_type(name: str, value: cst.CSTNode) -> bool:
+    """`Rows = Callable[[Tensor], Tensor]`."""
+    return (
+        name.lstrip("_")[:1].isupper() and not name.isupper() and isinstance(value, cst.Subscript | cst.BinaryOperation)
+    )
 
 
 def tests() -> list[str]:
@@ -330,7 +384,8 @@ def main() -> None:
     sites = [Sites(path) for path in files if asked.only in str(path)]
     every = [(site, k) for site in sites for k in range(len(site.found))]
     chosen = random.Random(asked.seed).sample(every, asked.sample) if asked.sample else every
-    say(f"{len(chosen)} of {len(every)} mutants of {len(files)} files")
+    left_out = sum((site.left_out for site in sites), Counter[str]())
+    say(f"{len(chosen)} of {len(every)} mutants of {len(files)} files; left out: {dict(left_out)}")
     code = "import json, torch; from gradfunc.bench._environment import environment as read;"
     code += "print(json.dumps(read(torch.device('cpu'))))"
     where = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
@@ -348,11 +403,13 @@ def main() -> None:
                 say(f"    - {result.was}\n    + {result.now}")
             if asked.out:
                 asked.out.write_text(
-                    json.dumps(_record(where, asked.seed, len(every), results, known), indent=1) + "\n"
+                    json.dumps(_record(where, asked.seed, len(every), left_out, results, known), indent=1) + "\n"
                 )
 
 
-def _record(where: Any, seed: int, of: int, results: list[Met], known: dict[str, Any]) -> dict[str, Any]:
+def _record(
+    where: Any, seed: int, of: int, left_out: Counter[str], results: list[Met], known: dict[str, Any]
+) -> dict[str, Any]:
     fates = Counter(r.fate for r in results)
     killed = fates["killed"] + fates["timeout"]
     low, high = interval(killed, len(results))
@@ -360,6 +417,7 @@ def _record(where: Any, seed: int, of: int, results: list[Met], known: dict[str,
     return {
         "environment": where,
         "mutants": of,
+        "left_out": dict(left_out),
         "sampled": len(results),
         "seed": seed,
         "tests": len(known["seconds"]),
