@@ -14,7 +14,7 @@ from ..._per_sample import PerSampleGrads
 from .._numbers import NOT_NEGATIVE, Range, check_number
 from ._reweighted import Reweighted
 
-_COUNT = Range("an int >= 1, or a share in (0, 1)", lambda k: 0 < k < 1 or (k >= 1 and k == int(k)))
+_COUNT = Range("an int >= 1, or a share in (0, 1)", lambda k: 0 < k < 1 or (k >= 1 and k % 1 == 0))
 
 
 def top_k_loss(k: float) -> Reweighted:

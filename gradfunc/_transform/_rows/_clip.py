@@ -110,7 +110,7 @@ class ClipPerSample(RowStage):
         changed = []
         for field in dataclasses.fields(self)[1:]:
             if (value := getattr(self, field.name)) != field.default:
-                changed.append(f"{field.name}={dict(value) if isinstance(value, tuple) else value!r}")
+                changed.append(f"{field.name}={_spelt(value) if isinstance(value, tuple) else repr(value)}")
         return f"{self.name}({', '.join([shown(self.max_norm), *changed])})"
 
 
@@ -188,6 +188,10 @@ def clip_per_sample(
 
 def _factor(norms: Tensor, unit: Tensor, *, limit: float, eps: float) -> Tensor:
     return quotient(norms, limit, unit, eps, least=True)
+
+
+def _spelt(groups: tuple[tuple[str, Number], ...]) -> str:
+    return "{" + ", ".join(f"{pattern!r}: {shown(limit)}" for pattern, limit in groups) + "}"
 
 
 def _facts(seen: Mapping[str, Seen]) -> Facts:
