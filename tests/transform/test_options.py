@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -142,7 +141,12 @@ OPTIONS: dict[str, dict[str, Option]] = {
     },
     "clip_per_sample": {
         "max_norm": norm(REQUIRED, 0.5, INF),
-        "groups": Option(None, ("parameter", {}, {"a": 0.5}, {"a": 0.5, "b": INF}, {"a": halving}), ("a", {"a": 0.0}, {"(": 1.0}), ({"a": "1"},)),
+        "groups": Option(
+            None,
+            ("parameter", {}, {"a": 0.5}, {"a": 0.5, "b": INF}, {"a": halving}),
+            ("a", {"a": 0.0}, {"(": 1.0}),
+            ({"a": "1"},),
+        ),
         "per_unit_weight": OFF,
         "eps": eps(0.0, 0.5),
         "nonfinite": policy,
