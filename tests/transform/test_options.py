@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from problem import F64, plain
@@ -258,6 +259,68 @@ def test_what_an_option_may_not_be(name, option):
         for value in values:
             with pytest.raises(kind, match=rf"^gf\.{name}\(.*got (\w+: )?{option}"):
                 made(name, **{option: value})
+
+
+@pytest.mark.parametrize(("name", "option"), [(n, k) for n, k in EACH if OPTIONS[n][k].no_such_type[:1] == ("1",)])
+def test_what_else_a_number_may_be_is_said(name, option):
+    expected = "a number, or a function from the step to one" if halving in OPTIONS[name][option].others else "a number"
+    with pytest.raises(TypeError, match=rf"got {option}='1'; expected {expected}\.$"):
+        made(name, **{option: "1"})
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name != "identity"])
+def test_a_stage_goes_by_the_name_of_its_function(name):
+    stage = made(name)
+    assert stage.name == name
+    assert gf.chain(stage).keys == (name,)
+
+
+def test_spelling_of_what_holds_stages():
+    part = gf.partition({"x": gf.scale(halving), "y": gf.clip_by_value(1.0)}, {"a": "x", ".*": "y"})
+    whole = gf.masked(gf.scale(0.5) >> gf.scale(2.0), ["a"]) >> part
+    assert eval(repr(whole), dict(NAMES)) == whole
+    assert repr(part) == "partition({'x': scale(halving), 'y': clip_by_value(1.0)}, {'a': 'x', '.*': 'y'})"
+    mine = gf.masked(Mine(), "a") >> gf.partition({"x": Mine()}, labelled) >> gf.stateless_transform(below_five)
+    assert (
+        repr(mine) == "masked(Mine, select='a') >> partition({'x': Mine}, labelled) >> stateless_transform(below_five)"
+    )
+    assert mine.name == "masked(Mine) >> partition >> stateless_transform"
+    assert repr(Averaged(0.5, True)) == "averaged(0.5, nesterov=True)"
+    assert repr(gf.momentum(0.5, dampening=0.25)) == "momentum(0.5, dampening=0.25)"
+    rule = gf.from_torch_optim(torch.optim.SGD, lr=halving, momentum=0.5)
+    assert repr(rule) == "from_torch_optim(SGD, lr=halving, momentum=0.5)"
+    assert repr(gf.from_torch_optim(torch.optim.SGD, lr=0.5)) == "from_torch_optim(SGD, lr=0.5)"
+
+
+class Mine:
+    def init(self, params):
+        return ()
+
+    def update(self, grads, state, params=None, /):
+        return grads, state
+
+
+def labelled(name, value):
+    return "x"
+
+
+NUMBERS = [0.5, np.float32(0.5), np.float64(0.5), np.array(0.5), torch.tensor(0.5), torch.tensor(0.5).half()]
+
+
+@pytest.mark.parametrize("given", NUMBERS, ids=lambda given: f"{type(given).__name__} {getattr(given, 'dtype', '')}")
+def test_a_schedule_gives_any_kind_of_number(given):
+    g = {"a": torch.ones(2, dtype=F64)}
+    stage = gf.scale(lambda step: given)
+    assert stage.update(g, stage.init(g))[0]["a"].tolist() == [0.5, 0.5]
+    whole = gf.scale(lambda step: 3)
+    assert whole.update(g, whole.init(g))[0]["a"].tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("given", [None, np.ones(1), torch.ones(1), "0.5"], ids=lambda given: type(given).__name__)
+def test_a_schedule_gives_nothing_else(given):
+    g = {"a": torch.ones(2, dtype=F64)}
+    stage = gf.scale(lambda step: given)
+    says(TypeError, "scale(", partial(stage.update, g, stage.init(g)), "from factor(step=0); expected a number.")
 
 
 # --- errors say who they are ----------------------------------------------------------------------------

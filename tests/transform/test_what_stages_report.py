@@ -9,6 +9,7 @@ import torch
 from problem import F64, KINDS, plain
 
 import gradfunc as gf
+from gradfunc._transform import StepReport
 
 INF, NAN = math.inf, math.nan
 MATRIX = torch.tensor(
@@ -180,3 +181,29 @@ def test_the_noise_scaled_step_says_what_it_saw():
         assert state["count"] == count
         assert float(updates["a"]) == pytest.approx(-0.5 * 0.75 * 2, rel=1e-14)
     assert rule.init({})["trace"].dtype == rule.init(params)["squared_norm"].dtype == F64
+
+
+def test_a_report_as_text_and_as_values():
+    stages = (("one", {"clipped": 0.25, "nonfinite": torch.tensor(0.0)}), ("two", {}), ("one", {"clipped": 1.0}))
+    report = StepReport(stages)
+    assert report.ok
+    assert report.to_dict() == {
+        "ok": True,
+        "stages": [
+            {"stage": "one", "clipped": 0.25, "nonfinite": 0.0},
+            {"stage": "two"},
+            {"stage": "one", "clipped": 1.0},
+        ],
+    }
+    assert report["one"]["clipped"] == 0.25  # the first of the name
+    assert report["two"] == {}
+    with pytest.raises(ValueError, match=r"^report\[stage\]: got stage='three'; .*one of 'one', 'two', 'one'"):
+        report["three"]
+    (table,) = report.parts()
+    assert (table.title, list(table.columns)) == ("One update, stage by stage", ["stage", "fact", "value"])
+    assert table.rows == [["one", "clipped", "0.25"], ["one", "nonfinite", "0"], ["one", "clipped", "1"]]
+    bad = StepReport((*stages, ("three", {"nonfinite": torch.tensor(0.5)})))
+    assert not bad.ok
+    assert bad.to_dict()["ok"] is False
+    assert StepReport().ok
+    assert StepReport().stages == ()
