@@ -319,3 +319,45 @@ def test_updates_that_a_stage_behind_reads_do_not_land(behind):
     now, _, _ = gf.make_step(loss, step)(params, step.init(params), *batch)
     assert not noted(rule)[0].lands
     assert all(torch.equal(now[k], params[k] + 0.5 * -params[k]) for k in params)
+
+
+@dataclass(frozen=True, repr=False)
+class Gives(Told):
+    """Updates made beforehand."""
+
+    def apply(self, grads, state, params, how, /):
+        return gf.Updates(self.holds), state
+
+
+class OwnGives(Own):
+    """The same of a user's."""
+
+    gives = gf.Updates
+
+    def __init__(self, holds):
+        self.holds = holds
+
+    def update(self, grads, state, params=None, /):
+        return gf.Updates(self.holds), state
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["in a chain", "alone"])
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+@pytest.mark.parametrize("kind", ["fresh", "handed on", "own"])
+def test_updates_that_nobody_holds_become_the_parameters(kind, dtype, whole):
+    """A stage's own of the parameters' dtype do, so that a step makes no tensor more; all others stay as they are."""
+    params, batch = problem()
+    holds = {k: torch.full_like(v, 0.5, dtype=dtype) for k, v in params.items()}
+    rule = OwnGives(holds) if kind == "own" else Gives("gives", kind == "fresh", gives=gf.Updates, holds=holds)
+    if whole:
+        object.__setattr__(rule, "takes", gf.PerSampleGrads)
+    step = rule if whole else gf.mean() >> rule
+    now, _, _ = gf.make_step(loss, step)(params, step.init(params), *batch)
+    taken = dtype == F64 and (kind == "fresh" or (kind == "handed on" and not whole))  # handed on: what a mean made
+    for k, value in params.items():
+        assert torch.equal(now[k], value + 0.5)
+        assert (now[k].data_ptr() == holds[k].data_ptr()) is taken
+        assert torch.equal(holds[k], now[k] if taken else torch.full_like(value, 0.5, dtype=dtype))
+    holds = {k: torch.full_like(v, 0.5, dtype=dtype) for k, v in params.items()}
+    again = gf.apply_updates(params, gf.Updates(holds))
+    assert all(bool((v == 0.5).all()) and again[k].data_ptr() != v.data_ptr() for k, v in holds.items())

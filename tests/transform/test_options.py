@@ -275,6 +275,17 @@ def test_a_stage_goes_by_the_name_of_its_function(name):
     assert gf.chain(stage).keys == (name,)
 
 
+def test_names_of_parts():
+    """They are keys of states, so that a rename would lose what was stored."""
+    assert made("muon").chain.keys == ("averaged", "orthogonalize", "add_decayed_weights", "descend")
+    assert gf.lion(weight_decay=0.5).chain.keys == ("scale_by_lion", "add_decayed_weights", "descend")
+    assert gf.adam(weight_decay=0.5).chain.keys == ("add_decayed_weights", "scale_by_adam", "descend")
+    assert made("adamw").chain.keys == ("scale_by_adam", "add_decayed_weights", "descend")
+    every = gf.sgd(momentum=0.5, weight_decay=0.5, maximize=True)
+    assert every.chain.keys == ("scale", "add_decayed_weights", "momentum", "descend")
+    assert gf.identity().name == "identity"
+
+
 def test_spelling_of_what_holds_stages():
     part = gf.partition({"x": gf.scale(halving), "y": gf.clip_by_value(1.0)}, {"a": "x", ".*": "y"})
     whole = gf.masked(gf.scale(0.5) >> gf.scale(2.0), ["a"]) >> part
