@@ -790,6 +790,12 @@ MUTANTS = {
         lambda m: m.setattr(_clip, "quotient", lambda *given, **how: quotient(*given, **how).detach()),
         check_derived,
     ),
+    "a factor's weight is constant": (
+        lambda m: m.setattr(
+            _clip, "quotient", lambda n, c, unit, eps, **how: quotient(n, c, unit.detach(), eps, **how)
+        ),
+        lambda: check_factors("clip per unit"),
+    ),
     "other draws": (other_draws, check_draws),
     "rows detached": (lambda m: m.setattr(_live, "norms", detached_rows), check_queries),
     "rows detached inside": (lambda m: m.setattr(_live, "norms", detached_rows), check_inside),

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from oracle import storages
 from problem import F64, loss, plain, problem
 
 import gradfunc as gf
 from gradfunc._transform._chain import Same, Stage
 from gradfunc._transform._landing import Landing
+from gradfunc._transform._rules._momentum import Averaged
 from gradfunc._transform._stage import AnyStage, How
 
 STARTS = [How(said, *flags) for said in (None, []) for flags in itertools.product((False, True), repeat=3)]
@@ -361,3 +363,38 @@ def test_updates_that_nobody_holds_become_the_parameters(kind, dtype, whole):
     holds = {k: torch.full_like(v, 0.5, dtype=dtype) for k, v in params.items()}
     again = gf.apply_updates(params, gf.Updates(holds))
     assert all(bool((v == 0.5).all()) and again[k].data_ptr() != v.data_ptr() for k, v in holds.items())
+
+
+FRESH = {
+    "descend": gf.descend(0.5),
+    "momentum": gf.momentum(0.5),
+    "nesterov": gf.momentum(0.5, nesterov=True),
+    "averaged": Averaged(0.5, False),
+    "averaged, nesterov": Averaged(0.5, True),
+    "scale_by_adam": gf.scale_by_adam(),
+    "amsgrad": gf.scale_by_adam(amsgrad=True),
+    "scale_by_lion": gf.scale_by_lion(),
+    "orthogonalize": gf.orthogonalize(),
+    "sgd": gf.sgd(0.5, momentum=0.5),
+    "adam": gf.adam(weight_decay=0.5),
+    "adamw": gf.adamw(),
+    "lion": gf.lion(weight_decay=0.5),
+    "muon": gf.muon(),
+    "from_torch_optim": gf.from_torch_optim(torch.optim.SGD, lr=0.5, momentum=0.5),
+}
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.bfloat16])
+@pytest.mark.parametrize("name", FRESH)
+def test_what_is_called_fresh_is_nobody_elses(name, dtype):
+    """Neither what was given nor what is remembered: stages behind overwrite it."""
+    stage = FRESH[name]
+    assert stage.fresh is True
+    params = {k: torch.randn(3, 2, dtype=F64).to(dtype) for k in "ab"}
+    state = stage.init(params)
+    for _ in range(2):
+        grads = {k: torch.randn(3, 2, dtype=F64).to(dtype) for k in params}
+        out, new = stage.update(grads, state, params)
+        assert not storages(out) & (storages(new) | storages(state) | storages(grads) | storages(params))
+        assert not storages(new) & (storages(state) | storages(grads) | storages(params))
+        state = new

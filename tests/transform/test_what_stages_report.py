@@ -10,6 +10,7 @@ from problem import F64, KINDS, plain
 
 import gradfunc as gf
 from gradfunc._transform import StepReport
+from gradfunc._transform._rows import _by_norm, _clip
 
 INF, NAN = math.inf, math.nan
 MATRIX = torch.tensor(
@@ -93,6 +94,10 @@ def piece(matrix, weights, finite, per_unit, factor):
 @pytest.mark.parametrize("which", ROWS)
 @pytest.mark.parametrize("name", STAGES)
 def test_what_is_done_to_norms(name, which):
+    check_norms(name, which)
+
+
+def check_norms(name, which="some"):
     """With and without a query behind, of rows kept or streamed, by all policies that give a report."""
     make, per_unit, factor = STAGES[name]
     matrix, weights, finite = MATRIX[ROWS[which]], WEIGHTS[ROWS[which]], FINITE[ROWS[which]]
@@ -116,6 +121,10 @@ GROUPS = {"parameter": ("parameter", {"a": ([0], 0.4), "b": ([1, 2], 0.4)}), "re
 @pytest.mark.parametrize("groups", GROUPS)
 @pytest.mark.parametrize("policy", ["skip", "zero", "raise"])
 def test_what_is_done_to_groups(policy, groups, per_unit):
+    check_groups(policy, groups, per_unit)
+
+
+def check_groups(policy="skip", groups="parameter", per_unit=False):
     """What was left out for one group's sake is not finite in all of them."""
     given, parts = GROUPS[groups]
     keep = FINITE if policy == "raise" else slice(None)
@@ -207,3 +216,30 @@ def test_a_report_as_text_and_as_values():
     assert bad.to_dict()["ok"] is False
     assert StepReport().ok
     assert StepReport().stages == ()
+
+
+# --- mistakes ------------------------------------------------------------------------------------------
+
+
+def per_row(self, norms, unit, c):
+    return note(self, norms, torch.ones_like(unit), c)
+
+
+def left_out_unseen(*given, gone=None, **how):
+    return by_norm(*given, **how)
+
+
+note, by_norm = _by_norm.Seen.note, _by_norm.by_norm
+MUTANTS = {
+    "norms of rows, not per unit": (_by_norm.Seen, "note", per_row, lambda: check_norms("clip per unit")),
+    "what was left out is not reported": (_clip, "by_norm", left_out_unseen, check_groups),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_planted_mistake_is_noticed(name, monkeypatch):
+    where, attribute, mistake, law = MUTANTS[name]
+    law()
+    monkeypatch.setattr(where, attribute, mistake)
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        law()
