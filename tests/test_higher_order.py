@@ -226,6 +226,67 @@ def test_derived_values():
     check_derived()
 
 
+# stages made of norms n and weights u -> their factors
+LONG = 1.3
+FACTORS = {
+    "clip": (gf.clip_per_sample(LONG), lambda n, u: (LONG / n).clamp_max(1)),
+    "clip, skipping": (gf.clip_per_sample(LONG, nonfinite="skip"), lambda n, u: (LONG / n).clamp_max(1)),
+    "clip, eps": (gf.clip_per_sample(LONG, eps=0.4), lambda n, u: (LONG / (n + 0.4)).clamp_max(1)),
+    "clip per unit": (
+        gf.clip_per_sample(LONG, per_unit_weight=True),
+        lambda n, u: (LONG * u / n).clamp_max(1),
+    ),
+    "clip per unit, eps": (
+        gf.clip_per_sample(LONG, per_unit_weight=True, eps=0.4),
+        lambda n, u: (LONG * u / (n + 0.4 * u)).clamp_max(1),
+    ),
+    "normalise": (gf.normalize_per_sample(LONG, stability=0.3), lambda n, u: LONG / (n + 0.3)),
+    "normalise, plain": (gf.normalize_per_sample(LONG, stability=0.0), lambda n, u: LONG / n),
+    "normalise per unit": (
+        gf.normalize_per_sample(LONG, stability=0.3, per_unit_weight=True),
+        lambda n, u: LONG * u / (n + 0.3 * u),
+    ),
+    "adaptive": (gf.adaptive_clip_per_sample(LONG), lambda n, u: (LONG / n).clamp_max(1)),
+    "adaptive, to the unit": (
+        gf.adaptive_clip_per_sample(LONG, unit=True),
+        lambda n, u: (LONG / n).clamp_max(1) / LONG,
+    ),
+    "weights": (gf.normalize_weights(), lambda n, u: 1 / u),
+}
+
+
+def check_factors(name):
+    """The derivative of rows times a factor of their norm and weight: in parameters, batch and weights."""
+    stage, factor = FACTORS[name]
+    f, (p, x, t) = gf.per_sample_grads(weighted), given()
+    c = torch.tensor([0.2, 1.5, 0.5, 2.5], dtype=F64, requires_grad=True)
+    state, r = stage.init(p), torch.randn(SIZE, 12, dtype=F64, generator=torch.Generator().manual_seed(5))
+
+    def mine(p, x, c):
+        return flat(stage.update(f(p, x, t).weighted(c), state)[0].materialize())
+
+    def by_hand(p, x, c):
+        rows = flat(rows_of(weighted, False, p, x, t)) * c[:, None]
+        factors = factor(rows.norm(dim=1), 3 * c)
+        assert len(factors.unique()) > 2  # clipped or not, more than one of each
+        return rows * factors[:, None]
+
+    inputs = [*p.values(), x, c]
+    want = by_hand(p, x, c)
+    check_same([mine(p, x, c).detach()], [want.detach()])
+    check_same(again(mine(p, x, c), inputs), again(want, inputs), name)
+    slope = torch.autograd.grad((want * r).sum(), [*p.values(), x, c])
+    got, *others = torch.func.grad(lambda p, x, c: (mine(p, x, c) * r).sum(), argnums=(0, 1, 2))(
+        detached(p), x.detach(), c.detach()
+    )
+    check_same([*got.values(), *others], slope, f"{name}, inside a transform")
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_factors_of_norms_and_weights(name):
+    check_factors(name)
+
+
 def test_losses_of_derived_values():
     p, x, t = given()
     inputs = [*p.values(), x]

@@ -186,7 +186,7 @@ class Chain(Stage[In, Out]):
         return " >> ".join(repr(s) if isinstance(s, AnyStage) else name_of(s) for s in self.stages) or "gf.chain()"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Identity(Same):
     """Gives what it takes; in a chain it is nothing."""
 
@@ -199,6 +199,9 @@ class Identity(Same):
     def apply(self, grads: Any, state: State, params: Tensors | None, how: How, /) -> tuple[Any, State]:
         """The input itself."""
         return grads, state
+
+    def __repr__(self) -> str:
+        return "identity()"
 
 
 def identity() -> Identity:

@@ -45,15 +45,15 @@ def add_(values: list[Tensor], others: list[Tensor], alpha: float) -> list[Tenso
 
 
 def lerp(values: list[Tensor], others: list[Tensor], weight: float) -> list[Tensor]:
-    """`values + weight (others - values)`."""
-    if _at_once(values, others):
+    """`values + weight (others - values)`, of others in the same dtypes."""
+    if _at_once(values):
         return list(torch._foreach_lerp(values, others, weight))
     return [value.lerp(other, weight) for value, other in zip(values, others, strict=True)]
 
 
 def lerp_(values: list[Tensor], others: list[Tensor], weight: float) -> list[Tensor]:
     """The same."""
-    if not _at_once(values, others):
+    if not _at_once(values):
         return lerp(values, others, weight)
     torch._foreach_lerp_(values, others, weight)
     return values

@@ -171,7 +171,7 @@ def test_rows_that_a_batch_may_couple_bound_nothing():
         return (out - y - out.mean()).square().sum(-1)
 
     f = gf.per_sample_grads(losses, batched=True)
-    with pytest.raises(ValueError, match=r" >> gaussian_mechanism: got .*nothing bounds what one sample can move"):
+    with pytest.raises(ValueError, match=r"sum >> gaussian_mechanism: got .*nothing bounds what one sample can move"):
         gf.make_step(f, PRIVATE)
     gf.make_step(f, CLIP >> gf.sum() >> gf.gaussian_mechanism(1.0, seed=0, sensitivity=2.0))
     gf.make_step(losses, PRIVATE)

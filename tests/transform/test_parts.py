@@ -224,6 +224,9 @@ def test_what_is_refused_when_built(name):
 
 BOUNDED = Guarantee(3.0, False, True)
 SUMMED = Guarantee(sensitivity=Sensitivity(3.0, 6.0))
+MEANT = Guarantee(sensitivity=Sensitivity(over_n=6.0))
+PER_UNIT = Guarantee(3.0, True, True)
+LEARNT = Guarantee(per_sample_independent=True, learns=True)
 GUARANTEES = {
     "masked clip": (gf.masked(gf.clip_per_sample(1.0), "w"), SAMPLES, SAMPLES),
     "masked clip, bounded before": (
@@ -254,6 +257,32 @@ GUARANTEES = {
         NOTHING,
     ),
     "scale": (gf.scale(-2.0), SUMMED, Guarantee(sensitivity=Sensitivity(6.0, 12.0))),
+    "scale of a mean": (gf.scale(-2.0), MEANT, Guarantee(sensitivity=Sensitivity(over_n=12.0))),
+    "masked scale of a mean": (
+        gf.masked(gf.scale(2.0), "w"),
+        MEANT,
+        Guarantee(sensitivity=Sensitivity(over_n=180**0.5)),
+    ),
+    "descent": (gf.descend(0.5), SUMMED, Guarantee(sensitivity=Sensitivity(1.5, 3.0))),
+    "descent by a schedule": (gf.descend(lambda step: 0.5), SUMMED, NOTHING),
+    "scaled bounds": (gf.scale(2.0), BOUNDED, SAMPLES),
+    "per unit, by part": (
+        gf.partition({"a": gf.clip_per_sample(4.0, per_unit_weight=True), "b": gf.identity()}, {}),
+        PER_UNIT,
+        Guarantee(18**0.5, True, True),
+    ),
+    "learnt in one part": (
+        gf.partition({"a": gf.adaptive_clip_per_sample(), "b": gf.identity()}, {}),
+        SAMPLES,
+        LEARNT,
+    ),
+    "learnt, masked": (gf.masked(gf.adaptive_clip_per_sample(unit=True), "w"), SAMPLES, LEARNT),
+    "learnt before": (gf.clip_per_sample(1.0), LEARNT, Guarantee(1.0, False, True, learns=True)),
+    "coupled in one part": (
+        gf.partition({"a": gf.top_k_loss(2), "b": gf.identity()}, {}),
+        BOUNDED,
+        Guarantee(18**0.5),
+    ),
     "scale by a schedule": (gf.scale(lambda step: 1.0), SUMMED, NOTHING),
     "identity": (gf.identity(), BOUNDED, BOUNDED),
     "any function": (gf.stateless_transform(lambda g: g), BOUNDED, NOTHING),
@@ -265,6 +294,7 @@ def check_guarantee(name):
     got = stage.guarantee(before)
     assert got.bound == (None if want.bound is None else pytest.approx(want.bound))
     assert (got.per_unit_weight, got.per_sample_independent) == (want.per_unit_weight, want.per_sample_independent)
+    assert got.learns is want.learns
     for kind in ("add_remove", "replace_one", "over_n"):
         expected = getattr(want.sensitivity, kind)
         assert getattr(got.sensitivity, kind) == (None if expected is None else pytest.approx(expected))
@@ -297,6 +327,47 @@ def test_stateless_transforms():
     for bad in (3, lambda: 0, lambda a, b, c: 0, lambda a, *, k: 0):
         with pytest.raises(TypeError, match=r"gf.stateless_transform\(fn\)"):
             gf.stateless_transform(bad)
+
+
+def test_a_function_that_does_not_say_what_it_takes():
+    """`dict` has no signature: it is called with what comes alone."""
+    g, params = grads()
+    stage = gf.stateless_transform(dict)
+    out, state = stage.update(g, stage.init(params), params)
+    assert same_bits(out, g)
+    assert out is not g
+    assert state == ()
+    several = gf.stateless_transform(lambda *given: given[0])
+    assert several.update(g, (), params)[0] is g
+    optional = gf.stateless_transform(lambda grads, factor=2.0: {k: factor * v for k, v in grads.items()})
+    assert same_bits(optional.update(g, (), params)[0], {k: 2 * v for k, v in g.items()})
+
+
+def test_what_a_masked_stage_gives_must_be_rows():
+    g, _ = rows()
+    for stage, got in ((gf.stateless_transform(lambda g: g.sum()), "a dict"), (Reducing(), "a dict")):
+        step = gf.masked(stage, "v")
+        name = getattr(stage, "name", "Reducing")
+        with pytest.raises(TypeError) as error:
+            step.update(g, step.init(problem()[0]))
+        expected = f"got {got} from the stage; expected per-sample gradients."
+        assert str(error.value) == f"masked({name}).update(g, state): {expected}"
+
+
+class Reducing:
+    """A reduction that does not say so."""
+
+    def init(self, params):
+        return ()
+
+    def update(self, g, state, params=None, /):
+        return g.sum(), state
+
+
+def test_what_is_known_of_nothing():
+    assert Guarantee() == Guarantee(None, False, False, Sensitivity(None, None, None), False)
+    assert Guarantee() == NOTHING
+    assert Guarantee(None, False, True) == SAMPLES
 
 
 def check_ownership():

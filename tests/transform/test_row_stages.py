@@ -14,6 +14,7 @@ from tiers import quick
 import gradfunc as gf
 from gradfunc._transform import Guarantee
 from gradfunc._transform._guarantee import NOTHING, SAMPLES
+from gradfunc._transform._noise import gaussian
 
 ROWS = torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.5, 0.0], [0.0, 0.0, 0.0], [1e20, 0.0, 1e20]], dtype=F64)
 
@@ -394,6 +395,48 @@ def test_the_noisy_count_is_a_function_of_seed_and_count():
     assert torch.equal(state, torch.get_rng_state())
     noise = -(math.log(first) / 0.2) * 4 + 0.5 * 4 - 2  # log C = -eta (b - q), b = (2 + noise) / 4
     assert 0 < abs(noise) < 4 * 0.5
+
+
+NEXT = {  # rows, weights: of norms at C = 1, below it and above it, infinite; with a weight, with little, and without
+    "all": ([1.0, 0.5, 2.0, INF, 0.0, 0.9, 0.1], [1.0, 1.0, 1.0, 1.0, 1.0, 0.5, 0.0]),
+    "one": ([0.5], [0.25]),
+    "one above": ([2.0], [3.0]),
+    "none finite": ([INF], [1.0]),
+    "none of weight": ([0.5], [0.0]),
+    "none": ([], []),
+}
+DP = {"quantile": 0.25, "learning_rate": 0.7, "count_noise_std": 3.0, "batch_size": 5.5, "seed": 4}
+
+
+def check_next(name, options, dtype=F64, policy="skip"):
+    """`C exp(-eta (b - q))`, b the share of finite rows with a weight that are at most C long; and again from there."""
+    norms, weights = (torch.tensor(given, dtype=dtype) for given in NEXT[name])
+    g, params = plain(norms[:, None] * torch.tensor([[0.6, 0.8]], dtype=dtype), weights, dtype)
+    clip = gf.adaptive_clip_per_sample(1.0, nonfinite=policy, **options)
+    state, want = clip.init(params), 1.0
+    assert state["max_norm"].dtype == F64
+    assert state["count"] == 0
+    q, eta = options.get("quantile", 0.5), options.get("learning_rate", 0.2)
+    for count in range(2):
+        state = clip.update(g, state)[1]
+        counted = norms.isfinite() & (weights > 0)
+        below = float((counted & (g.norms() <= want)).sum())
+        if std := options.get("count_noise_std", 0.0):
+            draw = gaussian(torch.zeros((), dtype=F64), "adaptive_clip_per_sample", options["seed"], count)
+            below += std * float(draw)
+        size = options.get("batch_size", float(counted.sum()))
+        want *= math.exp(-eta * ((below / size if size else q) - q))
+        assert state["max_norm"].dtype == F64
+        assert float(state["max_norm"]) == pytest.approx(want, rel=1e-14)
+        assert state["count"] == count + 1
+
+
+@pytest.mark.parametrize("options", [{}, DP], ids=["plain", "private"])
+@pytest.mark.parametrize("name", NEXT)
+def test_the_next_threshold(name, options):
+    for dtype in (F64, torch.float32):
+        for policy in ("skip", "zero", "keep"):
+            check_next(name, options, dtype, policy)
 
 
 def test_no_samples_move_no_threshold():

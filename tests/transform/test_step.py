@@ -336,6 +336,29 @@ def check_landing(name):
     assert same_bits(again, kept[1])
 
 
+REUSED = {
+    "adam": (lambda: gf.adam(1e-2), True),
+    "adam, decayed": (lambda: gf.adam(1e-2, weight_decay=0.1), True),
+    "adamw": (lambda: gf.adamw(1e-2), False),  # the decay reads the parameters once more
+    "adamw without decay": (lambda: gf.adamw(1e-2, weight_decay=0.0), True),
+}
+
+
+@pytest.mark.parametrize("name", REUSED)
+def test_donated_parameters_become_the_next_ones(name):
+    """No tensor is made for them, unless the rule reads the old ones once more."""
+    make, reused = REUSED[name]
+    params, batch = problem()
+    step = gf.mean() >> make()
+    for donate in (False, True):
+        own = {k: v.clone() for k, v in params.items()}
+        run, state = gf.make_step(loss, step, donate=donate), step.init(own)
+        now, after, _ = run(own, state, *batch)
+        assert [now[k].data_ptr() == own[k].data_ptr() for k in own] == [donate and reused] * len(own)
+        moments = [gf.flatten_state(one) for one in (state, after)]
+        assert [moments[0][k].data_ptr() == v.data_ptr() for k, v in moments[1].items() if v.dim()] == [donate] * 6
+
+
 @pytest.mark.parametrize("name", DONATED)
 def test_a_step_is_its_updates_added(name):
     check_landing(name)

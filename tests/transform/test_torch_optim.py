@@ -197,6 +197,28 @@ def test_what_an_optimizer_keeps_in_its_group_is_state():
     check_group_state()
 
 
+class Anchored(Growing):
+    """An optimizer that keeps the parameters themselves, and what was not there yet as None."""
+
+    def step(self, closure=None):
+        super().step()
+        for p in self.param_groups[0]["params"]:
+            self.state[p].update(last=p, squared=p.square(), later=None)
+
+
+def test_what_an_optimizer_keeps_is_plain_tensors():
+    rule, params = gf.from_torch_optim(Anchored, lr=0.01), start()
+    state = rule.init(params)
+    for step in range(2):
+        updates, state = rule.update(stream(step, params), state, params)
+        now = gf.apply_updates(params, updates)
+        for name, kept in state["state"].items():
+            assert list(kept) == ["last", "squared"]
+            assert all(type(value) is torch.Tensor and not value.requires_grad for value in kept.values())
+            assert torch.equal(kept["last"], now[name])
+    assert state["updates"] == dict.fromkeys(params, 2)
+
+
 def test_what_cannot_be_a_rule_is_refused():
     for rule, text in (
         (optim.LBFGS, "LBFGS: it evaluates the loss again"),

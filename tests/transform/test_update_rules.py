@@ -100,7 +100,7 @@ def test_muon_as_torch(nesterov):
 
 def test_orthogonalize_is_the_polynomial_of_the_singular_values():
     stage = gf.orthogonalize(5, precision="float64")
-    for shape in ((5, 3), (3, 5), (4, 4), (4, 2, 3, 3)):
+    for shape in ((5, 3), (3, 5), (4, 4), (4, 2, 3, 3), (5, 1), (1, 5), (1, 1)):
         x = torch.randn(shape, dtype=F64)
         u, s, vt = torch.linalg.svd(x.flatten(1), full_matrices=False)
         s = s / s.norm()
@@ -111,6 +111,8 @@ def test_orthogonalize_is_the_polynomial_of_the_singular_values():
         torch.testing.assert_close(got["x"], want.reshape(shape), rtol=0, atol=1e-10)
     zero, _ = stage.update({"x": torch.zeros(2, 2)}, ())
     assert same_bits(zero["x"], torch.zeros(2, 2))
+    for shape in ((3, 0), (0, 3)):
+        assert stage.update({"x": torch.zeros(shape)}, ())[0]["x"].shape == shape
 
 
 def test_orthogonalize_refuses_vectors_with_the_way_out():

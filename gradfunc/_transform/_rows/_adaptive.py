@@ -72,7 +72,7 @@ class AdaptiveClipPerSample(RowStage):
         """As the paper has it (algorithm 1); what is not finite or has weight 0, and an empty batch, move nothing."""
         below = ((norms.double() <= limit) & counts).sum(dtype=torch.float64)
         if self.batch_size is None:
-            size = counts.sum(dtype=torch.float64)
+            size = counts.sum()
             share_of = size.clamp_min(1)
         else:
             size = share_of = torch.full_like(below, self.batch_size)

@@ -14,7 +14,7 @@ from ..._per_sample import PerSampleGrads
 from .._numbers import NOT_NEGATIVE, Range, check_number
 from ._reweighted import Reweighted
 
-_COUNT = Range("an int >= 1, or a share in (0, 1)", lambda k: 0 < k < 1 or (k >= 1 and k == int(k)))
+_COUNT = Range("an int >= 1, or a share in (0, 1)", lambda k: 0 < k < 1 or (k >= 1 and k % 1 == 0))
 
 
 def top_k_loss(k: float) -> Reweighted:
@@ -51,7 +51,7 @@ def top_k_loss(k: float) -> Reweighted:
     """
     call = "gf.top_k_loss(k)"
     check_number(call, "k", k, _COUNT, schedule=False)
-    return Reweighted("top_k_loss", repr(k), partial(_top, k=k), True, False, 1.0)
+    return Reweighted("top_k_loss", repr(k), partial(_top, k=k), True, False, True)
 
 
 def focal_weights(gamma: float = 2.0) -> Reweighted:
@@ -84,7 +84,7 @@ def focal_weights(gamma: float = 2.0) -> Reweighted:
         tensor([1.0928e-04, 2.7663e+00])
     """
     check_number("gf.focal_weights(gamma)", "gamma", gamma, NOT_NEGATIVE, schedule=False)
-    return Reweighted("focal_weights", repr(gamma), partial(_focal, gamma=float(gamma)), False, True, 1.0)
+    return Reweighted("focal_weights", repr(gamma), partial(_focal, gamma=float(gamma)), False, True, True)
 
 
 def _per_weight(g: PerSampleGrads) -> tuple[Tensor, Tensor]:

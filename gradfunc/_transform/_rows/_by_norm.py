@@ -56,17 +56,28 @@ class Seen:
 
 
 def by_norm(
-    call: str, g: PerSampleGrads, factor: Factor, *, nonfinite: str, per_unit_weight: bool, seen: Seen | None
+    call: str,
+    g: PerSampleGrads,
+    factor: Factor,
+    *,
+    nonfinite: str,
+    per_unit_weight: bool = False,
+    seen: Seen | None = None,
+    gone: Tensor | None = None,
 ) -> PerSampleGrads:
     """Row i times `factor(|g_i|, unit_i)`, by the policy for norms that are not finite.
 
-    Where rows are computed again at each query, so are their norms, and the factors with them.
+    Where rows are computed again at each query, so are their norms, and the factors with them. Rows that are `gone`,
+    `[B]`, were left out before, since they were not finite: they are seen as such.
     """
-    weights = g.weights
+    weights = g.weights if gone is None else torch.where(gone.to(g.weights.device), math.nan, g.weights)
     if seen is not None:
         seen.size = g.batch_size
 
     def factors(norms: Tensor, given: Tensor, noted: Seen | None) -> Tensor:
+        if gone is not None:
+            absent = given.isnan()
+            norms, given = torch.where(absent.to(norms.device), math.inf, norms), torch.where(absent, 0.0, given)
         unit = (given if per_unit_weight else torch.ones_like(norms)).to(norms.device, torch.float64)
         c = factor(norms, unit)
         if noted is not None:

@@ -61,8 +61,10 @@ class ClipPerSample(RowStage):
         every, policy = g.names, self.nonfinite
         seen: dict[str, Seen] = {}
         groups = self._groups(call, every)
+        gone = None
         if len(groups) > 1 and policy in ("skip", "zero"):  # of the whole sample
-            g, policy = left_out(g, g.norms().isfinite(), policy), "keep"
+            gone = ~g.norms().isfinite()
+            g, policy = left_out(g, ~gone, policy), "keep"
         for label, (names, number) in groups.items():
             limit = at(call, "max_norm", number, NORM, state)
             if how.said is not None:
@@ -75,6 +77,7 @@ class ClipPerSample(RowStage):
                 nonfinite=policy,
                 per_unit_weight=self.per_unit_weight,
                 seen=seen.get(label),
+                gone=gone,
             )
             g = part if names == every else part._unfocused(every)
         how.say(self.name, partial(_facts, seen))
@@ -110,7 +113,7 @@ class ClipPerSample(RowStage):
         changed = []
         for field in dataclasses.fields(self)[1:]:
             if (value := getattr(self, field.name)) != field.default:
-                changed.append(f"{field.name}={dict(value) if isinstance(value, tuple) else value!r}")
+                changed.append(f"{field.name}={_spelt(value) if isinstance(value, tuple) else repr(value)}")
         return f"{self.name}({', '.join([shown(self.max_norm), *changed])})"
 
 
@@ -190,8 +193,12 @@ def _factor(norms: Tensor, unit: Tensor, *, limit: float, eps: float) -> Tensor:
     return quotient(norms, limit, unit, eps, least=True)
 
 
+def _spelt(groups: tuple[tuple[str, Number], ...]) -> str:
+    return "{" + ", ".join(f"{pattern!r}: {shown(limit)}" for pattern, limit in groups) + "}"
+
+
 def _facts(seen: Mapping[str, Seen]) -> Facts:
-    """Of one group as it is; of several the share of samples that each clipped, and quantiles over all."""
+    """Of one group as it is; of several the share of samples that each clipped, and the same facts over all."""
     if len(seen) == 1:
         return next(iter(seen.values())).facts()
     each = {label: one.facts() for label, one in seen.items()}

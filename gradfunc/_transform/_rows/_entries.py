@@ -61,7 +61,7 @@ class EntriesStage(RowStage):
         if self.limit is not None:
             fn = Clamp(at(call, "limit", self.limit, NORM, state))
         if self.nonfinite != "keep":
-            g = by_norm(call, g, _ones, nonfinite=self.nonfinite, per_unit_weight=False, seen=None)
+            g = by_norm(call, g, _ones, nonfinite=self.nonfinite)
         return g._mapped(fn), counted(state)
 
     def __repr__(self) -> str:

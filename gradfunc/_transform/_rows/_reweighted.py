@@ -34,7 +34,7 @@ class Reweighted(RowStage):
         numbers: of the rows, `[B]`, >= 0.
         weights: whether weights are multiplied too.
         independent: whether sample i's number depends on sample i only.
-        most: the numbers' bound; None for none.
+        shrinks: whether no number is above 1.
     """
 
     label: str
@@ -42,7 +42,7 @@ class Reweighted(RowStage):
     numbers: OfRows
     weights: bool
     independent: bool
-    most: float | None
+    shrinks: bool
 
     @property
     def name(self) -> str:
@@ -50,9 +50,8 @@ class Reweighted(RowStage):
         return self.label
 
     def guarantee(self, before: Guarantee = SAMPLES, /) -> Guarantee:
-        """A bound times the largest number; per unit of weight it stays where weights change alike."""
-        factor = 1.0 if before.per_unit_weight and self.weights else self.most
-        bound = None if before.bound is None or factor is None else before.bound * factor
+        """A bound stays where rows only shrink, and per unit of weight where weights change alike."""
+        bound = before.bound if self.shrinks or (before.per_unit_weight and self.weights) else None
         independent = before.per_sample_independent and self.independent
         unit = before.per_unit_weight and bound is not None
         return dataclasses.replace(before, bound=bound, per_unit_weight=unit, per_sample_independent=independent)
@@ -105,7 +104,7 @@ def mask_per_sample(keep: OfRows, *, per_sample_independent: bool = False) -> Re
     _check_function(call, "keep", keep)
     check_flag(call, "per_sample_independent", per_sample_independent)
     told = _told(keep, per_sample_independent=(per_sample_independent, False))
-    return Reweighted("mask_per_sample", told, partial(_bools, keep), True, per_sample_independent, 1.0)
+    return Reweighted("mask_per_sample", told, partial(_bools, keep), True, per_sample_independent, True)
 
 
 def reweight_per_sample(numbers: OfRows, *, weights: bool = True, per_sample_independent: bool = False) -> Reweighted:
@@ -147,7 +146,7 @@ def reweight_per_sample(numbers: OfRows, *, weights: bool = True, per_sample_ind
         check_flag(call, name, value)
     told = _told(numbers, weights=(weights, True), per_sample_independent=(per_sample_independent, False))
     checked = partial(_checked, call, numbers)
-    return Reweighted("reweight_per_sample", told, checked, weights, per_sample_independent, None)
+    return Reweighted("reweight_per_sample", told, checked, weights, per_sample_independent, False)
 
 
 def _told(fn: OfRows, **options: tuple[bool, bool]) -> str:
