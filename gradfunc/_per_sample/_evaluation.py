@@ -47,15 +47,15 @@ from ._versions import Versions, versions
 class Options:
     """The keyword options of `gf.per_sample_grads`."""
 
-    wrt: Selection | None = None
-    engine: str = "auto"
-    chunk_size: str | int | None = "auto"
-    has_aux: bool = False
-    randomness: str = "different"
-    seed: int = 0
-    verify: str | bool = "first"
-    loss_scale: float | None = None
-    batched: bool = False
+    wrt: Selection | None
+    engine: str
+    chunk_size: str | int | None
+    has_aux: bool
+    randomness: str
+    seed: int
+    verify: str | bool
+    loss_scale: float | None
+    batched: bool
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from .._errors import kind_of, message
 from .._per_sample import PerSampleGrads
 from .._tree import Tensors
 from ._guarantee import NOTHING, SAMPLES, Guarantee
-from ._protocol import State
+from ._protocol import Grads, State
 from ._said import Facts, StepReport
 
 
@@ -156,3 +156,12 @@ def picked(stage: object, entries: Mapping[str, Any], names: Iterable[str]) -> l
         call, do = f"{stage!r}.update(grads, state)", "Start from init(params) of the parameters themselves."
         raise ValueError(message(call, got=f"gradients of {missing}", expected=f"some of {list(entries)}", do=do))
     return [entries[name] for name in names]
+
+
+def gathered(names: Iterable[str], values: Iterable[Tensor]) -> Grads:
+    """Gradients again, of tensors in the order of these names.
+
+    Raises:
+        ValueError: more or fewer of them.
+    """
+    return Grads(dict(zip(names, values, strict=True)))

@@ -178,7 +178,7 @@ MUTANTS = {
     "one norm for all parameters": (
         _clips.ClipByParameterNorm,
         "apply",
-        lambda self, *a: _clips.ClipByGlobalNorm(self.max_norm).apply(*a),
+        lambda self, *a: _clips.ClipByGlobalNorm(self.max_norm, 0.0, "raise").apply(*a),
         test_batch.check_parameter_norms,
     ),
     "a write to the input": (How, "own", in_place, lambda: test_batch.check_pure("global")),

@@ -14,7 +14,7 @@ from .._chain import BatchStage
 from .._guarantee import SAMPLES, Guarantee, times
 from .._numbers import NOT_NEGATIVE, POSITIVE, SHARE, Number, Range, at, check_number, counted, counting, fixed, shown
 from .._protocol import Grads, State
-from .._stage import How, check_grads, check_params, picked
+from .._stage import How, check_grads, check_params, gathered, picked
 from ._clips import norm_facts, shown_policy
 from ._norms import (
     POLICIES,
@@ -35,8 +35,8 @@ class AdaptiveGradientClip(BatchStage):
     """Made by `gf.adaptive_gradient_clip`, which has the meanings."""
 
     clipping: Number
-    eps: float = 1e-3
-    nonfinite: str = "raise"
+    eps: float
+    nonfinite: str
     name = "adaptive_gradient_clip"
 
     def guarantee(self, before: Guarantee = SAMPLES, /) -> Guarantee:
@@ -62,7 +62,7 @@ class AdaptiveGradientClip(BatchStage):
         if self.nonfinite == "skip":
             zero_unless(of_norms([parameter_norm(norm) for norm in norms]).isfinite(), out)
         how.say(self.name, lambda: {"clipped": _units_clipped(factors)})
-        return Grads(dict(zip(values, out, strict=True))), counted(state)
+        return gathered(values, out), counted(state)
 
     def __repr__(self) -> str:
         given = [shown(self.clipping)] + ([f"eps={self.eps!r}"] if self.eps != 1e-3 else [])
@@ -115,10 +115,10 @@ class ClipByEma(BatchStage):
     """Made by `gf.clip_by_ema`, which has the meanings."""
 
     factor: Number
-    decay: float = 0.99
-    z_score: Number | None = None
-    warmup: int = 10
-    nonfinite: str = "raise"
+    decay: float
+    z_score: Number | None
+    warmup: int
+    nonfinite: str
     name = "clip_by_ema"
 
     def init(self, params: Tensors, /) -> State:
@@ -143,7 +143,7 @@ class ClipByEma(BatchStage):
         how.say(self.name, lambda: {**norm_facts(norm, factor), "limit": limit})
         rest = counted({"count": state["count"]}) if "count" in state else {}
         after = {**rest, **self._seen(state, norm.detach() * factor.detach())}
-        return Grads(dict(zip(values, out, strict=True))), after
+        return gathered(values, out), after
 
     @property
     def _number(self) -> Number:

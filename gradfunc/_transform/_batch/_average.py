@@ -12,7 +12,7 @@ from .._chain import BatchStage
 from .._foreach import add_, multiply_
 from .._numbers import SHARE, Number, at, check_flag, check_number, counted, fixed, shown
 from .._protocol import Grads, State
-from .._stage import How, check_grads, picked
+from .._stage import How, check_grads, gathered, picked
 
 
 @dataclass(frozen=True, repr=False)
@@ -20,7 +20,7 @@ class Ema(BatchStage):
     """Made by `gf.ema`, which has the meanings."""
 
     decay: Number
-    debias: bool = False
+    debias: bool
     name = "ema"
 
     def init(self, params: Tensors, /) -> State:
@@ -40,7 +40,7 @@ class Ema(BatchStage):
             after["weight"] = decay * state["weight"] + (1 - decay)
             for value in out:
                 value.div_(after["weight"])
-        return Grads(dict(zip(values, out, strict=True))), after
+        return gathered(values, out), after
 
     def __repr__(self) -> str:
         return f"ema({shown(self.decay)}{', debias=True' if self.debias else ''})"

@@ -16,7 +16,7 @@ from .._guarantee import SAMPLES, Guarantee, times
 from .._numbers import NORM, NOT_NEGATIVE, Number, Range, at, check_number, counted, counting, fixed, shown
 from .._protocol import Grads, State
 from .._said import Facts
-from .._stage import How, check_grads
+from .._stage import How, check_grads, gathered
 from ._norms import POLICIES, measured, multiply, of_norms, parameter_norm, shrinking, zero_unless
 
 _LIMIT = Range("a number > 0", lambda x: x > 0)
@@ -48,7 +48,7 @@ class ClipByValue(BatchStage):
         out = how.own(values.values())
         for value in out:
             value.clamp_(-limit, limit)
-        return Grads(dict(zip(values, out, strict=True))), counted(state)
+        return gathered(values, out), counted(state)
 
     def __repr__(self) -> str:
         return f"clip_by_value({shown(self.limit)})"
@@ -87,8 +87,8 @@ class ClipByGlobalNorm(BatchStage):
     """Made by `gf.clip_by_global_norm`, which has the meanings."""
 
     max_norm: Number
-    eps: float = 0.0
-    nonfinite: str = "raise"
+    eps: float
+    nonfinite: str
     name = "clip_by_global_norm"
 
     def guarantee(self, before: Guarantee = SAMPLES, /) -> Guarantee:
@@ -118,7 +118,7 @@ class ClipByGlobalNorm(BatchStage):
         if self.nonfinite == "skip":
             zero_unless(norm.isfinite(), out)
         how.say(self.name, lambda: norm_facts(norm, factor))
-        return Grads(dict(zip(values, out, strict=True))), counted(state)
+        return gathered(values, out), counted(state)
 
     def __repr__(self) -> str:
         given = [shown(self.max_norm)] + ([f"eps={self.eps!r}"] if self.eps else [])
@@ -169,7 +169,7 @@ class ClipByParameterNorm(BatchStage):
     """Made by `gf.clip_by_parameter_norm`, which has the meanings."""
 
     max_norm: Number
-    nonfinite: str = "raise"
+    nonfinite: str
     name = "clip_by_parameter_norm"
 
     def guarantee(self, before: Guarantee = SAMPLES, /) -> Guarantee:
@@ -192,7 +192,7 @@ class ClipByParameterNorm(BatchStage):
         if self.nonfinite == "skip":
             zero_unless(of_norms(norms).isfinite(), out)
         how.say(self.name, lambda: _each_facts(norms, factors))
-        return Grads(dict(zip(values, out, strict=True))), counted(state)
+        return gathered(values, out), counted(state)
 
     def __repr__(self) -> str:
         return f"{self.name}({', '.join([shown(self.max_norm), *shown_policy(self.nonfinite)])})"

@@ -11,7 +11,7 @@ from .._foreach import add, add_
 from .._guarantee import SAMPLES, Guarantee, times
 from .._numbers import FINITE, Number, at, check_number, counted, counting, fixed, shown
 from .._protocol import Grads, State
-from .._stage import How, check_grads, check_params, picked
+from .._stage import How, check_grads, check_params, gathered, picked
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,7 +41,7 @@ class AddDecayedWeights(BatchStage):
             out = add_(given, others, rate)
         else:
             out = add(given, others, rate)
-        return Grads(dict(zip(values, out, strict=True))), counted(state)
+        return gathered(values, out), counted(state)
 
     def __repr__(self) -> str:
         return f"add_decayed_weights({shown(self.weight_decay)})"

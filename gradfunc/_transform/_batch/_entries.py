@@ -10,7 +10,7 @@ from .._chain import BatchStage
 from .._guarantee import SAMPLES, Guarantee, times
 from .._protocol import Grads, State
 from .._signs import signs
-from .._stage import How, check_grads
+from .._stage import How, check_grads, gathered
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,7 +30,7 @@ class Centralize(BatchStage):
         for value in out:
             if value.dim() > 1 and value.numel():
                 value.sub_(value.mean(tuple(range(1, value.dim())), keepdim=True, dtype=wide(value.dtype)))
-        return Grads(dict(zip(values, out, strict=True))), state
+        return gathered(values, out), state
 
     def __repr__(self) -> str:
         return "centralize()"
@@ -63,7 +63,7 @@ class Sign(BatchStage):
         out = how.own(values.values())
         for value in out:
             value.copy_(signs(value))
-        return Grads(dict(zip(values, out, strict=True))), state
+        return gathered(values, out), state
 
     def __repr__(self) -> str:
         return "sign()"

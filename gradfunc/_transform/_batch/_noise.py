@@ -13,7 +13,7 @@ from .._guarantee import SAMPLES, Guarantee, times
 from .._noise import check_seed, gaussian
 from .._numbers import NOT_NEGATIVE, POSITIVE, Number, at, check_number, count_of, counted, fixed, shown
 from .._protocol import Grads, State
-from .._stage import How, check_grads
+from .._stage import How, check_grads, gathered
 
 ADJACENCIES = ("add_remove", "replace_one")
 
@@ -85,8 +85,8 @@ class GaussianMechanism(BatchStage):
 
     noise_multiplier: Number
     seed: int
-    adjacency: str = "add_remove"
-    sensitivity: float | None = None
+    adjacency: str
+    sensitivity: float | None
     told: float | None = None
     name = "gaussian_mechanism"
 
@@ -197,4 +197,4 @@ def noised(stage: BatchStage, values: Tensors, std: float, seed: int, count: int
     out = how.own(values.values())
     for name, value in zip(values, out, strict=True):
         value.add_(gaussian(value, stage.name, seed, count, name), alpha=std)
-    return Grads(dict(zip(values, out, strict=True)))
+    return gathered(values, out)

@@ -13,7 +13,7 @@ from ..._tree import Tensors
 from .._chain import BatchStage
 from .._guarantee import SAMPLES, Guarantee, times
 from .._protocol import Grads, State
-from .._stage import How, check_grads
+from .._stage import How, check_grads, gathered
 from ._norms import all_finite, zero_entries, zero_unless
 
 
@@ -21,7 +21,7 @@ from ._norms import all_finite, zero_entries, zero_unless
 class SkipNonfinite(BatchStage):
     """Made by `gf.skip_nonfinite`, which has the meanings."""
 
-    max_consecutive: int | None = None
+    max_consecutive: int | None
     name = "skip_nonfinite"
 
     def guarantee(self, before: Guarantee = SAMPLES, /) -> Guarantee:
@@ -53,7 +53,7 @@ class SkipNonfinite(BatchStage):
                 )
             )
         how.say(self.name, lambda: {"skipped": skipped, "nonfinite": (~finite).double()})
-        return Grads(dict(zip(values, out, strict=True))), {"skipped": skipped, "consecutive": consecutive}
+        return gathered(values, out), {"skipped": skipped, "consecutive": consecutive}
 
     def __repr__(self) -> str:
         return f"skip_nonfinite({'' if self.max_consecutive is None else f'max_consecutive={self.max_consecutive}'})"
@@ -114,7 +114,7 @@ class ZeroNonfinite(BatchStage):
             how.say(self.name, lambda: {"nonfinite": _total(odd)})
         out = how.own(values.values())
         zero_entries(out)
-        return Grads(dict(zip(values, out, strict=True))), state
+        return gathered(values, out), state
 
     def __repr__(self) -> str:
         return "zero_nonfinite()"

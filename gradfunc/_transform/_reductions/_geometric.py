@@ -21,9 +21,9 @@ from ._per_unit import check_options
 class GeometricMedian(OfGram):
     """Made by `gf.geometric_median`, which has the meanings."""
 
-    max_iterations: int = 200
-    tolerance: float = 1e-6
-    smoothing: float = 1e-6
+    max_iterations: int
+    tolerance: float
+    smoothing: float
     name = "geometric_median"
 
     def coefficients(self, call: str, gram: Tensor) -> tuple[Tensor, Callable[[], Facts]]:

@@ -33,8 +33,8 @@ class OverRows(Stage[PerSampleGrads, Grads]):
         on_zero_weight: "raise", or "zero" where no sample is left.
     """
 
-    nonfinite: str = "raise"
-    on_zero_weight: str = "raise"
+    nonfinite: str
+    on_zero_weight: str
     takes, gives = PerSampleGrads, Grads
 
     def apply(self, grads: Any, state: State, params: Tensors | None, how: How, /) -> tuple[Grads, State]:
