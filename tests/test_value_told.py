@@ -11,8 +11,9 @@ from oracle import check_queries, close, flat, same_bits, truth
 
 import gradfunc as gf
 from gradfunc import _factors
+from gradfunc._certificate import Difference
 from gradfunc._engines import Block, KeptSource
-from gradfunc._per_sample import _explain, factors_of, from_source
+from gradfunc._per_sample import _chunks, _explain, _verify, factors_of, from_source
 from gradfunc._weights import ratio
 
 F64 = torch.float64
@@ -172,6 +173,7 @@ MADE = {
     "per unit": lambda g: g._per_unit(),
     "focused": lambda g: g._focused(("v", "idle")).scaled(C)._unfocused(g.names),
     "joined": lambda g: gf.concatenate([g.scaled(C), g]),
+    "focused, joined": lambda g: gf.concatenate([g._focused(("v",)).scaled(C)] * 2)._unfocused(g.names),
     "none": lambda g: g.select([]),
 }
 V = {"w": torch.ones(3, 4), "v": -torch.ones(4, 2), "idle": torch.ones(2), "none": torch.ones(0, 2)}
@@ -512,3 +514,171 @@ def test_a_loss_that_is_another_one_under_vmap_is_told_by_sample(only):
     said = r"the row of sample 0, and one autograd call of that sample outside of vmap differ by .* for sample 0, and"
     with pytest.raises(RuntimeError, match=rf"engine factored that fail verification: {said}"):
         gf.per_sample_grads(loss, engine="factored")(W, ROWS)
+
+
+# --- chunks -------------------------------------------------------------------------------------------
+
+P3 = {"a": torch.zeros(5, dtype=F64), "b": torch.zeros(3, dtype=torch.float16)}  # 8 entries, 46 bytes
+CHOSEN = {
+    "asked": ((3, P3, 7), {}, (3, False)),
+    "asked for more than there are": ((9, P3, 7), {}, (9, False)),
+    "all": ((None, P3, 7), {}, (7, False)),
+    "all of none": ((None, P3, 0), {}, (1, False)),
+    "auto": (("auto", P3, 7), {}, (2, True)),
+    "auto, few samples": (("auto", P3, 1), {}, (1, True)),
+    "auto, no samples": (("auto", P3, 0), {}, (1, True)),
+    "auto, no rows": (("auto", P3, 7), {"whole": True}, (7, True)),
+    "auto, no rows, no samples": (("auto", P3, 0), {"whole": True}, (1, True)),
+}
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_the_size_of_a_chunk(name, monkeypatch):
+    """Of a machine in which two rows are a sixteenth of the memory."""
+    monkeypatch.setattr(_chunks, "_machine_memory", lambda: 16 * (2 * 46 + 45))
+    args, options, (size, automatic) = CHOSEN[name]
+    got = _chunks.Chunks.choose(*args, **options)
+    assert got == _chunks.Chunks(size, automatic, 8, 46)
+    assert got.automatic is automatic
+
+
+@pytest.mark.parametrize(("entries", "size"), [(0, 4), (2**40, 1)])
+def test_rows_of_no_bytes_and_rows_that_nothing_holds(entries, size):
+    params = {"w": torch.empty(entries, device="meta")}
+    assert _chunks.Chunks.choose("auto", params, 4).size == size
+
+
+def test_what_does_not_fit_is_told_in_numbers():
+    def tight(p, x):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    rows = "B x P = 3 x 2 entries, 24 bytes in all, besides what the forward pass keeps"
+    for chunk_size, at_once, do in (
+        (2, "2 samples at a time", "Set a smaller chunk_size=, or chunk_size='auto'; or ask for sum()"),
+        (1, "one sample at a time", "Set wrt= to differentiate fewer parameters; or ask for sum()"),
+        ("auto", "one sample at a time", "Set wrt= to differentiate fewer parameters; or ask for sum()"),
+    ):
+        with pytest.raises(torch.OutOfMemoryError) as raised:
+            gf.per_sample_grads(tight, chunk_size=chunk_size)(W, ROWS)
+        assert f"out of memory with {at_once}: {rows}; expected rows that fit. {do}" in str(raised.value)
+
+
+@pytest.mark.parametrize("query", ["norms", "sum", "materialize", "gram"])
+def test_what_does_not_fit_later_is_told_in_numbers(query):
+    room = [True]
+
+    def tight(p, x):
+        if not room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return linear(p, x)
+
+    g = gf.per_sample_grads(tight, chunk_size=2)(W, ROWS)
+    room.clear()
+    with pytest.raises(torch.OutOfMemoryError, match=rf"^g\.{query}\(\): got .* 3 x 2 entries, 24 bytes in all"):
+        getattr(g, query)()
+
+
+# --- calls --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["auto", "factored", "vmap", "loop"])
+def test_an_empty_batch_runs_nothing(engine):
+    calls = []
+
+    def counted(p, x):
+        calls.append(1)
+        return linear(p, x)
+
+    f = gf.per_sample_grads(counted, engine=engine)
+    g, losses = f(W, ROWS[:0]), f.losses(W, ROWS[:0])
+    assert not calls
+    assert (g.batch_size, g.losses.shape, g.weights.shape) == (0, (0,), (0,))
+    assert (losses.numerator.shape, losses.weight.shape, losses.weight.dtype) == ((0,), (0,), torch.float32)
+    assert g.sum()["w"].tolist() == [0.0, 0.0]
+    assert not calls
+
+
+@pytest.mark.parametrize("options", [{"randomness": "same"}, {"batched": True}])
+def test_one_draw_for_all_needs_no_loop(options):
+    def drawn(p, x):
+        return (p["w"] * x).sum(-1) * (1 + torch.poisson(torch.ones(())))
+
+    g = gf.per_sample_grads(drawn, **options).at(0)(W, ROWS)
+    assert g.engine == "factored"
+    rows = g.materialize()["w"] / ROWS
+    each = rows[ROWS != 0]
+    assert torch.equal(each, each[:1].expand_as(each))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bool, torch.float16])
+@pytest.mark.parametrize("made", ["scaled", "weighted", "rescaled", "by norms"])
+def test_coefficients_are_held_in_float64(made, dtype):
+    g = gf.per_sample_grads(linear)(W, ROWS)
+    c = torch.ones(3, dtype=dtype)
+    out = g.rescaled(lambda norms: c) if made == "by norms" else getattr(g, made)(c)
+    assert [step.fixed.dtype for step in out._scales.steps] == [F64]
+    assert same_bits(out.sum(), g.sum())
+
+
+def test_coefficients_that_meet_again_neither_overflow_nor_underflow():
+    g = gf.per_sample_grads(linear)(W, ROWS)
+    small, large = torch.full((3,), 1e-30), torch.full((3,), 1e30)
+    out = g.rescaled(small).rescaled(small).rescaled(large).rescaled(large)
+    close(out.sum()["w"], ROWS.sum(0), ROWS.abs().sum(), "sum", 4 * torch.finfo(torch.float32).eps)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, F64])
+def test_an_accumulator_answers_in_the_parameters_types(dtype):
+    params, x = {"w": W["w"].to(dtype)}, torch.ones(257, 2, dtype=dtype)
+    acc = gf.Accumulator.init(params)
+    for part in x.split(1 if dtype == F64 else 257):
+        acc = acc.add(gf.per_sample_grads(linear, verify=False)(params, part))
+    assert acc.totals["w"].dtype == (torch.float32 if dtype == torch.bfloat16 else dtype)
+    assert acc.totals["w"].tolist() == [257.0, 257.0]
+    assert (acc.weight.dtype, float(acc.weight)) == (F64, 257.0)
+    for out in (acc.sum(), acc.mean(), acc.mean(on_zero_weight="zero")):
+        assert out["w"].dtype == dtype
+    assert acc.mean()["w"].tolist() == [1.0, 1.0]
+
+
+# --- judged -------------------------------------------------------------------------------------------
+
+U, U2 = 2.0**-24, 2.0**-53
+# name -> sizes of a difference on a scale of 1 in two precisions (None: not repeated), how far the data's own rounding
+# moves it, how far it moves by itself; what is raised
+JUDGED = {
+    "rounding": ((1e-6, 1e-15), 0.0, 0.0, None),
+    "wrong in both": ((1e-3, 1e-3), 0.0, 0.0, "that is no rounding"),
+    "wrong, small": ((1e-5, 1e-5), 0.0, 0.0, "that is no rounding"),
+    "moved by its data": ((1e-3, 1e-3), 2e-3, 0.0, None),
+    "half the digits of what is moved": ((1e-3, 1e-3), 2e-6, 0.0, None),
+    "less than half of them": ((1e-3, 1e-3), 5e-7, 0.0, "that is no rounding"),
+    "not repeated, half the digits": ((1e-4, None), 0.0, 0.0, None),
+    "not repeated, wrong": ((1e-3, None), 0.0, 0.0, "that is no rounding"),
+    "not a number": ((float("nan"), float("nan")), 1.0, 0.0, "that is no rounding"),
+    "another one each time": ((1e-3, 1e-3), 0.0, 1e-2, "something else at each run"),
+}
+
+
+@pytest.mark.parametrize("name", JUDGED)
+def test_judgements(name, monkeypatch):
+    sizes, moved, unchanged, said = JUDGED[name]
+    value, asked = gf.per_sample_grads(linear)(W, ROWS), []
+
+    def measured(size, u):
+        found = {check: Difference(0.0, 1.0) for check in ("weighted sum", "alone")}
+        found["norms"] = Difference(size, 1.0, sample=2)
+        return _verify._Measured("a call", value, found, u, lambda nest: nest)
+
+    def apart(value, other):
+        asked.append(1)
+        size = unchanged if len(asked) == 1 else moved
+        return {"weighted sum": 0.0, "alone": 0.0, "norms": size}
+
+    monkeypatch.setattr(_verify, "_repeated", lambda *_: None if sizes[1] is None else measured(sizes[1], U2))
+    monkeypatch.setattr(_verify, "_apart", apart)
+    if said is None:
+        _verify._judge(measured(sizes[0], U), lambda change: (None, value))
+    else:
+        with pytest.raises(RuntimeError, match=rf"^a call: got .*{said}"):
+            _verify._judge(measured(sizes[0], U), lambda change: (None, value))

@@ -370,3 +370,127 @@ def test_samples_with_a_graph_leave_one():
 def test_a_sum_of_no_options():
     g, _ = plain(ROWS[:3], OWN[:3])
     assert ran(gf.sum(), g)[0]["b"].tolist() == [4.0, 2.0]
+
+
+# --- arguments --------------------------------------------------------------------------------------
+
+# Every number that a factory takes, the other arguments that it needs, and whether it may be a schedule.
+NUMBERS = {
+    (gf.clip_by_value, "limit"): ({}, True),
+    (gf.clip_by_global_norm, "max_norm"): ({}, True),
+    (gf.clip_by_global_norm, "eps"): ({"max_norm": 1.0}, False),
+    (gf.clip_by_parameter_norm, "max_norm"): ({}, True),
+    (gf.adaptive_gradient_clip, "clipping"): ({}, True),
+    (gf.adaptive_gradient_clip, "eps"): ({}, False),
+    (gf.clip_by_ema, "factor"): ({}, True),
+    (gf.clip_by_ema, "decay"): ({}, False),
+    (gf.clip_by_ema, "z_score"): ({}, True),
+    (gf.clip_by_ema, "warmup"): ({}, False),
+    (gf.skip_nonfinite, "max_consecutive"): ({}, False),
+    (gf.add_noise, "std"): ({"seed": 0}, True),
+    (gf.add_noise, "seed"): ({"std": 1.0}, False),
+    (gf.gaussian_mechanism, "noise_multiplier"): ({"seed": 0}, True),
+    (gf.gaussian_mechanism, "seed"): ({"noise_multiplier": 1.0}, False),
+    (gf.gaussian_mechanism, "sensitivity"): ({"noise_multiplier": 1.0, "seed": 0}, False),
+    (gf.ema, "decay"): ({}, True),
+    (gf.add_decayed_weights, "weight_decay"): ({}, True),
+    (gf.mean, "denominator"): ({}, False),
+    (gf.trimmed_mean, "trim"): ({}, True),
+    (gf.geometric_median, "max_iterations"): ({}, False),
+    (gf.geometric_median, "tolerance"): ({}, False),
+    (gf.geometric_median, "smoothing"): ({}, False),
+    (gf.accumulate, "every"): ({"reduction": gf.sum()}, False),
+}
+
+
+@pytest.mark.parametrize(("make", "argument"), NUMBERS, ids=lambda part: getattr(part, "__name__", part))
+def test_numbers_are_numbers_and_some_are_schedules(make, argument):
+    others, schedule = NUMBERS[make, argument]
+    for bad in ("1", [1], True, *([] if schedule else [lambda step: 1.0])):
+        with pytest.raises(TypeError, match=rf"^gf\.{make.__name__}\(.*{argument}={re.escape(repr(bad))}"):
+            make(**others, **{argument: bad})
+    if schedule:
+        assert "<lambda>" in repr(make(**others, **{argument: lambda step: 1.0}))
+
+
+OPEN = {  # ends of ranges that are no part of them
+    (gf.clip_by_value, "limit"): (0, nan),
+    (gf.clip_by_global_norm, "max_norm"): (0, nan),
+    (gf.clip_by_parameter_norm, "max_norm"): (0, nan),
+    (gf.adaptive_gradient_clip, "clipping"): (0, nan),
+    (gf.adaptive_gradient_clip, "eps"): (0, nan),
+    (gf.clip_by_ema, "factor"): (1 - 2**-53, nan),
+    (gf.clip_by_ema, "decay"): (1, -(2.0**-1074)),
+    (gf.clip_by_ema, "z_score"): (-(2.0**-1074), nan),
+    (gf.clip_by_ema, "warmup"): (0, -1),
+    (gf.skip_nonfinite, "max_consecutive"): (-1, -2),
+    (gf.add_noise, "std"): (-(2.0**-1074), nan),
+    (gf.ema, "decay"): (1, -(2.0**-1074)),
+    (gf.add_decayed_weights, "weight_decay"): (inf, nan),
+    (gf.mean, "denominator"): (0, inf),
+    (gf.trimmed_mean, "trim"): (0.5, -(2.0**-1074)),
+    (gf.geometric_median, "max_iterations"): (0, -1),
+    (gf.geometric_median, "tolerance"): (-(2.0**-1074), nan),
+    (gf.geometric_median, "smoothing"): (0, nan),
+    (gf.accumulate, "every"): (0, -1),
+}
+
+
+@pytest.mark.parametrize(("make", "argument"), OPEN, ids=lambda part: getattr(part, "__name__", part))
+def test_ends_that_are_no_part_of_a_range(make, argument):
+    for bad in OPEN[make, argument]:
+        with pytest.raises(ValueError, match=rf"^gf\.{make.__name__}\(.*{argument}={re.escape(repr(bad))}"):
+            make(**NUMBERS[make, argument][0], **{argument: bad})
+
+
+@pytest.mark.parametrize("text", ["adaptive_gradient_clip(0.5)", "add_decayed_weights(0.1)"])
+def test_what_needs_parameters_says_so_by_name(text):
+    with pytest.raises(ValueError, match=rf"^{re.escape(text)}\.update\(grads, state, params\): got no params"):
+        made(text).update(GIVEN, (), None)
+
+
+@pytest.mark.parametrize("text", ["ema(0.5)", "adaptive_gradient_clip(0.5)", "add_decayed_weights(0.1)"])
+def test_a_gradient_that_nobody_knows_is_refused_by_the_stage(text):
+    stage, own = made(text), {"a": WEIGHTS["a"]}
+    with pytest.raises(ValueError, match=rf"^{re.escape(text)}\.update\(.*\): got gradients of \['b'\]"):
+        stage.update(GIVEN, stage.init(own), own)
+
+
+@pytest.mark.parametrize("text", ["clip_by_global_norm(1.0)", "clip_by_ema(2.0)", "adaptive_gradient_clip(0.5)"])
+def test_what_is_not_finite_is_refused_by_the_stage(text):
+    with pytest.raises(ValueError, match=rf"^{re.escape(text)}\.update\(.*'a'"):
+        made(text).update(ODD, made(text).init(WEIGHTS), WEIGHTS)
+
+
+# --- where tensors lie ------------------------------------------------------------------------------
+
+
+def tensors_in(tree):
+    if isinstance(tree, torch.Tensor):
+        return [tree]
+    return [t for value in tree.values() for t in tensors_in(value)] if isinstance(tree, dict) else []
+
+
+@pytest.mark.parametrize("text", [*GRADIENT_STAGES, *REDUCTIONS])
+def test_a_state_lies_where_the_parameters_do(text):
+    """Asked of a device that every machine has: meta."""
+    far = {k: torch.empty(2, device="meta") for k in "ab"}
+    assert {t.device.type for t in tensors_in(made(text).init(far))} <= {"meta"}
+    assert {t.device.type for t in tensors_in(made(text).init({}))} <= {"cpu"}
+
+
+@pytest.mark.parametrize("text", GRADIENT_STAGES)
+def test_gradients_that_are_given_away_are_overwritten(text):
+    """The result lies where they lay; those that autograd follows stay as they are."""
+    stage = made(text)
+    grads = {"a": GIVEN["a"].clone(), "b": GIVEN["b"].clone()}
+    want, _ = stage.update(grads, stage.init(WEIGHTS), WEIGHTS)
+    where = {k: v.data_ptr() for k, v in grads.items()}
+    out, _ = stage.update(dict(grads), stage.init(WEIGHTS), WEIGHTS, donate=True)
+    assert {k: v.data_ptr() for k, v in out.items()} == where
+    assert same_bits(out, want)
+    followed = {"a": GIVEN["a"].clone().requires_grad_(), "b": GIVEN["b"].clone()}
+    out, _ = stage.update(dict(followed), stage.init(WEIGHTS), WEIGHTS, donate=True)
+    assert out["a"].data_ptr() != followed["a"].data_ptr()
+    assert torch.equal(followed["a"], GIVEN["a"])
+    assert same_bits({k: v.detach() for k, v in out.items()}, want)
