@@ -58,6 +58,7 @@ def test_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")  # the peers' own hooks
 @pytest.mark.parametrize("page", BESIDE_PEERS)
 def test_a_page_agrees_with_the_library_it_speaks_of(page, tmp_path, monkeypatch) -> None:
     absent = sorted(peer for peer in asked(page) if importlib.util.find_spec(peer) is None)
