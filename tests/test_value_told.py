@@ -290,6 +290,24 @@ def test_slopes(name, where):
         close(torch.zeros_like(want) if slope is None else slope, want, want.norm() + 1, f"{name}, {k}", 1e-7)
 
 
+@pytest.mark.parametrize("query", ["sum", "mean", "materialize"])
+@pytest.mark.parametrize("asked", ["w", "b"])
+def test_the_slope_of_one_answer_of_several(query, asked):
+    """What nobody asks has no share: not of a parameter of no dimension either, whose cotangent torch would make up."""
+    p = {"w": torch.tensor([0.3, -0.7], dtype=F64), "b": torch.tensor(0.5, dtype=F64)}
+    leaves = {k: v.clone().requires_grad_() for k, v in p.items()}
+
+    def both(p, x):
+        return ((p["w"] * x).sum() * p["b"]).sin()
+
+    got = getattr(gf.per_sample_grads(both, engine="factored")(leaves, ROWS.double()), query)()[asked]
+    rows = torch.func.vmap(torch.func.grad(both), (None, 0))(leaves, ROWS.double())[asked]
+    want = {"sum": rows.sum(0), "mean": rows.sum(0) / 3, "materialize": rows}[query]
+    slopes = (torch.autograd.grad(value.square().sum(), list(leaves.values())) for value in (got, want))
+    for mine, theirs in zip(*slopes, strict=True):
+        close(mine, theirs, theirs.norm() + 1, f"{query} of {asked}")
+
+
 @pytest.mark.parametrize("made", ["scaled", "weighted", "rescaled"])
 def test_under_no_grad_a_value_keeps_no_graph(made):
     """Neither its rows nor what they are multiplied by, also where it is asked later."""

@@ -91,8 +91,8 @@ REDUCTIONS = [
     "sign_vote(on_zero_weight='zero')",
     "geometric_median()",
     "geometric_median(max_iterations=1, tolerance=0.0, smoothing=0.5, nonfinite='skip', on_zero_weight='zero')",
-    "from_gram(weightings.krum(2, select=1))",
-    "from_gram(weightings.krum(2, select=1), nonfinite='skip', on_zero_weight='zero')",
+    "from_gram(weightings.krum(0, select=1))",
+    "from_gram(weightings.krum(0, select=1), nonfinite='skip', on_zero_weight='zero')",
     "accumulate(mean(), every=1)",
     "accumulate(sum(), every=2)",
 ]
@@ -494,3 +494,28 @@ def test_gradients_that_are_given_away_are_overwritten(text):
     assert out["a"].data_ptr() != followed["a"].data_ptr()
     assert torch.equal(followed["a"], GIVEN["a"])
     assert same_bits({k: v.detach() for k, v in out.items()}, want)
+
+
+# --- types and empty batches of reductions ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", REDUCTIONS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, F64])
+def test_a_reduction_gives_the_parameters_types(text, dtype):
+    g, params = plain(ROWS[[0, 1, 2]], dtype=dtype)
+    stage = made(text)
+    out, state = stage.update(g, stage.init(params), params)
+    if out is None:
+        out, _ = stage.flush(state, params)
+    assert {k: (v.dtype, v.shape) for k, v in out.items()} == {k: (v.dtype, v.shape) for k, v in params.items()}
+
+
+@pytest.mark.parametrize("text", [text for text in REDUCTIONS if "'zero'" in text])
+def test_facts_where_no_sample_is_left(text):
+    stage = made(text)
+    g, params = plain(ROWS[:2], torch.zeros(2, dtype=F64))
+    out, _, report = stage.update_with_report(g, stage.init(params), params)
+    if "denominator" not in text:
+        assert not any(v.any() for v in out.values())
+    want = {"samples": 2, "weight": 0.0} if stage.name == "mean" else {"samples": 0, "nonfinite": 0.0}
+    assert said(stage, report) == want
